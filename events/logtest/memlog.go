@@ -1,0 +1,314 @@
+package logtest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+// The bounds of Log.Append.
+const (
+	maxWrites  = 100
+	maxMessage = 1 << 20
+)
+
+// heartbeat is how often Follow says Fresh, and the longest that anything here
+// waits before it looks at the clock again.
+const heartbeat = 250 * time.Millisecond
+
+// maxBatch keeps Apply's batches small, so that tests meet more than one.
+const maxBatch = 64
+
+// MemLog is the lifecycle log, the stream of uses and the timers in memory,
+// with the real semantics. It polices its callers: a write whose expectation
+// holds but whose rev or prev does not continue the history is refused with an
+// error outside the classes of events/log.go, and with New also fails the test.
+type MemLog struct {
+	// Now is the log's own clock; time.Now if nil. Set it before first use. It may
+	// be shared and stepped: everything that waits looks again within 250 ms.
+	Now func() time.Time
+	// RetrySucceeds chooses between the two answers that the contract allows to
+	// the retry of writes that are already stored: ErrConflict (false; what a
+	// single server answers) or success with the first sequence (true; what a
+	// cluster answers). Set it before first use.
+	RetrySucceeds bool
+
+	id     events.LogID
+	misuse func(error) // nil: the returned error is all
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced at each change
+	down    bool
+	broken  *events.CorruptError
+	faults  [numOps][]Fault
+	pauses  [numOps][]*Pause
+	records []events.Recorded // records[i].Seq == i+1
+	byID    map[events.EventID]events.Seq
+	chains  map[events.Aggregate]*history
+	uses    useStream
+	timers  timers
+	lastNow events.Time
+}
+
+type history struct {
+	chain events.Chain
+	seqs  []events.Seq
+}
+
+var (
+	_ events.Log       = (*MemLog)(nil)
+	_ events.UseSink   = (*MemLog)(nil)
+	_ events.UseSource = (*MemLog)(nil)
+	_ events.Timers    = (*MemLog)(nil)
+)
+
+// NewMemLog returns an empty log with an identity of its own.
+func NewMemLog() *MemLog {
+	return &MemLog{
+		id:      events.LogID(ulid.Make()),
+		changed: make(chan struct{}),
+		byID:    map[events.EventID]events.Seq{},
+		chains:  map[events.Aggregate]*history{},
+		uses:    useStream{ids: map[string]stored{}, tail: map[events.NodeID]events.Seq{}},
+		timers:  timers{set: map[events.KeyRef]*setting{}},
+	}
+}
+
+// New is NewMemLog whose misuse fails t, and whose content is checked by
+// CheckLog when t ends.
+func New(t testing.TB) *MemLog {
+	l := NewMemLog()
+	l.misuse = func(err error) { t.Error(err) }
+	t.Cleanup(func() { checkRecords(t, l.Records()) })
+	return l
+}
+
+// ID implements events.Log.
+func (l *MemLog) ID() events.LogID { return l.id }
+
+// Records returns everything that is stored, in order.
+func (l *MemLog) Records() []events.Recorded {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.records)
+}
+
+// now returns the log's clock, which never goes back. l.mu is held.
+func (l *MemLog) now() events.Time {
+	now := time.Now
+	if l.Now != nil {
+		now = l.Now
+	}
+	l.lastNow = max(l.lastNow, events.At(now()))
+	return l.lastNow
+}
+
+// wake tells all who wait that something changed. l.mu is held.
+func (l *MemLog) wake() {
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// misused reports a fault of the caller. l.mu is held.
+func (l *MemLog) misused(format string, a ...any) error {
+	err := fmt.Errorf("logtest: misuse: "+format, a...)
+	if l.misuse != nil {
+		l.misuse(err)
+	}
+	return err
+}
+
+// Append implements events.Log.
+func (l *MemLog) Append(ctx context.Context, writes ...events.Write) (last events.Seq, err error) {
+	err = l.call(ctx, OpAppend, func() error {
+		last, err = l.append(writes)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return last, nil
+}
+
+func (l *MemLog) append(writes []events.Write) (events.Seq, error) {
+	if len(writes) == 0 || len(writes) > maxWrites {
+		return 0, l.misused("append of %d writes: want 1 to %d", len(writes), maxWrites)
+	}
+	hashes := make([]events.Hash, len(writes))
+	for i := range writes {
+		m, err := events.Encode(&writes[i].Event)
+		if err != nil {
+			return 0, l.misused("append: %w", err)
+		}
+		if len(m.Data) > maxMessage {
+			return 0, l.misused("append: event of %d bytes: want at most %d", len(m.Data), maxMessage)
+		}
+		hashes[i] = m.Hash()
+	}
+	if seq, ok := l.retry(writes, hashes); ok {
+		if l.RetrySucceeds {
+			return seq, nil
+		}
+		return 0, events.ErrConflict
+	}
+	// Expectations first: a conflict is the caller's to decide again, whatever
+	// else is wrong with events that were made from an old state.
+	after := map[events.Aggregate]events.Chain{}
+	for _, w := range writes {
+		a := w.Event.Aggregate
+		if _, again := after[a]; again {
+			continue
+		}
+		var c events.Chain
+		if h := l.chains[a]; h != nil {
+			c = h.chain
+		}
+		if c.Seq != w.Expect {
+			return 0, events.ErrConflict
+		}
+		after[a] = c
+	}
+	fresh := make([]events.Recorded, len(writes))
+	ids := map[events.EventID]bool{}
+	for i, w := range writes {
+		e := w.Event
+		if _, stored := l.byID[e.ID]; stored || ids[e.ID] {
+			return 0, l.misused("append: event id %s is used twice", e.ID)
+		}
+		ids[e.ID] = true
+		fresh[i] = events.Recorded{Event: e, Seq: events.Seq(len(l.records) + i + 1), Stored: l.now(), Hash: hashes[i]}
+		c, err := after[e.Aggregate].Advance(&fresh[i])
+		if err != nil {
+			return 0, l.misused("append: the expectation holds, but %w", err)
+		}
+		after[e.Aggregate] = c
+	}
+	for _, r := range fresh {
+		l.records = append(l.records, r)
+		l.byID[r.ID] = r.Seq
+		h := l.chains[r.Aggregate]
+		if h == nil {
+			h = new(history)
+			l.chains[r.Aggregate] = h
+		}
+		h.chain, h.seqs = events.Chain{Rev: r.Rev, Head: r.Hash, Seq: r.Seq}, append(h.seqs, r.Seq)
+	}
+	l.wake()
+	return events.Seq(len(l.records)), nil
+}
+
+// retry reports whether exactly these writes are stored already, and where the
+// last of them is.
+func (l *MemLog) retry(writes []events.Write, hashes []events.Hash) (events.Seq, bool) {
+	first := l.byID[writes[0].Event.ID]
+	for i := range writes {
+		seq := l.byID[writes[i].Event.ID]
+		if first == 0 || seq != first+events.Seq(i) || l.records[seq-1].Hash != hashes[i] {
+			return 0, false
+		}
+	}
+	return first + events.Seq(len(writes)) - 1, true
+}
+
+// Load implements events.Log.
+func (l *MemLog) Load(ctx context.Context, a events.Aggregate) (out []events.Recorded, err error) {
+	err = l.call(ctx, OpLoad, func() error {
+		if l.broken != nil {
+			return l.broken
+		}
+		if h := l.chains[a]; h != nil {
+			for _, s := range h.seqs {
+				out = append(out, l.records[s-1])
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// Last implements events.Log.
+func (l *MemLog) Last(ctx context.Context) (last events.Seq, err error) {
+	err = l.call(ctx, OpLast, func() error {
+		last = events.Seq(len(l.records))
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return last, nil
+}
+
+// Follow implements events.Log.
+func (l *MemLog) Follow(ctx context.Context, after events.Seq, f events.Follower) error {
+	for ctx.Err() == nil {
+		s := l.see(after)
+		if s.err != nil {
+			return s.err
+		}
+		if s.down {
+			wait(ctx, s.changed, heartbeat)
+			continue
+		}
+		if len(s.batch) > 0 {
+			if err := f.Apply(s.batch); err != nil {
+				return err
+			}
+			after = s.batch[len(s.batch)-1].Seq
+		}
+		if after != s.last {
+			continue // more is waiting
+		}
+		f.Fresh(s.at, s.last)
+		wait(ctx, s.changed, heartbeat)
+	}
+	return ctx.Err()
+}
+
+// sight is what one look at the log shows a follower.
+type sight struct {
+	batch   []events.Recorded
+	at      events.Time
+	last    events.Seq
+	down    bool
+	changed <-chan struct{}
+	err     error
+}
+
+func (l *MemLog) see(after events.Seq) (s sight) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s.at, s.last, s.down, s.changed = l.now(), events.Seq(len(l.records)), l.down, l.changed
+	switch {
+	case l.down:
+	case l.broken != nil:
+		s.err = l.broken
+	case after > s.last:
+		s.err = &events.CorruptError{Seq: after, Reason: fmt.Sprintf("the log ends at %d, before %d that was seen of it: "+
+			"it was cut or replaced; restore it from its archive mirror or a backup", s.last, after)}
+	default:
+		n := min(int(s.last-after), maxBatch)
+		s.batch = slices.Clone(l.records[after:][:n])
+	}
+	return s
+}
+
+// wait returns when ctx ends, changed is closed, or d has passed.
+func wait(ctx context.Context, changed <-chan struct{}, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-changed:
+	case <-t.C:
+	}
+}
