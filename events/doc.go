@@ -16,8 +16,9 @@
 //	    events carry rev 1..n and the hash of the event before (prev).
 //	E3  No secret is representable: events hold the SHA-256 digest only, and
 //	    Secret and Digest print redacted.
-//	E4  Decode(Encode(e)) == e, and whatever Decode accepts Encode prints back
-//	    byte for byte. Unknown types, versions, members and headers are errors.
+//	E4  Decode(Encode(e)) == e but for nil and empty lists, and whatever
+//	    DecodeStrict accepts Encode prints back byte for byte. Unknown types,
+//	    versions, members and headers are errors.
 //	E5  The key's life is written once, in Next. The write side asks it "may I",
 //	    the fold asks it "what now".
 //	E6  Time is milliseconds since the Unix epoch, UTC, and always an argument.

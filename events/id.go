@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"log/slog"
 	"regexp"
 	"strings"
@@ -27,7 +28,7 @@ func ParseKeyID(s string) (KeyID, error) {
 		return KeyID{}, fmt.Errorf("key id %q: want key_ and a ULID of 26 characters", clip(s))
 	}
 	u, err := parseULID(rest)
-	if err != nil {
+	if err != nil || KeyID(u).IsZero() { // the zero id prints as ""
 		return KeyID{}, fmt.Errorf("key id %q: want key_ and a ULID of 26 characters", clip(s))
 	}
 	return KeyID(u), nil
@@ -129,6 +130,9 @@ type Digest [sha256.Size]byte
 // String returns a redaction that is safe in a log line.
 func (d Digest) String() string { return "sha256:" + hex.EncodeToString(d[:4]) + "…" }
 
+// Format prints the redaction for every verb: %d and %#v would print the bytes.
+func (d Digest) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, d.String()) }
+
 // LogValue implements slog.LogValuer with the same redaction.
 func (d Digest) LogValue() slog.Value { return slog.StringValue(d.String()) }
 
@@ -169,7 +173,8 @@ func unhex(dst, b []byte, what string) error {
 
 // Secret is the bearer string of a key. It exists in memory between issuing
 // and the one reply that shows it, and during one verification. It prints
-// redacted; Reveal is the only way to its bytes.
+// redacted; Reveal is the only way to its bytes. Keep it out of unexported
+// fields of structs that are printed whole: fmt cannot call its methods there.
 type Secret struct{ s string }
 
 // NewSecret wraps s.
@@ -188,8 +193,8 @@ func (s Secret) IsZero() bool { return s.s == "" }
 // String returns a redaction.
 func (s Secret) String() string { return "[secret]" }
 
-// GoString returns a redaction, so that %#v prints none either.
-func (s Secret) GoString() string { return "[secret]" }
+// Format prints the redaction for every verb: %d would print the plaintext.
+func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.String()) }
 
 // LogValue implements slog.LogValuer with a redaction.
 func (s Secret) LogValue() slog.Value { return slog.StringValue("[secret]") }

@@ -50,8 +50,9 @@ type Log interface {
 	// Follow hands every event after the given sequence to f, strictly by
 	// sequence, each once, and goes on with new events until ctx ends (it then
 	// returns ctx's error), f fails (f's error), or the log turns out to be
-	// broken (*CorruptError, which no retry mends). Loss of connection is not an
-	// error: Follow reconnects, repairs the gap and goes on.
+	// broken (*CorruptError, which no retry mends). A log that ends before after is
+	// broken: it was cut or replaced. Loss of connection is not an error: Follow
+	// reconnects, repairs the gap and goes on.
 	Follow(ctx context.Context, after Seq, f Follower) error
 }
 

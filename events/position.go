@@ -33,7 +33,8 @@ func (p Position) String() string {
 // mistyped token from a real one; it is no signature.
 func ParsePosition(s string) (Position, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) != positionLen || b[0] != 1 ||
+	// The length is checked because base64 skips line breaks.
+	if err != nil || len(s) != base64.RawURLEncoding.EncodedLen(positionLen) || len(b) != positionLen || b[0] != 1 ||
 		crc32.ChecksumIEEE(b[:positionLen-4]) != binary.BigEndian.Uint32(b[positionLen-4:]) {
 		return Position{}, fmt.Errorf("position: not a token that this service issued")
 	}
