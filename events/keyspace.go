@@ -200,6 +200,26 @@ func (d *Definition) Expand(scopes []string) []string {
 	return out
 }
 
+// Effective returns what a key of the type named keyType may do when it is
+// granted scopes (its own and those of its roles): they and all that they imply,
+// within the type's ceiling and within the catalogue, sorted. It is always asked
+// of the current definition, so a scope that leaves the catalogue or rises above
+// the ceiling leaves every key at once, whether it came directly or by a role.
+// A type that is no longer defined may do nothing.
+func (d *Definition) Effective(keyType string, scopes []string) []string {
+	t, ok := d.Type(keyType)
+	if !ok || keyType == "" {
+		return nil
+	}
+	var ceiling []string
+	if t.Ceiling != nil {
+		ceiling = d.Expand(t.Ceiling)
+	}
+	return slices.DeleteFunc(d.Expand(scopes), func(s string) bool {
+		return !d.HasScope(s) || ceiling != nil && !slices.Contains(ceiling, s)
+	})
+}
+
 // HasScope reports whether the catalogue holds s.
 func (d *Definition) HasScope(s string) bool {
 	return slices.ContainsFunc(d.Scopes, func(c ScopeDef) bool { return c.Name == s })

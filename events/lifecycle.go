@@ -84,11 +84,14 @@ func (k *Key) Exists() bool { return k.Status != "" }
 // StatusAt returns the status at the instant now: an active or disabled key
 // whose expiry has come is expired, whether or not key.expired is on the record.
 // The key is refused from its expiry's own millisecond on.
-func (k *Key) StatusAt(now Time) Status {
-	if (k.Status == StatusActive || k.Status == StatusDisabled) && k.ExpiresAt != 0 && now >= k.ExpiresAt {
+func (k *Key) StatusAt(now Time) Status { return k.Status.At(k.ExpiresAt, now) }
+
+// At is Key.StatusAt for views that keep status and expiry only.
+func (s Status) At(expires, now Time) Status {
+	if (s == StatusActive || s == StatusDisabled) && expires != 0 && now >= expires {
 		return StatusExpired
 	}
-	return k.Status
+	return s
 }
 
 // TransitionError says that the key's state does not admit an event.
