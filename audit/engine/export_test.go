@@ -1,0 +1,13 @@
+package engine
+
+// WithPorts makes Start take its ports from pick.
+func WithPorts(cfg Config, pick func() (int, error)) Config {
+	cfg.freePort = pick
+	return cfg
+}
+
+// CheckVersion is checkVersion.
+var CheckVersion = checkVersion
+
+// MinMemoryLimit is minMemoryLimit.
+const MinMemoryLimit = minMemoryLimit

@@ -1,0 +1,38 @@
+package engine_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/keytrail/keytrail/audit/engine"
+)
+
+func TestRedact(t *testing.T) {
+	for dsn, want := range map[string]string{
+		"clickhouse://u:secret@h:9000/db":                        "clickhouse://u:xxxxx@h:9000/db",
+		"clickhouse://u:se@cr/e:t@h1:9000,h2:9000/db?x=1":        "clickhouse://u:xxxxx@h1:9000,h2:9000/db?x=1",
+		"http://h:8123/db?username=u&password=secret&x=1":        "http://h:8123/db?username=u&password=xxxxx&x=1",
+		"clickhouse://h/db?access_token=secret":                  "clickhouse://h/db?access_token=xxxxx",
+		"clickhouse://u@h/db":                                    "clickhouse://u@h/db",
+		"clickhouse://127.0.0.1:9000":                            "clickhouse://127.0.0.1:9000",
+		"parse \"clickhouse://u:secret@h:x/\": invalid port":     "parse \"clickhouse://u:xxxxx@h:x/\": invalid port",
+		"dial clickhouse://u:%zz@h/: invalid URL escape \"%zz\"": "dial clickhouse://u:xxxxx@h/: invalid URL escape \"%zz\"",
+		"": "",
+	} {
+		if got := engine.Redact(dsn); got != want {
+			t.Errorf("Redact(%s) = %s, want %s", dsn, got, want)
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	for version, ok := range map[string]bool{
+		"26.6.1.1": true, "26.7.2.1": true, "26.10": true, "27.1.1": true,
+		"26.5.3.1": false, "25.12.1": false, "18.16.1": false, "": false, "26": false, "new.er": false,
+	} {
+		err := engine.CheckVersion(version)
+		if (err == nil) != ok || err != nil && !errors.Is(err, engine.ErrVersion) {
+			t.Errorf("version %q: %v", version, err)
+		}
+	}
+}
