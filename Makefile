@@ -1,0 +1,34 @@
+.DEFAULT_GOAL := help
+.PHONY: help up test race lint bench fuzz gen image
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+up: ## run everything on this machine
+	go run ./cmd/keytrail up
+
+test: ## the whole suite
+	go test ./...
+
+race: ## the suite under the race detector
+	go test -race -short ./...
+
+lint: ## vet and staticcheck
+	go vet ./... && go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+
+bench: ## every benchmark once; compare ratios within one run
+	go test -run '^$$' -bench . -benchtime 1s ./...
+
+fuzz: ## each fuzzer for 20 s
+	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep ^Fuzz); do go test -run '^$$' -fuzz "^$$f$$" -fuzztime 20s $$p || exit 1; done; done
+
+gen: ## what is generated: the digests of the published shapes
+	go generate ./...
+
+image: ## the release image: static, non-root, without the local engine
+	mkdir -p bin/image/data
+	CGO_ENABLED=0 go build -trimpath -tags noengine -ldflags "-s -w -X github.com/keytrail/keytrail/cmd/internal/ops.release=$(RELEASE)" -o bin/image/keytrail ./cmd/keytrail
+	docker build -t $(IMAGE) -f deploy/Dockerfile bin/image
+
+IMAGE ?= keytrail:dev
+RELEASE ?=

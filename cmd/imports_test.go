@@ -1,0 +1,87 @@
+// Package cmd_test enforces the one-way arrows of the design.
+package cmd_test
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/keytrail/keytrail/"
+
+// arrows says what each package may import beside the standard library, metrics
+// and tracing. Names that end in / admit everything below.
+var arrows = map[string][]string{
+	"events":                  {"github.com/oklog/ulid/v2", "github.com/go-json-experiment/", "google.golang.org/protobuf/encoding/protowire"},
+	"events/logtest":          {"events", "github.com/oklog/ulid/v2", "pgregory.net/rapid"},
+	"events/eventlog":         {"events", "github.com/nats-io/", "github.com/oklog/ulid/v2"},
+	"schemas":                 {},
+	"schemas/clickhouse":      {},
+	"schemas/internal/freeze": {"schemas"},
+	"schemas/api":             {"events", "github.com/go-json-experiment/"},
+	"projections":             {"events", "github.com/gaissmai/bart"},
+	"commands":                {"events", "projections", "schemas", "schemas/api", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2"},
+	"verifier":                {"events", "projections", "schemas/api", "github.com/go-json-experiment/"},
+	"audit": {"events", "projections", "schemas", "schemas/api", "schemas/clickhouse", "github.com/ClickHouse/",
+		"github.com/pressly/goose/v3", "github.com/pressly/goose/v3/", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2"},
+	"audit/engine":            {"github.com/ebitengine/purego", "golang.org/x/sys/unix", "golang.org/x/term"},
+	"audit/engine/enginetest": {"audit/engine", "github.com/ClickHouse/"},
+	"cmd/internal/ops":        {"schemas", "schemas/api"},
+	"cmd/internal/client":     {"events", "schemas/api", "github.com/go-json-experiment/"},
+}
+
+// everywhere is what any package may import.
+var everywhere = []string{"github.com/prometheus/client_golang/", "go.opentelemetry.io/otel"}
+
+func TestImportsRunOneWay(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, "../...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		pkg := strings.TrimPrefix(fields[0], module)
+		if pkg == "cmd/keytrail" || pkg == "cmd" {
+			continue // wiring may reach everything
+		}
+		seen[pkg] = true
+		allowed, ok := arrows[pkg]
+		if !ok {
+			t.Errorf("package %s is not in the table: say in DESIGN.md what it may import, then here", pkg)
+			continue
+		}
+		for _, imp := range fields[1:] {
+			imp = strings.TrimPrefix(imp, module)
+			if first, _, _ := strings.Cut(imp, "/"); !strings.Contains(first, ".") && !isOurs(imp) {
+				continue // standard library
+			}
+			if !matches(imp, allowed) && !matches(imp, everywhere) {
+				t.Errorf("%s imports %s, which its row does not allow", pkg, imp)
+			}
+		}
+	}
+	for pkg := range arrows {
+		if !seen[pkg] {
+			t.Errorf("the table has a row for %s, which does not exist", pkg)
+		}
+	}
+}
+
+func isOurs(imp string) bool {
+	first, _, _ := strings.Cut(imp, "/")
+	switch first {
+	case "events", "schemas", "projections", "commands", "verifier", "audit", "cmd":
+		return true
+	}
+	return false
+}
+
+func matches(imp string, list []string) bool {
+	for _, a := range list {
+		if imp == a || strings.HasSuffix(a, "/") && strings.HasPrefix(imp, a) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,121 @@
+// Package client speaks HTTP to Keytrail's doors for the command line.
+package client
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/schemas/api"
+)
+
+// Client calls one base URL with one operator key.
+type Client struct {
+	Base string        // "http://127.0.0.1:7070"
+	Key  events.Secret // sent as a bearer token; zero sends none
+	HTTP *http.Client  // http.DefaultClient if nil
+}
+
+// maxAnswer bounds what a JSON answer may weigh, in bytes.
+const maxAnswer = 64 << 20
+
+// Do sends in (nil for no body) as JSON and reads the answer into out (nil to
+// drop it). An answer other than 2xx is returned as a *api.Problem. Writes carry
+// an Idempotency-Key when the caller's header gives one.
+func (c *Client) Do(ctx context.Context, method, path string, query url.Values, header http.Header, in, out any) error {
+	resp, err := c.Send(ctx, method, path, query, header, in)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("read the answer of %s: %w", c.Base, err)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return fmt.Errorf("the answer of %s is not what this command expects (is it Keytrail, of this version?): %w", c.Base, err)
+	}
+	return nil
+}
+
+// Send is Do for answers that are streamed: the caller closes the body.
+func (c *Client) Send(ctx context.Context, method, path string, query url.Values, header http.Header, in any) (*http.Response, error) {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in, json.Deterministic(true))
+		if err != nil {
+			return nil, fmt.Errorf("encode the request: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	u := strings.TrimSuffix(c.Base, "/") + path
+	if len(query) > 0 {
+		u += "?" + query.Encode()
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u, body)
+	if err != nil {
+		return nil, fmt.Errorf("--url %q: want a URL as http://127.0.0.1:7070", c.Base)
+	}
+	for k, v := range header {
+		req.Header[k] = v
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if !c.Key.IsZero() {
+		req.Header.Set("Authorization", "Bearer "+c.Key.Reveal())
+	}
+	req.Header.Set("User-Agent", "keytrail-cli")
+	hc := c.HTTP
+	if hc == nil {
+		hc = http.DefaultClient
+	}
+	resp, err := hc.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("cannot reach Keytrail at %s: %w; start it with `keytrail up`, or name it with --url or KEYTRAIL_URL", c.Base, err)
+	}
+	if resp.StatusCode/100 == 2 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	return nil, problem(resp)
+}
+
+// problem reads an error answer; one that is no problem document becomes one.
+func problem(resp *http.Response) error {
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	p := new(api.Problem)
+	if json.Unmarshal(b, p) != nil || p.Code == "" {
+		return api.Errorf(resp.StatusCode, "unexpected_answer", "HTTP %s", resp.Status)
+	}
+	return p
+}
+
+// WaitReady polls /readyz until it answers 200, ctx ends, or the last try fails
+// with an error that waiting cannot mend.
+func (c *Client) WaitReady(ctx context.Context) error {
+	t := time.NewTicker(50 * time.Millisecond)
+	defer t.Stop()
+	for {
+		err := c.Do(ctx, http.MethodGet, "/readyz", nil, nil, nil, nil)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-t.C:
+		}
+	}
+}

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keytrail/keytrail/audit"
+	"github.com/keytrail/keytrail/audit/engine"
+	"github.com/keytrail/keytrail/cmd/internal/client"
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/eventlog"
+	"github.com/keytrail/keytrail/schemas/api"
+)
+
+func (a *app) doctorCmd() *cobra.Command {
+	var probe bool
+	var natsURL, dsn string
+	c := &cobra.Command{Use: "doctor", Short: "Check a deployment, and say what to do", Args: none,
+		Long: `Check what can be checked from here: whether the doors answer, whether the operator
+key is good, whether clocks agree, whether ClickHouse can be had. With --nats it
+also reads the whole log and checks every chain; with --clickhouse as well, it
+compares the copy with the log, row by row and cell by cell.`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if probe {
+				return a.probe(c.Context())
+			}
+			d := &doctor{app: a}
+			d.doors(c.Context())
+			d.engine()
+			if natsURL != "" {
+				d.record(c.Context(), natsURL, dsn)
+			}
+			return d.report()
+		}}
+	c.Flags().BoolVar(&probe, "probe", false, "only ask /readyz of this host's KEYTRAIL_LISTEN; for container health checks")
+	c.Flags().StringVar(&natsURL, "nats", "", "NATS URL with the ctrl user: read and check the whole log")
+	c.Flags().StringVar(&dsn, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), "DSN of the auditor's ClickHouse: compare the copy with the log (with --nats)")
+	return c
+}
+
+// probe asks this host's own door.
+func (a *app) probe(ctx context.Context) error {
+	addr := env("KEYTRAIL_LISTEN", "127.0.0.1:7070")
+	if i := strings.LastIndexByte(addr, ':'); i >= 0 {
+		addr = "127.0.0.1" + addr[i:]
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return (&client.Client{Base: "http://" + addr}).Do(ctx, http.MethodGet, "/readyz", nil, nil, nil, nil)
+}
+
+// finding is one line of the doctor's report.
+type finding struct {
+	what, found, advice string
+	bad                 bool
+}
+
+type doctor struct {
+	app      *app
+	findings []finding
+}
+
+func (d *doctor) ok(what, found string) { d.findings = append(d.findings, finding{what: what, found: found}) }
+
+func (d *doctor) fail(what string, err error, advice string) {
+	found := err.Error()
+	if p := new(api.Problem); errors.As(err, &p) {
+		found = p.Detail
+	}
+	d.findings = append(d.findings, finding{what, found, advice, true})
+}
+
+func (d *doctor) report() error {
+	w := tabwriter.NewWriter(d.app.out, 0, 4, 2, ' ', 0)
+	bad := 0
+	for _, f := range d.findings {
+		mark := "ok"
+		if f.bad {
+			mark = "FAIL"
+			bad++
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", mark, f.what, f.found)
+		if f.advice != "" {
+			fmt.Fprintf(w, "\t\t  do: %s\n", f.advice)
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if bad > 0 {
+		return fmt.Errorf("%d of %d checks failed", bad, len(d.findings))
+	}
+	return nil
+}
+
+func (d *doctor) doors(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	c, err := d.app.client("")
+	if err != nil {
+		d.fail("operator key", err, "name the file with --key-file, or set KEYTRAIL_ROOT_KEY")
+		return
+	}
+	sent := time.Now()
+	resp, err := c.Send(ctx, http.MethodGet, "/healthz", nil, nil, nil)
+	if err != nil {
+		d.fail("control door", err, "start it, or name it with --url")
+		return
+	}
+	resp.Body.Close()
+	d.ok("control door", c.Base)
+	if at, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		// The header has whole seconds.
+		if skew := at.Sub(sent.Truncate(time.Second)); skew.Abs() > 2*time.Second {
+			d.fail("clocks", fmt.Errorf("the server's clock differs by %s", skew), "synchronise the clocks; expiry is judged by the verifier's own")
+		} else {
+			d.ok("clocks", "within two seconds")
+		}
+	}
+	if err := c.Do(ctx, http.MethodGet, "/readyz", nil, nil, nil, nil); err != nil {
+		d.fail("ready", err, "look at the role's own log; a verifier is ready once it has applied the log and hears its heartbeat")
+	} else {
+		d.ok("ready", "the view is fresh")
+	}
+	if err := c.Do(ctx, http.MethodGet, "/v1/keyspaces", nil, nil, nil, nil); err != nil {
+		d.fail("operator key", err, "set KEYTRAIL_ROOT_KEY, or --key-file; `keytrail up` keeps it in <dir>/root.key")
+	} else {
+		d.ok("operator key", "accepted")
+	}
+	ac := *c
+	ac.Base = env("KEYTRAIL_AUDIT_URL", d.app.url)
+	if err := ac.Do(ctx, http.MethodGet, "/v1/audit/events?limit=1", nil, nil, nil, nil); err != nil {
+		d.fail("audit door", err, "is ClickHouse up? Nothing is lost while it is not; name the auditor with KEYTRAIL_AUDIT_URL")
+	} else {
+		d.ok("audit door", ac.Base)
+	}
+}
+
+func (d *doctor) engine() {
+	if os.Getenv("KEYTRAIL_CLICKHOUSE") != "" {
+		d.ok("ClickHouse", "KEYTRAIL_CLICKHOUSE names a server")
+		return
+	}
+	if lib, err := engine.Locate(engine.Config{}); err != nil {
+		d.fail("ClickHouse", err, "")
+	} else {
+		d.ok("ClickHouse", "local engine "+lib)
+	}
+}
+
+func (d *doctor) record(ctx context.Context, url, dsn string) {
+	logger, err := d.app.logger()
+	if err != nil {
+		d.fail("log", err, "")
+		return
+	}
+	nc, err := eventlog.Connect(url, logger)
+	if err != nil {
+		d.fail("log", err, "is NATS up, and are user and password right?")
+		return
+	}
+	defer nc.Close()
+	log, err := eventlog.Open(ctx, nc, eventlog.Options{})
+	if err != nil {
+		d.fail("log", err, "")
+		return
+	}
+	var total events.Seq
+	if err := log.Check(ctx, func(_, n events.Seq) { total = n }); err != nil {
+		d.fail("log", err, "")
+		return
+	}
+	d.ok("log", fmt.Sprintf("%d events, no gap, every chain whole", total))
+	if dsn == "" {
+		return
+	}
+	store, err := audit.Open(ctx, audit.StoreConfig{DSN: dsn, Logger: logger})
+	if err != nil {
+		d.fail("copy", err, "")
+		return
+	}
+	defer store.Close()
+	found, err := audit.Reconcile(ctx, store, log, log)
+	if err != nil {
+		d.fail("copy", err, "")
+		return
+	}
+	for _, m := range found.Mismatches {
+		d.fail("copy", errors.New(m.String()), "the log wins: rebuild the copy in a fresh database")
+	}
+	if len(found.Mismatches) == 0 {
+		d.ok("copy", found.String())
+	}
+}

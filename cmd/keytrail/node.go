@@ -1,0 +1,250 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/keytrail/keytrail/audit"
+	"github.com/keytrail/keytrail/cmd/internal/ops"
+	"github.com/keytrail/keytrail/commands"
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/eventlog"
+	"github.com/keytrail/keytrail/projections"
+	"github.com/keytrail/keytrail/schemas/api"
+	"github.com/keytrail/keytrail/verifier"
+)
+
+// node is what every role has in common: the log, the view folded from it, a
+// verifier that guards its own doors, and one HTTP port. Each role adds parts.
+//
+// The order in which parts are added is the order in which they may rely on each
+// other; ops.Group stops them in reverse.
+type node struct {
+	id        events.NodeID
+	logger    *slog.Logger
+	log       *eventlog.Log
+	keys      *projections.Keys
+	verifier  *verifier.Node
+	server    *ops.Server
+	group     *ops.Group
+	followers []events.Follower
+}
+
+// nodeConfig is what a role is told.
+type nodeConfig struct {
+	Name    string         // default: the host's name and the role
+	Role    string         // control, verifier, auditor, up
+	Listen  string         // host:port
+	Dir     string         // where snapshots of the view are kept; "" keeps none
+	Trusted []netip.Prefix // proxies whose X-Forwarded-For counts
+}
+
+// newNode opens the log over nc, restores the view and prepares the verifier.
+func (a *app) newNode(ctx context.Context, nc *nats.Conn, log *eventlog.Log, cfg nodeConfig, logger *slog.Logger) (*node, error) {
+	n := &node{logger: logger, log: log, group: &ops.Group{Logger: logger}}
+	n.id = nodeID(cfg)
+	n.group.OnStop("log connection", func(context.Context) { nc.Close() })
+
+	var err error
+	if n.keys, err = restoreKeys(ctx, log, cfg.Dir, logger); err != nil {
+		return nil, err
+	}
+	n.followers = append(n.followers, n.keys)
+	ledger := verifier.NewLedger(verifier.LedgerConfig{Sink: log, Node: n.id, Log: log.ID(), Logger: logger})
+	n.verifier = verifier.NewNode(verifier.NodeConfig{View: n.keys, Ledger: ledger, Log: log.ID(), Now: time.Now, Logger: logger, TrustedProxies: cfg.Trusted})
+
+	if n.server, err = ops.Listen(cfg.Listen, logger); err != nil {
+		return nil, err
+	}
+	n.server.Registry.MustRegister(n.verifier.Collectors()...)
+	n.server.Registry.MustRegister(ledger.Collectors()...)
+	n.server.Check("verifier", n.verifier.Ready)
+	n.group.Go("ledger", ledger.Run)
+	return n, nil
+}
+
+var notNodeChar = regexp.MustCompile(`[^A-Za-z0-9_-]+`)
+
+// nodeID returns the configured name, or one made of the host's name and the
+// role, so that two roles on one host keep ledgers of their own.
+func nodeID(cfg nodeConfig) events.NodeID {
+	name := cfg.Name
+	if name == "" {
+		host, _ := os.Hostname()
+		name = strings.Trim(notNodeChar.ReplaceAllString(host, "-"), "-")
+		if len(name) > 50 {
+			name = name[:50]
+		}
+		name = strings.TrimPrefix(name+"-"+cfg.Role, "-")
+	}
+	return events.NodeID(name)
+}
+
+// restoreKeys loads the newest good snapshot, or starts empty.
+func restoreKeys(ctx context.Context, log *eventlog.Log, dir string, logger *slog.Logger) (*projections.Keys, error) {
+	if dir == "" {
+		return projections.NewKeys(), nil
+	}
+	keys, err := projections.LoadFile(dir, log.ID(), logger)
+	if err != nil {
+		return nil, err
+	}
+	if keys == nil {
+		return projections.NewKeys(), nil
+	}
+	last, err := log.Last(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if keys.At() > last {
+		return nil, &events.CorruptError{Seq: last + 1, Reason: fmt.Sprintf("the log ends at %d but this node's snapshot in %s was taken at %d: "+
+			"the log has lost events; restore it from its archive mirror or a backup, or, if the loss is accepted, remove the snapshots", last, dir, keys.At())}
+	}
+	logger.Info("view restored from a snapshot", "seq", uint64(keys.At()), "keys", keys.Len())
+	return keys, nil
+}
+
+// snapshots saves the view every so often while it moves, and once at the end.
+func (n *node) snapshots(dir string, every time.Duration) func(context.Context) error {
+	return func(ctx context.Context) error {
+		saved := n.keys.At()
+		save := func() {
+			if at := n.keys.At(); at != saved {
+				if err := n.keys.SaveFile(dir, n.log.ID()); err != nil {
+					n.logger.Error("snapshot not saved", "err", err)
+					return
+				}
+				saved = at
+			}
+		}
+		t := time.NewTicker(every)
+		defer t.Stop()
+		for {
+			select {
+			case <-t.C:
+				save()
+			case <-ctx.Done():
+				save()
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+// control adds the write side: commands, expirer and heartbeat.
+func (n *node) control(lastUsed func(context.Context, []events.KeyID) (map[events.KeyID]events.Time, error)) {
+	dir := projections.NewDirectory()
+	n.followers = append(n.followers, dir)
+	h := commands.New(commands.Config{Log: n.log, Dir: dir, Now: time.Now, Node: n.id, Logger: n.logger, LastUsed: lastUsed})
+	h.Routes(n.server.Mux, n.verifier)
+	n.server.Registry.MustRegister(h.Collectors()...)
+	n.group.Go("heartbeat", n.log.Heartbeat)
+	n.group.Go("expirer", commands.NewExpirer(commands.ExpirerConfig{Log: n.log, Timers: n.log, Now: time.Now, Node: n.id, Logger: n.logger}).Run)
+}
+
+// auditor adds the copy in ClickHouse and its door. The store may be down: the
+// door answers 503 until it is up, and the writer catches up exactly.
+func (n *node) auditor(dsn string) *auditor {
+	au := &auditor{node: n, dsn: dsn}
+	n.server.Mux.Handle("/v1/audit/", au)
+	n.group.Go("auditor", au.run)
+	return au
+}
+
+// auditor opens the store when it can and runs the writer on it.
+type auditor struct {
+	node  *node
+	dsn   string
+	store atomic.Pointer[audit.Store]
+	door  atomic.Pointer[http.ServeMux]
+}
+
+func (au *auditor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if mux := au.door.Load(); mux != nil {
+		mux.ServeHTTP(w, r)
+		return
+	}
+	api.Write(w, r, api.Unavailable(2, "ClickHouse cannot be reached; nothing is lost, the record catches up when it is back"))
+}
+
+// lastUsed answers from the copy; it knows nothing while the store is down.
+func (au *auditor) lastUsed(ctx context.Context, ids []events.KeyID) (map[events.KeyID]events.Time, error) {
+	s := au.store.Load()
+	if s == nil {
+		return nil, events.ErrUnavailable
+	}
+	return s.LastUsed(ctx, ids)
+}
+
+func (au *auditor) run(ctx context.Context) error {
+	n := au.node
+	store, err := au.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	w := audit.NewWriter(audit.WriterConfig{Store: store, Log: n.log, Uses: n.log, Logger: n.logger})
+	mux := http.NewServeMux()
+	audit.NewDoor(audit.DoorConfig{Store: store, Log: n.log, Now: time.Now, Node: n.id, Logger: n.logger}).Routes(mux, n.verifier)
+	n.server.Registry.MustRegister(w.Collectors()...)
+	au.store.Store(store)
+	au.door.Store(mux)
+	return w.Run(ctx)
+}
+
+// open waits for ClickHouse with a growing pause; only what waiting cannot mend
+// is an error.
+func (au *auditor) open(ctx context.Context) (*audit.Store, error) {
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		store, err := audit.Open(ctx, audit.StoreConfig{DSN: au.dsn, Logger: au.node.logger})
+		if err == nil || !errors.Is(err, audit.ErrUnavailable) {
+			return store, err
+		}
+		au.node.logger.Warn("ClickHouse cannot be reached, trying again", "err", err, "pause", pause)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// run adds what comes last, the fold and the door, then runs everything. ready
+// is called once the node answers.
+func (n *node) run(ctx context.Context, ready func() error) error {
+	n.verifier.Routes(n.server.Mux)
+	n.group.Go("view", func(ctx context.Context) error {
+		return projections.Follow(ctx, n.log, 0, n.followers...)
+	})
+	n.group.Go("door", n.server.Run)
+	n.group.Go("ready", func(ctx context.Context) error {
+		t := time.NewTicker(5 * time.Millisecond)
+		defer t.Stop()
+		for {
+			if n.server.Ready() == nil {
+				if err := ready(); err != nil {
+					return err
+				}
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	})
+	return n.group.Run(ctx)
+}
