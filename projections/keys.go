@@ -1,0 +1,241 @@
+package projections
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"sync"
+	"sync/atomic"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+// Keys is the verifier's view: every key there ever was by its digest, in under
+// 200 bytes a key, with reads that take no lock (P1). It implements
+// events.Follower; Apply and Fresh belong to one goroutine, all else to any.
+type Keys struct {
+	position
+	fresh   atomic.Int64  // the log's clock at the last heartbeat that was fully applied
+	last    atomic.Uint64 // the log's last sequence at that heartbeat
+	applied atomic.Uint64 // events folded since the start
+	count   atomic.Int64
+	spaces  atomic.Pointer[map[events.KeyspaceID]*Keyspace] // defined keyspaces; swapped whole
+
+	mu           sync.Mutex // held while applying, and shortly by a snapshot; guards the rest
+	digests, ids *table     // readers need no lock
+
+	undefined map[events.KeyspaceID]*Keyspace // keyspaces that keys speak of before their definition
+	roles     map[roleRef]*events.Role
+	readers   map[string]events.Chain // histories of reading the record, by subject
+	classes   pool[Class, Class]
+	terms     pool[terms, terms]
+	grants    pool[sum, grant]
+	resources pool[sum, resources]
+	allows    pool[sum, allowlist]
+	limits    pool[events.Limit, events.Limit]
+	byRole    map[roleRef]map[*grant]struct{}
+	failed    error // why the view stands still (P3)
+}
+
+type roleRef struct {
+	space  events.KeyspaceID
+	tenant events.TenantID
+	role   events.RoleID
+}
+
+// NewKeys returns the view of an empty log.
+func NewKeys() *Keys {
+	v := &Keys{
+		digests:   &table{hash: func(k *Key) uint64 { return hashDigest(&k.Digest) }},
+		ids:       &table{hash: func(k *Key) uint64 { return hashID(&k.ID) }},
+		undefined: map[events.KeyspaceID]*Keyspace{},
+		roles:     map[roleRef]*events.Role{},
+		readers:   map[string]events.Chain{},
+		classes:   pool[Class, Class]{},
+		terms:     pool[terms, terms]{},
+		grants:    pool[sum, grant]{},
+		resources: pool[sum, resources]{},
+		allows:    pool[sum, allowlist]{},
+		limits:    pool[events.Limit, events.Limit]{},
+		byRole:    map[roleRef]map[*grant]struct{}{},
+	}
+	v.spaces.Store(&map[events.KeyspaceID]*Keyspace{})
+	return v
+}
+
+// Lookup returns the key whose secret has the digest, nil if there never was one.
+func (v *Keys) Lookup(d events.Digest) *Key { return v.digests.byDigest(&d) }
+
+// ByID returns the key with the id, nil if there never was one.
+func (v *Keys) ByID(id events.KeyID) *Key { return v.ids.byID(&id) }
+
+// Keyspace returns the keyspace with the id, nil if it was never defined.
+func (v *Keys) Keyspace(id events.KeyspaceID) *Keyspace { return (*v.spaces.Load())[id] }
+
+// Len returns how many keys there are, the ended ones included (P5).
+func (v *Keys) Len() int { return int(v.count.Load()) }
+
+// FreshAt returns the log's own clock at the last heartbeat whose events are all
+// applied, 0 if there was none yet: what the view says was true then.
+func (v *Keys) FreshAt() events.Time { return events.Time(v.fresh.Load()) }
+
+// Fresh implements events.Follower.
+func (v *Keys) Fresh(at events.Time, last events.Seq) {
+	if last > v.At() { // not what the contract says; believing it would unsay staleness
+		return
+	}
+	v.last.Store(uint64(last))
+	v.fresh.Store(max(int64(at), v.fresh.Load()))
+}
+
+// Apply implements events.Follower (P3). After an error the view stands still at
+// the last event that it took, answers for that position, and repeats the error.
+func (v *Keys) Apply(batch []events.Recorded) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.failed != nil {
+		return v.failed
+	}
+	at := v.At()
+	for i := range batch {
+		r := &batch[i]
+		if r.Seq <= at {
+			continue
+		}
+		if v.failed = v.next(at, r); v.failed != nil {
+			break
+		}
+		at = r.Seq
+		v.applied.Add(1)
+	}
+	v.advance(at) // the data first (P2)
+	return v.failed
+}
+
+func (v *Keys) next(at events.Seq, r *events.Recorded) error {
+	if r.Seq != at+1 {
+		return holeError(at, r.Seq)
+	}
+	switch r.Aggregate.Kind {
+	case events.KindKey:
+		return v.applyKey(r)
+	case events.KindKeyspace:
+		return v.applyKeyspace(r)
+	case events.KindRole:
+		return v.applyRole(r)
+	case events.KindReader:
+		c, err := v.readers[r.Aggregate.ID].Advance(r)
+		v.readers[r.Aggregate.ID] = c
+		return err
+	}
+	return unknownKindError(r)
+}
+
+func holeError(at, got events.Seq) error {
+	return &events.CorruptError{Seq: at + 1, Reason: fmt.Sprintf(
+		"event %d came after event %d: the events between are missing; restart this process, and if it happens again check the log", got, at)}
+}
+
+func unknownKindError(r *events.Recorded) error {
+	return &events.CorruptError{Seq: r.Seq, Reason: fmt.Sprintf(
+		"event %d is about a %q, which this release of Keytrail does not know: upgrade this process", r.Seq, r.Aggregate.Kind)}
+}
+
+func movedError(r *events.Recorded, ks events.KeyspaceID, tenant events.TenantID) error {
+	return &events.CorruptError{Seq: r.Seq, Reason: fmt.Sprintf("event %d is about key %s, which already lives as %s/%s: "+
+		"restore the log from its archive mirror or a backup", r.Seq, r.Aggregate, ks, tenant)}
+}
+
+func (v *Keys) applyKeyspace(r *events.Recorded) error {
+	id := r.Aggregate.Keyspace
+	s := v.space(id)
+	if err := s.define(r); err != nil {
+		return err
+	}
+	for _, u := range v.grants { // all grants of all keyspaces: they are few, and definitions change rarely
+		if u.v.space == s {
+			v.resolve(u.v)
+		}
+	}
+	if v.Keyspace(id) == nil {
+		delete(v.undefined, id)
+		v.publish(s)
+	}
+	return nil
+}
+
+// publish makes a keyspace known to readers.
+func (v *Keys) publish(s *Keyspace) {
+	next := maps.Clone(*v.spaces.Load())
+	next[s.ID] = s
+	v.spaces.Store(&next)
+}
+
+// space returns the keyspace with the id, if need be one without a definition:
+// its keys hold no scope until there is one.
+func (v *Keys) space(id events.KeyspaceID) *Keyspace {
+	s := v.Keyspace(id)
+	if s == nil {
+		s = v.undefined[id]
+	}
+	if s == nil {
+		s = newKeyspace(id)
+		v.undefined[id] = s
+	}
+	return s
+}
+
+func (v *Keys) applyRole(r *events.Recorded) error {
+	ref := roleRef{r.Aggregate.Keyspace, r.Aggregate.Tenant, events.RoleID(r.Aggregate.ID)}
+	old := v.roles[ref]
+	if old == nil {
+		old = new(events.Role)
+	}
+	next, err := old.Next(r)
+	if err != nil {
+		return err
+	}
+	v.roles[ref] = &next
+	for g := range v.byRole[ref] {
+		v.resolve(g)
+	}
+	return nil
+}
+
+func (v *Keys) applyKey(r *events.Recorded) error {
+	var was events.Key
+	old := v.ByID(r.Key())
+	if old != nil {
+		was = old.whole(r.Prev)
+		if was.Keyspace != r.Aggregate.Keyspace || was.Tenant != r.Aggregate.Tenant {
+			return movedError(r, was.Keyspace, was.Tenant)
+		}
+	}
+	now, err := was.Next(r) // E5
+	if err != nil {
+		return err
+	}
+	if now.Rev > math.MaxUint32 {
+		return fmt.Errorf("event %d of %s: rev %d is past what a view can hold", r.Seq, r.Aggregate, now.Rev)
+	}
+	v.put(v.record(&now, old), old)
+	return nil
+}
+
+// put publishes a record in the place of old, nil for a new key.
+func (v *Keys) put(k, old *Key) {
+	if old == nil {
+		if v.Lookup(k.Digest) == nil { // P6
+			v.digests.insert(k)
+		}
+		v.ids.insert(k)
+		v.count.Add(1)
+		return
+	}
+	same := func(o *Key) bool { return o.ID == k.ID }
+	if p := v.digests.slot(hashDigest(&k.Digest), same); p != nil {
+		p.Store(k)
+	}
+	v.ids.slot(hashID(&k.ID), same).Store(k)
+	v.release(old)
+}

@@ -1,0 +1,103 @@
+package projections
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+// ListQuery asks for one page of keys. Zero members do not filter.
+type ListQuery struct {
+	Keyspace events.KeyspaceID
+	Tenants  []events.TenantID // only of these
+	Tenant   events.TenantID   // only of this one; with Tenants it must be among them
+	Status   events.Status     // as of Now
+	Name     string            // part of the name, in any case
+	After    events.Seq        // the next that the page before returned
+	Limit    int               // keys per page; 0 = 100
+	Now      events.Time       // what Status is asked for
+}
+
+// DefaultLimit is the size of a page when the query names none.
+const DefaultLimit = 100
+
+// List returns one page of keys in the order of their creation, and the After of
+// the next page, 0 on the last one. A page may be followed by an empty one.
+// It reads only what the keyspace or the tenants asked for hold, from After on.
+// The lists of the keys are shared: do not modify.
+func (d *Directory) List(q ListQuery) (keys []events.Key, next events.Seq) {
+	if q.Limit <= 0 {
+		q.Limit = DefaultLimit
+	}
+	lists := d.pick(&q)
+	name := strings.ToLower(q.Name)
+	for {
+		e := pop(&lists)
+		if e == nil {
+			return keys, 0
+		}
+		k := e.key.Load()
+		if q.Status != "" && k.StatusAt(q.Now) != q.Status || !strings.Contains(strings.ToLower(k.Label.Name), name) {
+			continue
+		}
+		keys = append(keys, *k)
+		if len(keys) == q.Limit {
+			if len(lists) == 0 {
+				return keys, 0
+			}
+			return keys, e.created
+		}
+	}
+}
+
+// pick returns the lists that the query needs, each from After on, none empty.
+// What it returns never changes: a list grows behind its end.
+func (d *Directory) pick(q *ListQuery) (lists [][]*entry) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	add := func(l []*entry) {
+		i, _ := slices.BinarySearchFunc(l, q.After+1, func(e *entry, s events.Seq) int { return cmp.Compare(e.created, s) })
+		if i < len(l) {
+			lists = append(lists, l[i:])
+		}
+	}
+	for id, l := range d.lists {
+		switch {
+		case q.Keyspace != "" && q.Keyspace != id:
+		case q.Tenant != "":
+			if len(q.Tenants) == 0 || slices.Contains(q.Tenants, q.Tenant) {
+				add(l.tenants[q.Tenant])
+			}
+		case len(q.Tenants) > 0:
+			for _, t := range slices.Compact(slices.Sorted(slices.Values(q.Tenants))) {
+				add(l.tenants[t])
+			}
+		default:
+			add(l.all)
+		}
+	}
+	return lists
+}
+
+// pop takes the entry that was created first off the lists, nil when they are
+// empty. There are as many lists as tenants asked for, so looking at the head of
+// each is enough.
+func pop(lists *[][]*entry) *entry {
+	l := *lists
+	if len(l) == 0 {
+		return nil
+	}
+	first := 0
+	for i := range l {
+		if l[i][0].created < l[first][0].created {
+			first = i
+		}
+	}
+	e := l[first][0]
+	if l[first] = l[first][1:]; len(l[first]) == 0 {
+		*lists = slices.Delete(l, first, first+1)
+	}
+	return e
+}

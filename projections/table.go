@@ -1,0 +1,183 @@
+package projections
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"sync/atomic"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+// table is a hash index of records with one writer and any number of readers
+// that take no lock (P1). It has two instances: by digest and by id.
+//
+// It is cut into shards by the first bits of the hash. Each shard is open
+// addressing over lines of one cache line: a word of seven 8-bit tags and seven
+// pointers, so a lookup costs one miss for the line and one for the record.
+// Nothing is ever removed (P5), so a line with a free slot ends every search.
+// A full shard is copied into a larger one that is then published whole; the
+// others are not touched (P4). Any number of lines is allowed, so growth is by
+// half and the table stays two thirds full on average: about 14 bytes per key.
+//
+// Rejected: one map swapped copy-on-write (O(n) per event); sync.Map (keys boxed
+// in interfaces: over 100 bytes per key more and an allocation per lookup);
+// a map per shard under RWMutex (readers write a shared word, and wait).
+type table struct {
+	shards [shardCount]atomic.Pointer[shard]
+	counts [shardCount]int     // owned by the writer
+	hash   func(k *Key) uint64 // what the table is ordered by
+}
+
+const (
+	shardBits  = 10
+	shardCount = 1 << shardBits
+	lineSlots  = 7
+)
+
+type shard struct{ lines []line }
+
+type line struct {
+	tags atomic.Uint64 // byte i is the tag of slot i, 0 = free; slots fill from 0 up; byte 7 stays 0
+	keys [lineSlots]atomic.Pointer[Key]
+}
+
+// hashDigest takes the digest's own first bits: SHA-256 is uniform.
+func hashDigest(d *events.Digest) uint64 { return binary.LittleEndian.Uint64(d[:8]) }
+
+// hashID mixes a ULID, whose bits are a clock and often a counter.
+func hashID(id *events.KeyID) uint64 {
+	hi, lo := bits.Mul64(binary.LittleEndian.Uint64(id[:8])^0x9e3779b97f4a7c15, binary.LittleEndian.Uint64(id[8:])^0xbf58476d1ce4e5b9)
+	return hi ^ lo
+}
+
+// The hash is cut into shard (top bits), line (the bits below) and tag (the low
+// seven bits; the eighth is always set, so that no tag is 0).
+func shardOf(h uint64) uint64         { return h >> (64 - shardBits) }
+func tagOf(h uint64) uint64           { return h&0x7f | 0x80 }
+func firstLine(h uint64, n int) int   { i, _ := bits.Mul64(h<<shardBits, uint64(n)); return int(i) }
+func (l *line) full(tags uint64) bool { return tags>>(8*(lineSlots-1)) != 0 }
+func matches(tags, tag uint64) uint64 { // bit 8i+7 is set for a slot i that has the tag, rarely for another used slot
+	const ones = 0x0101010101010101
+	x := tags ^ tag*ones
+	return (x - ones) &^ x & (ones << 7)
+}
+
+// byDigest and byID are the same search, written out twice because it is the
+// hot path: an indirect comparison would cost a third of it.
+
+func (t *table) byDigest(d *events.Digest) *Key {
+	h := hashDigest(d)
+	s := t.shards[shardOf(h)].Load()
+	if s == nil {
+		return nil
+	}
+	for i := firstLine(h, len(s.lines)); ; {
+		l := &s.lines[i]
+		tags := l.tags.Load()
+		for m := matches(tags, tagOf(h)); m != 0; m &= m - 1 {
+			if k := l.keys[bits.TrailingZeros64(m)/8].Load(); k.Digest == *d {
+				return k
+			}
+		}
+		if !l.full(tags) {
+			return nil
+		}
+		if i++; i == len(s.lines) {
+			i = 0
+		}
+	}
+}
+
+func (t *table) byID(id *events.KeyID) *Key {
+	if p := t.slot(hashID(id), func(k *Key) bool { return k.ID == *id }); p != nil {
+		return p.Load()
+	}
+	return nil
+}
+
+// slot returns the place of the record for which same holds, nil if there is none.
+func (t *table) slot(h uint64, same func(*Key) bool) *atomic.Pointer[Key] {
+	s := t.shards[shardOf(h)].Load()
+	if s == nil {
+		return nil
+	}
+	for i := firstLine(h, len(s.lines)); ; {
+		l := &s.lines[i]
+		tags := l.tags.Load()
+		for m := matches(tags, tagOf(h)); m != 0; m &= m - 1 {
+			if p := &l.keys[bits.TrailingZeros64(m)/8]; same(p.Load()) {
+				return p
+			}
+		}
+		if !l.full(tags) {
+			return nil
+		}
+		if i++; i == len(s.lines) {
+			i = 0
+		}
+	}
+}
+
+// insert adds a record that the table does not hold yet. Writer only.
+func (t *table) insert(k *Key) {
+	h := t.hash(k)
+	n := shardOf(h)
+	s := t.shards[n].Load()
+	if s == nil {
+		s = &shard{make([]line, 1)}
+		t.shards[n].Store(s)
+	}
+	if t.counts[n]+1 > len(s.lines)*lineSlots*4/5 { // one slot at least stays free, or a search would not end
+		s = s.grown(t.hash)
+		t.shards[n].Store(s)
+	}
+	s.insert(h, k)
+	t.counts[n]++
+}
+
+func (s *shard) insert(h uint64, k *Key) {
+	for i := firstLine(h, len(s.lines)); ; {
+		l := &s.lines[i]
+		if tags := l.tags.Load(); !l.full(tags) {
+			j := (bits.Len64(tags) + 7) / 8
+			l.keys[j].Store(k) // before its tag: a reader that sees the tag finds the record
+			l.tags.Store(tags | tagOf(h)<<(8*j))
+			return
+		}
+		if i++; i == len(s.lines) {
+			i = 0
+		}
+	}
+}
+
+func (s *shard) grown(hash func(*Key) uint64) *shard {
+	bigger := &shard{make([]line, len(s.lines)+len(s.lines)/2+1)}
+	for k := range s.all {
+		bigger.insert(hash(k), k)
+	}
+	return bigger
+}
+
+func (s *shard) all(yield func(*Key) bool) {
+	for i := range s.lines {
+		l := &s.lines[i]
+		for j := range (bits.Len64(l.tags.Load()) + 7) / 8 {
+			if !yield(l.keys[j].Load()) {
+				return
+			}
+		}
+	}
+}
+
+// all yields every record. Writer only: a reader would see a moving picture.
+func (t *table) all(yield func(*Key) bool) {
+	for i := range t.shards {
+		if s := t.shards[i].Load(); s != nil {
+			for k := range s.all {
+				if !yield(k) {
+					return
+				}
+			}
+		}
+	}
+}
