@@ -124,6 +124,7 @@ func (e *Engine) startProcess(ctx context.Context) error {
 	if err := e.awaitReady(ctx, p); err != nil {
 		return errors.Join(err, p.destroy())
 	}
+	p.tail.start()
 	e.setCurrent(p)
 	return nil
 }

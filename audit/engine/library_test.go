@@ -17,7 +17,7 @@ import (
 
 // The real fetch, by two at once, over what a broken copy left.
 func TestFetch(t *testing.T) {
-	t.Parallel() // its seconds are npm's
+	t.Setenv(engine.EnvLibrary, "")
 	cache := t.TempDir()
 	folder := filepath.Join(cache, "chdb", "26.7.3-stable.1-linux-x64-gnu")
 	abandoned := filepath.Join(cache, "chdb", "fetch-abandoned")

@@ -40,6 +40,9 @@ func TestRestart(t *testing.T) {
 
 	for round := range uint64(3) {
 		execute(t, open(t, options(t, e)), fmt.Sprintf("INSERT INTO kept SELECT number FROM numbers(%d, 1000)", round*1000))
+		if err := open(t, options(t, e)).Exec(t.Context(), "SELECT throwIf(1, 'a value of a user')"); code(t, err) != 395 {
+			t.Fatal(err)
+		}
 		before := e.PID()
 		if err := e.Kill(); err != nil {
 			t.Fatal(err)
@@ -57,8 +60,19 @@ func TestRestart(t *testing.T) {
 			t.Errorf("round %d: %d rows, want %d", round, got, want)
 		}
 	}
-	if !strings.Contains(log.String(), "starting it again") {
-		t.Error("the log says nothing of the restarts")
+	// What users asked is for the debug log only.
+	told := 0
+	for line := range strings.Lines(log.String()) {
+		if !strings.Contains(line, "starting it again") {
+			continue
+		}
+		told++
+		if strings.Contains(line, "a value of a user") || !strings.Contains(line, "killed") {
+			t.Errorf("the log says of a restart: %s", line)
+		}
+	}
+	if told != 3 {
+		t.Errorf("the log tells of %d restarts, want 3", told)
 	}
 }
 
