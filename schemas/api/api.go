@@ -88,6 +88,9 @@ func Write(w http.ResponseWriter, r *http.Request, err error) {
 	if p.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(p.RetryAfter))
 	}
+	if p.Status == http.StatusUnauthorized && w.Header().Get("WWW-Authenticate") == "" { // RFC 9110, 11.6.1
+		w.Header().Set("WWW-Authenticate", `Bearer realm="`+string(events.Builtin)+`"`)
+	}
 	b, merr := json.Marshal(p, json.Deterministic(true))
 	if merr != nil {
 		b = []byte(`{"type":"about:blank","title":"Internal Server Error","status":500,"code":"internal"}`)
