@@ -1,0 +1,214 @@
+package verifier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+	"unicode"
+
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/projections"
+	"github.com/keytrail/keytrail/schemas/api"
+)
+
+// NodeConfig is what a node needs. View, Ledger and Log are required.
+type NodeConfig struct {
+	View   *projections.Keys
+	Ledger *Ledger
+	Log    events.LogID // the log that View follows; positions of another are refused
+
+	// TrustedProxies are the networks of the gateways whose X-Forwarded-For is
+	// believed. Default none: the client is the peer of the connection.
+	TrustedProxies []netip.Prefix
+	// WaitMax bounds how long a request waits for its min_position, and for its
+	// use to be durable in a keyspace with ledger sync. Default 2 s.
+	WaitMax time.Duration
+
+	Now    func() time.Time // default time.Now
+	Logger *slog.Logger     // default slog.Default()
+}
+
+// Node is one verifier: the view, its freshness, the ledger and the doors. It is
+// safe for concurrent use. It must stand behind View in the same
+// projections.Follow, or it never hears of the log and denies everything:
+//
+//	projections.Follow(ctx, log, view.At(), view, node)
+type Node struct {
+	cfg     NodeConfig
+	started time.Time    // origin of heard
+	heard   atomic.Int64 // nanoseconds after started of the last heartbeat; 0 = none
+	metrics metrics
+}
+
+// NewNode returns a node; it is ready when the log has been heard and Ledger.Run
+// has opened an epoch.
+func NewNode(cfg NodeConfig) *Node {
+	if cfg.WaitMax <= 0 {
+		cfg.WaitMax = 2 * time.Second
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	n := &Node{cfg: cfg, started: cfg.Now()}
+	n.metrics.init(n)
+	return n
+}
+
+// Ready reports whether the node can answer: it has caught up with the log,
+// heard of it within the default staleness bound, and can record decisions.
+func (n *Node) Ready() error {
+	switch s := n.Staleness(n.cfg.Now()); {
+	case s == never:
+		return errors.New("the view has not caught up with the log yet")
+	case s > events.Staleness{}.MaxStaleness():
+		return fmt.Errorf("the log was last heard of %s ago", s.Round(time.Millisecond))
+	}
+	return n.cfg.Ledger.Ready()
+}
+
+// Decide answers req: freshness, then Verify, then the ledger. It waits only for
+// a min_position ahead of the node, and for the ledger of a keyspace in mode sync.
+//
+// When such a use could not be made durable in time the answer is
+// verifier_stale, while the record holds the decision as it was made. When no
+// epoch of the ledger is open the answer is verifier_stale without a use. Either
+// keeps the tokens it took.
+func (n *Node) Decide(ctx context.Context, req *Request) Decision {
+	reached := n.reach(ctx, req.MinPosition)
+	now := n.cfg.Now()
+	d := Decision{At: events.At(now), Seq: n.cfg.View.At()}
+	d.Key, d.Reason = find(n.cfg.View, req)
+	def := n.definition(d.Key, req.Keyspace)
+	switch {
+	case !reached || n.stale(req, def.Staleness, now):
+		d.Reason = events.ReasonVerifierStale
+	case d.Key != nil:
+		d.Reason, d.Limit = check(d.Key, req, d.At)
+	}
+	use := record(&d, req)
+	var err error
+	d.Use, err = n.cfg.Ledger.Append(&use)
+	if err == nil && def.Ledger == events.LedgerSync {
+		err = n.sync(ctx, d.Use.N)
+	}
+	if err != nil && (def.Ledger == events.LedgerSync || d.Use.N == 0) {
+		d.Reason, d.Limit = events.ReasonVerifierStale, Limit{}
+	}
+	return n.count(d)
+}
+
+// count finishes a decision.
+func (n *Node) count(d Decision) Decision {
+	d.Status = statusOf(d.Reason)
+	n.metrics.decisions[d.Reason].Add(1)
+	return d
+}
+
+func (n *Node) sync(ctx context.Context, use uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.WaitMax)
+	defer cancel()
+	return n.cfg.Ledger.Sync(ctx, use)
+}
+
+// noRules stands for a keyspace that is not known: the defaults, which deny.
+var noRules events.Definition
+
+func (n *Node) definition(key *projections.Key, named events.KeyspaceID) *events.Definition {
+	if key != nil {
+		return key.Space.Definition()
+	}
+	if ks := n.cfg.View.Keyspace(named); ks != nil {
+		return ks.Definition()
+	}
+	return &noRules
+}
+
+// record returns the use that d is on the record. What the caller gave is
+// written down only where it follows its grammar.
+func record(d *Decision, req *Request) events.Use {
+	u := events.Use{Time: d.At, Reason: d.Reason, Scope: req.Scope, Resource: req.Resource,
+		IP: req.IP.Unmap().WithZone(""), Cost: req.cost(), Seq: d.Seq}
+	if d.Key != nil {
+		u.Keyspace, u.Tenant, u.Key = d.Key.Space.ID, d.Key.Tenant, d.Key.ID
+	} else if req.Keyspace.Validate() == nil {
+		u.Keyspace = req.Keyspace
+	}
+	if u.Scope != "" && !plain(u.Scope, 100) && events.ValidScope(u.Scope) != nil {
+		u.Scope = ""
+	}
+	if !u.Resource.IsZero() && !(plain(u.Resource.Kind, 32) && plain(u.Resource.ID, 128)) && u.Resource.Validate() != nil {
+		u.Resource = events.Resource{}
+	}
+	return u
+}
+
+// plain reports whether s is a lower-case letter and then such letters, digits
+// and '_'. All grammars of events admit that, so that most names need not be
+// matched against them.
+func plain(s string, max int) bool {
+	if s == "" || len(s) > max || s[0] < 'a' || s[0] > 'z' {
+		return false
+	}
+	for i := 1; i < len(s); i++ {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+var _ api.Authenticator = (*Node)(nil)
+
+// Authenticate tells which key of the built-in keyspace stands at one of
+// Keytrail's own doors. It is a decision like any other: it is in the ledger,
+// and takes a token of the key's limit. The error is a *api.Problem.
+func (n *Node) Authenticate(r *http.Request) (events.Principal, error) {
+	req := Request{Secret: credential(r.Header, events.Credential{}), Keyspace: events.Builtin, IP: n.clientIP(r)}
+	d := n.Decide(r.Context(), &req)
+	if !d.Allowed() {
+		return events.Principal{}, problem(&d, &req)
+	}
+	p := events.Principal{
+		Actor:     events.Actor{Kind: events.ActorKey, ID: d.Key.ID.String()},
+		Scopes:    d.Key.Scopes(),
+		IP:        req.IP,
+		UserAgent: printable(r.UserAgent(), 256),
+		RequestID: api.RequestID(r),
+	}
+	for _, res := range d.Key.Resources() {
+		switch res.Kind {
+		case events.ResourceKeyspace:
+			p.Keyspaces = append(p.Keyspaces, events.KeyspaceID(res.ID))
+		case events.ResourceTenant:
+			p.Tenants = append(p.Tenants, events.TenantID(res.ID))
+		}
+	}
+	return p, nil
+}
+
+// printable returns the first max characters of s as text that an event may
+// hold: valid UTF-8 without control characters.
+func printable(s string, max int) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+	for i := range s {
+		if max == 0 {
+			return s[:i]
+		}
+		max--
+	}
+	return s
+}
