@@ -22,12 +22,14 @@ import (
 
 func (a *app) doctorCmd() *cobra.Command {
 	var probe bool
-	var natsURL, dsn string
+	var dsn string
+	var deep bool
+	nf := natsFlags{user: "ctrl"}
 	c := &cobra.Command{Use: "doctor", Short: "Check a deployment, and say what to do", Args: none,
 		Long: `Check what can be checked from here: whether the doors answer, whether the operator
-key is good, whether clocks agree, whether ClickHouse can be had. With --nats it
-also reads the whole log and checks every chain; with --clickhouse as well, it
-compares the copy with the log, row by row and cell by cell.`,
+key is good, whether clocks agree, whether ClickHouse can be had. With --deep it also connects to NATS,
+reads the whole log and checks every chain; with --clickhouse as well, it compares
+the copy with the log, row by row and cell by cell.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if probe {
 				return a.probe(c.Context())
@@ -35,14 +37,15 @@ compares the copy with the log, row by row and cell by cell.`,
 			d := &doctor{app: a}
 			d.doors(c.Context())
 			d.engine()
-			if natsURL != "" {
-				d.record(c.Context(), natsURL, dsn)
+			if deep {
+				d.record(c.Context(), &nf, dsn)
 			}
 			return d.report()
 		}}
 	c.Flags().BoolVar(&probe, "probe", false, "only ask /readyz of this host's KEYTRAIL_LISTEN; for container health checks")
-	c.Flags().StringVar(&natsURL, "nats", "", "NATS URL with the ctrl user: read and check the whole log")
-	c.Flags().StringVar(&dsn, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), "DSN of the auditor's ClickHouse: compare the copy with the log (with --nats)")
+	c.Flags().BoolVar(&deep, "deep", false, "read and check the whole log, over NATS")
+	nf.register(c)
+	c.Flags().StringVar(&dsn, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), "DSN of the auditor's ClickHouse: compare the copy with the log (with --deep)")
 	return c
 }
 
@@ -156,13 +159,13 @@ func (d *doctor) engine() {
 	}
 }
 
-func (d *doctor) record(ctx context.Context, url, dsn string) {
+func (d *doctor) record(ctx context.Context, nf *natsFlags, dsn string) {
 	logger, err := d.app.logger()
 	if err != nil {
 		d.fail("log", err, "")
 		return
 	}
-	nc, err := eventlog.Connect(url, logger)
+	nc, err := nf.connect("keytrail doctor", logger)
 	if err != nil {
 		d.fail("log", err, "is NATS up, and are user and password right?")
 		return

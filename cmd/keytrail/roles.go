@@ -18,13 +18,15 @@ import (
 
 // roleFlags are what every role that connects to NATS is told.
 type roleFlags struct {
-	nats, log, name, listen, dir string
-	trusted                      []string
+	nats                   natsFlags
+	log, name, listen, dir string
+	trusted                []string
 }
 
-func (r *roleFlags) register(c *cobra.Command, listen string) {
+func (r *roleFlags) register(c *cobra.Command, user, listen string) {
+	r.nats.user = user
 	f := c.Flags()
-	f.StringVar(&r.nats, "nats", env("KEYTRAIL_NATS", "nats://127.0.0.1:4222"), "NATS URLs with user and password, separated by commas (KEYTRAIL_NATS)")
+	r.nats.register(c)
 	f.StringVar(&r.log, "log-id", os.Getenv("KEYTRAIL_LOG_ID"), "refuse any other log than this (KEYTRAIL_LOG_ID)")
 	f.StringVar(&r.name, "name", os.Getenv("KEYTRAIL_NAME"), "this node's name in the ledger (KEYTRAIL_NAME; default: host and role)")
 	f.StringVar(&r.listen, "listen", env("KEYTRAIL_LISTEN", listen), "address of the doors (KEYTRAIL_LISTEN)")
@@ -48,7 +50,7 @@ func (a *app) open(ctx context.Context, role string, r *roleFlags) (*node, error
 			return nil, usageError{fmt.Errorf("--log-id: %w", err)}
 		}
 	}
-	nc, err := eventlog.Connect(r.nats, logger)
+	nc, err := r.nats.connect("keytrail "+role, logger)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +91,7 @@ prepared. Any number of them may run; they share nothing but the log.`,
 			}
 			return a.serve(c.Context(), "control", n)
 		}}
-	r.register(c, "127.0.0.1:7070")
+	r.register(c, "ctrl", "127.0.0.1:7070")
 	c.Flags().StringVar(&dsn, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), "DSN of the auditor's ClickHouse, to show when keys were last used (KEYTRAIL_CLICKHOUSE; optional)")
 	return c
 }
@@ -107,7 +109,7 @@ EDGE user: it can read the log and append uses, and nothing else.`,
 			}
 			return a.serve(c.Context(), "verifier", n)
 		}}
-	r.register(c, "127.0.0.1:7071")
+	r.register(c, "edge", "127.0.0.1:7071")
 	return c
 }
 
@@ -126,13 +128,14 @@ func (a *app) auditorCmd() *cobra.Command {
 			n.auditor(dsn)
 			return a.serve(c.Context(), "auditor", n)
 		}}
-	r.register(c, "127.0.0.1:7072")
+	r.register(c, "ctrl", "127.0.0.1:7072")
 	c.Flags().StringVar(&dsn, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), "DSN of the ClickHouse server (KEYTRAIL_CLICKHOUSE)")
 	return c
 }
 
 func (a *app) initCmd() *cobra.Command {
-	var url, keyFile string
+	nf := natsFlags{user: "admin"}
+	var keyFile string
 	var replicas int
 	c := &cobra.Command{Use: "init", Short: "Prepare a NATS server or cluster: streams, built-in keyspace, root key", Args: none,
 		Long: `Create the streams, the built-in keyspace and the root key on a NATS server or
@@ -145,7 +148,7 @@ The root key is read from --root-key-file, or made and written there (mode 0600)
 			if err != nil {
 				return err
 			}
-			nc, err := eventlog.Connect(url, logger)
+			nc, err := nf.connect("keytrail init", logger)
 			if err != nil {
 				return err
 			}
@@ -174,7 +177,7 @@ The root key is read from --root-key-file, or made and written there (mode 0600)
 			}
 			return nil
 		}}
-	c.Flags().StringVar(&url, "nats", env("KEYTRAIL_NATS", "nats://127.0.0.1:4222"), "NATS URL with the admin user (KEYTRAIL_NATS)")
+	nf.register(c)
 	c.Flags().StringVar(&keyFile, "root-key-file", env("KEYTRAIL_ROOT_KEY_FILE", "root.key"), "file that holds the root key (KEYTRAIL_ROOT_KEY_FILE)")
 	c.Flags().IntVar(&replicas, "replicas", 1, "copies of each stream: 1, or 3 on a cluster")
 	return c

@@ -1,0 +1,295 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/keytrail/keytrail/audit/engine"
+)
+
+// asMain makes the test binary be keytrail itself, so that the tests run the
+// real program in processes of its own.
+const asMain = "KEYTRAIL_TEST_AS_MAIN"
+
+func TestMain(m *testing.M) {
+	engine.ChildMain()
+	if os.Getenv(asMain) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// proc is a running keytrail.
+type proc struct {
+	cmd    *exec.Cmd
+	url    string
+	root   string
+	stdout lockedBuffer
+	stderr lockedBuffer
+	exited chan struct{}
+	err    error // of Wait; read after exited is closed
+}
+
+// lockedBuffer collects what a process prints.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// spawn runs keytrail with args and waits for its "ready" line.
+func spawn(t testing.TB, env []string, args ...string) *proc {
+	t.Helper()
+	p, err := trySpawn(t, env, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func trySpawn(t testing.TB, env []string, args ...string) (*proc, error) {
+	t.Helper()
+	p := &proc{cmd: exec.Command(os.Args[0], args...), exited: make(chan struct{})}
+	p.cmd.Env = append(append(os.Environ(), asMain+"=1", "KEYTRAIL_URL=", "KEYTRAIL_ROOT_KEY="), env...)
+	p.cmd.Stderr = &p.stderr
+	// A process that dies with its parent leaves nothing behind a killed test.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := p.cmd.Start(); err != nil {
+		return nil, err
+	}
+	t.Cleanup(func() { p.kill() })
+	ready := make(chan struct{})
+	var read sync.WaitGroup
+	read.Go(func() {
+		s := bufio.NewScanner(out)
+		for s.Scan() {
+			line := s.Text()
+			fmt.Fprintln(&p.stdout, line)
+			if k, ok := strings.CutPrefix(line, "root key: "); ok {
+				p.root = k
+			}
+			if i := strings.Index(line, "http://"); i >= 0 && p.url == "" {
+				p.url = line[i:]
+			}
+			if line == "ready" {
+				close(ready)
+			}
+		}
+	})
+	go func() { // ends with the process, which kill ends
+		read.Wait()
+		p.err = p.cmd.Wait()
+		close(p.exited)
+	}()
+	select {
+	case <-ready:
+		return p, nil
+	case <-p.exited:
+		return p, fmt.Errorf("keytrail %s ended before it was ready: %v\n%s%s", strings.Join(args, " "), p.err, p.stdout.String(), p.stderr.String())
+	case <-time.After(2 * time.Minute):
+		p.kill()
+		return p, fmt.Errorf("keytrail %s was not ready in time\n%s%s", strings.Join(args, " "), p.stdout.String(), p.stderr.String())
+	}
+}
+
+// stop asks for an orderly end and insists on exit code 0.
+func (p *proc) stop(t testing.TB) {
+	t.Helper()
+	p.cmd.Process.Signal(os.Interrupt)
+	select {
+	case <-p.exited:
+		if p.err != nil {
+			t.Fatalf("after an interrupt: %v\n%s", p.err, p.stderr.String())
+		}
+	case <-time.After(time.Minute):
+		t.Fatalf("did not stop within a minute of the interrupt\n%s", p.stderr.String())
+	}
+}
+
+// kill ends the process as a crash would.
+func (p *proc) kill() {
+	p.cmd.Process.Kill()
+	<-p.exited
+}
+
+// up runs `keytrail up` on a directory.
+func up(t testing.TB, dir string, more ...string) *proc {
+	t.Helper()
+	p := spawn(t, nil, append([]string{"up", "--dir", dir, "--listen", "127.0.0.1:0"}, more...)...)
+	b, err := os.ReadFile(filepath.Join(dir, "root.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := strings.TrimSpace(string(b))
+	if p.root != "" && p.root != root {
+		t.Fatal("the root key that was printed is not the one that was kept")
+	}
+	p.root = root
+	return p
+}
+
+// cli runs one operator command in this process against p.
+func (p *proc) cli(t testing.TB, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	return cliAt(t, p.url, p.root, args...)
+}
+
+func cliAt(t testing.TB, url, root string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	setenv(t, "KEYTRAIL_ROOT_KEY", root)
+	var out, errw bytes.Buffer
+	code = run(context.Background(), append([]string{"--url", url}, args...), strings.NewReader(""), &out, &errw)
+	return out.String(), errw.String(), code
+}
+
+func setenv(t testing.TB, name, value string) {
+	old, had := os.LookupEnv(name)
+	os.Setenv(name, value)
+	t.Cleanup(func() {
+		if had {
+			os.Setenv(name, old)
+		} else {
+			os.Unsetenv(name)
+		}
+	})
+}
+
+// must is cli for a command that has to succeed.
+func (p *proc) must(t testing.TB, args ...string) string {
+	t.Helper()
+	out, errs, code := p.cli(t, args...)
+	if code != 0 {
+		t.Fatalf("keytrail %s: exit %d\n%s%s", strings.Join(args, " "), code, out, errs)
+	}
+	return out
+}
+
+// do calls a door and returns status and body.
+func (p *proc) do(t testing.TB, method, path string, header map[string]string, body any) (int, map[string]any) {
+	t.Helper()
+	status, _, raw := p.raw(t, method, path, header, body)
+	var v map[string]any
+	if err := json.Unmarshal(raw, &v); err != nil {
+		t.Fatalf("%s %s answered %d with no JSON: %s", method, path, status, raw)
+	}
+	return status, v
+}
+
+func (p *proc) raw(t testing.TB, method, path string, header map[string]string, body any) (int, http.Header, []byte) {
+	t.Helper()
+	var in io.Reader
+	switch b := body.(type) {
+	case nil:
+	case string:
+		in = strings.NewReader(b)
+	default:
+		j, err := json.Marshal(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in = bytes.NewReader(j)
+	}
+	req, err := http.NewRequest(method, p.url+path, in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+p.root)
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for k, v := range header {
+		req.Header.Set(k, v)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, resp.Header, b
+}
+
+// data is do for a request that must answer with want; it returns its data.
+func (p *proc) data(t testing.TB, want int, method, path string, body any) map[string]any {
+	t.Helper()
+	status, v := p.do(t, method, path, nil, body)
+	if status != want {
+		t.Fatalf("%s %s: %d, want %d: %v", method, path, status, want, v)
+	}
+	d, _ := v["data"].(map[string]any)
+	if d == nil {
+		t.Fatalf("%s %s: no data: %v", method, path, v)
+	}
+	if pos, ok := v["position"].(string); ok {
+		d["__position"] = pos
+	}
+	return d
+}
+
+// verify asks the verify door.
+func (p *proc) verify(t testing.TB, body map[string]any) map[string]any {
+	t.Helper()
+	status, v := p.do(t, "POST", "/v1/verify", nil, body)
+	if status != http.StatusOK {
+		t.Fatalf("verify: %d %v", status, v)
+	}
+	return v
+}
+
+// wantReason verifies and insists on the outcome.
+func (p *proc) wantReason(t testing.TB, want string, body map[string]any) map[string]any {
+	t.Helper()
+	v := p.verify(t, body)
+	if v["reason"] != want || v["allowed"] != (want == "ok") {
+		t.Fatalf("verify %v: %v, want %s", body["scope"], v, want)
+	}
+	return v
+}
+
+// eventually polls until f returns "", and fails with its last word after a while.
+func eventually(t testing.TB, f func() string) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		word := f()
+		if word == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(word)
+		}
+		time.Sleep(20 * time.Millisecond) // a real process on the other side: poll, do not wait blindly
+	}
+}

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/keytrail/keytrail/audit/engine"
+	"github.com/keytrail/keytrail/audit/engine/enginetest"
+)
+
+// passwords of the log's users, as an operator would set them.
+func passwords() []string {
+	var env []string
+	for _, user := range []string{"ADMIN", "CTRL", "EDGE", "SYS", "ROUTE"} {
+		env = append(env, "KEYTRAIL_"+user+"_PASSWORD=pw-of-"+strings.ToLower(user))
+	}
+	return env
+}
+
+// cluster is a deployment of separate processes.
+type cluster struct {
+	log, control, auditor *proc
+	verifiers             []*proc
+	root                  string
+	nats, dsn             string
+	env                   []string
+}
+
+func startCluster(t *testing.T, verifiers int) *cluster {
+	t.Helper()
+	dir := t.TempDir()
+	c := &cluster{}
+	eng := enginetest.Start(t, engine.Config{Dir: filepath.Join(dir, "clickhouse")})
+	c.dsn = eng.DSN()
+	addr := freeAddr(t)
+	c.nats = "nats://" + addr
+	c.env = append(passwords(), "KEYTRAIL_NATS="+c.nats)
+	c.log = spawn(t, c.env, "log", "--dir", filepath.Join(dir, "log"), "--listen", addr)
+
+	rootFile := filepath.Join(dir, "root.key")
+	for _, kv := range c.env {
+		name, value, _ := strings.Cut(kv, "=")
+		t.Setenv(name, value)
+	}
+	for range 2 { // running it again changes nothing
+		var out, errw bytes.Buffer
+		if code := run(context.Background(), []string{"init", "--nats", c.nats, "--root-key-file", rootFile}, nil, &out, &errw); code != 0 {
+			t.Fatalf("init: exit %d\n%s%s", code, out.String(), errw.String())
+		}
+	}
+	b, err := os.ReadFile(rootFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.root = strings.TrimSpace(string(b))
+	role := func(name string, more ...string) *proc {
+		p := spawn(t, c.env, append([]string{name, "--nats", c.nats, "--listen", "127.0.0.1:0"}, more...)...)
+		p.root = c.root
+		return p
+	}
+	c.control = role("control", "--name", "control-1", "--clickhouse", c.dsn)
+	for i := range verifiers {
+		name := fmt.Sprintf("verifier-%d", i+1)
+		c.verifiers = append(c.verifiers, role("verifier", "--name", name, "--dir", filepath.Join(dir, name)))
+	}
+	c.auditor = role("auditor", "--name", "auditor-1", "--clickhouse", c.dsn)
+	return c
+}
+
+// freeAddr returns a loopback address that nobody listens on.
+func freeAddr(t testing.TB) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// TestRoles runs the roles as processes: what control writes, every verifier
+// applies, and the auditor has all of it.
+func TestRoles(t *testing.T) {
+	c := startCluster(t, 2)
+	c.control.must(t, "keyspace", "apply", "-f", regime)
+	created := c.control.data(t, 201, "POST", "/v1/keyspaces/scribe-sight/keys", map[string]any{"tenant": "acme", "name": "ci"})
+	ask := map[string]any{"key": created["key"], "keyspace": "scribe-sight", "scope": "read", "min_position": created["__position"]}
+	for _, v := range c.verifiers {
+		v.wantReason(t, "ok", ask) // min_position reads one's own write across processes
+	}
+	revoked := c.control.data(t, 200, "DELETE", "/v1/keys/"+created["id"].(string), nil)
+	ask["min_position"] = revoked["__position"]
+	for _, v := range c.verifiers {
+		v.wantReason(t, "key_revoked", ask)
+	}
+	eventually(t, func() string {
+		out := c.auditor.must(t, "audit", "events", "--key", created["id"].(string))
+		if !strings.Contains(out, "key.created") || !strings.Contains(out, "key.revoked") {
+			return "the trail is not complete:\n" + out
+		}
+		return ""
+	})
+	eventually(t, func() string {
+		out := c.auditor.must(t, "audit", "uses", "--key", created["id"].(string))
+		for _, v := range []string{"verifier-1/", "verifier-2/"} {
+			if strings.Count(out, v) != 2 {
+				return "the ledger does not have both uses of " + v + ":\n" + out
+			}
+		}
+		return ""
+	})
+	got := c.control.data(t, 200, "GET", "/v1/keys/"+created["id"].(string), nil)
+	if got["last_used_at"] == nil {
+		t.Errorf("control does not show when the key was last used: %v", got)
+	}
+
+	// A foreign position is refused, not compared.
+	foreign := map[string]any{"key": created["key"], "min_position": "AQ" + created["__position"].(string)[2:37] + "AA"}
+	if status, v := c.verifiers[0].do(t, "POST", "/v1/verify", nil, foreign); status/100 != 4 || !strings.Contains(fmt.Sprint(v), "min_position") {
+		t.Errorf("a damaged position: %d %v", status, v)
+	}
+
+	// A verifier restarts from its snapshot and the tail.
+	c.verifiers[0].stop(t)
+	name := "verifier-1"
+	again := spawn(t, c.env, "verifier", "--nats", c.nats, "--listen", "127.0.0.1:0", "--name", name,
+		"--dir", filepath.Join(filepath.Dir(c.verifiers[0].cmd.Args[len(c.verifiers[0].cmd.Args)-1]), name))
+	again.root = c.root
+	again.wantReason(t, "key_revoked", ask)
+	if !strings.Contains(again.stderr.String(), "restored from a snapshot") {
+		t.Errorf("the restarted verifier did not use its snapshot:\n%s", again.stderr.String())
+	}
+
+	// The doctor reads the whole log and compares the copy with it.
+	eventually(t, func() string {
+		t.Setenv("KEYTRAIL_AUDIT_URL", c.auditor.url)
+		out, errs, code := c.control.cli(t, "doctor", "--deep", "--nats", c.nats, "--clickhouse", c.dsn)
+		if code != 0 || !strings.Contains(out, "every chain whole") {
+			return fmt.Sprintf("doctor: exit %d\n%s%s", code, out, errs)
+		}
+		return ""
+	})
+	for _, p := range []*proc{again, c.verifiers[1], c.auditor, c.control, c.log} {
+		p.stop(t)
+	}
+	for _, p := range []*proc{again, c.verifiers[0], c.verifiers[1], c.auditor, c.control, c.log} {
+		for _, s := range []string{created["key"].(string), c.root, "pw-of-"} {
+			if strings.Contains(p.stderr.String(), s) {
+				t.Errorf("%v: a secret is in its log", p.cmd.Args[1])
+			}
+		}
+	}
+}
