@@ -1,0 +1,105 @@
+package commands
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+// Create asks for a new key.
+type Create struct {
+	Tenant      events.TenantID   `json:"tenant"`
+	Name        string            `json:"name"`
+	Type        string            `json:"type,omitzero"`        // default: the first type (of the environment)
+	Environment string            `json:"environment,omitzero"` // default: the type's
+	Scopes      *[]string         `json:"scopes,omitzero"`      // absent with no roles: the type's defaults; [] = none
+	Roles       []events.RoleID   `json:"roles,omitempty"`
+	Resources   []events.Resource `json:"resources,omitempty"` // none = the whole tenant
+	Allowlist   []string          `json:"allowlist,omitempty"` // addresses and networks; none = any address
+	ExpiryWish
+	Limit    *events.Limit     `json:"limit,omitzero"` // absent: the keyspace's default
+	Metadata map[string]string `json:"metadata,omitempty"`
+	Reason   string            `json:"reason,omitzero"`
+}
+
+// KeyType returns the type of key that the request asks for. Its faults are
+// among those of Decide.
+func (c *Create) KeyType(d *events.Definition) (*events.KeyType, error) {
+	var f events.FieldErrors
+	if t := c.keyType(&f, d); t != nil {
+		return t, nil
+	}
+	return nil, f
+}
+
+func (c *Create) keyType(f *events.FieldErrors, d *events.Definition) *events.KeyType {
+	fits := func(t *events.KeyType) bool { return c.Environment == "" || t.Environment == c.Environment }
+	if c.Type == "" {
+		i := slices.IndexFunc(d.KeyTypes, func(t events.KeyType) bool { return fits(&t) })
+		if i < 0 {
+			f.Add("environment", "unknown_environment", fmt.Sprintf("no key type is of environment %q", clip(c.Environment)))
+			return nil
+		}
+		return &d.KeyTypes[i]
+	}
+	t, ok := d.Type(c.Type)
+	if !ok {
+		f.Add("type", "unknown_type", fmt.Sprintf("key type %q is not defined in the keyspace", clip(c.Type)))
+		return nil
+	}
+	if !fits(t) {
+		f.Add("environment", "unknown_environment", fmt.Sprintf("key type %q is of environment %q", t.Name, t.Environment))
+		return nil
+	}
+	return t
+}
+
+// Decide returns the creation, or every bad field (events.FieldErrors), or a
+// *Refusal. The secret was drawn for the type that KeyType returns; only its
+// digest and hint come in.
+func (c *Create) Decide(r *Rules, now events.Time, digest events.Digest, hint string) (*events.KeyCreated, error) {
+	var f events.FieldErrors
+	if err := c.Tenant.Validate(); err != nil {
+		f.Add("tenant", "invalid", err.Error())
+	}
+	checkName(&f, c.Name)
+	t := c.keyType(&f, r.Definition)
+	g := events.Grant{Roles: c.Roles}
+	if c.Scopes != nil {
+		g.Scopes = *c.Scopes
+	} else if len(c.Roles) == 0 && t != nil {
+		g.Scopes = t.Defaults
+	}
+	r.checkGrant(&f, t, g, c.Resources)
+	r.checkResources(&f, c.Resources)
+	allowlist := parseAllowlist(&f, c.Allowlist)
+	expires := c.resolve(&f, r.Definition.Expiry, now, now)
+	r.checkLimit(&f, c.Limit)
+	checkMetadata(&f, c.Metadata)
+	checkReason(&f, c.Reason)
+	if err := f.OrNil(); err != nil {
+		return nil, err
+	}
+	if err := r.nameFree(events.KeyID{}, c.Name); err != nil {
+		return nil, err
+	}
+	return &events.KeyCreated{
+		Digest: digest, Hint: hint,
+		Name: c.Name, KeyType: t.Name, Environment: t.Environment,
+		Scopes:    sorted(g.Scopes, cmp.Compare),
+		Roles:     sorted(g.Roles, cmp.Compare),
+		Resources: sorted(c.Resources, events.CompareResources),
+		Allowlist: allowlist,
+		Limit:     c.Limit,
+		ExpiresAt: expires,
+		Metadata:  c.Metadata,
+	}, nil
+}
+
+func checkReason(f *events.FieldErrors, reason string) {
+	if err := events.CheckText(reason, 500); err != nil {
+		f.Add("reason", "invalid", err.Error())
+	}
+}

@@ -1,0 +1,59 @@
+// Package commands is the write side: a request becomes events, or a refusal.
+//
+//	request ─> COMMANDS ─> events ─> log ─> projections ─> verifier ─> answer
+//
+// Each command has a file of its own with what it asks for, the check of every
+// field, and a pure Decide: the state, the rules, the instant and what was drawn
+// at random go in, the facts or a typed refusal come out. The handler does the
+// rest: load, decide, append, and again when the history has moved on. It keeps
+// no state that matters; any number of control nodes work side by side.
+//
+// Invariants (code that upholds one cites it by number):
+//
+//	C1  Deciding is pure. No clock, log, randomness or context inside Decide.
+//	C2  One request is one Append: all of its events or none. The expectation is
+//	    the end of the history that was decided on, so nothing is decided on a
+//	    history that has moved on.
+//	C3  Every decision stands on a view at least as new as the log's end when the
+//	    request came in, on whichever node that end was written.
+//	C4  A secret exists from the draw to the one reply that shows it. The log gets
+//	    its SHA-256 digest; a replayed reply carries no secret.
+//	C5  Nobody gives or touches what is beyond their own power: outside its
+//	    keyspaces and tenants a principal sees nothing, and a key or role of the
+//	    built-in keyspace is written only by one who holds all that it could do
+//	    before and could do after. (Only lifting is bounded: a principal may always
+//	    disable or revoke the key it came with.)
+//	C6  Rotation never lengthens the old key's life.
+//	C7  A field that is wrong is refused together with every other that is wrong;
+//	    nothing is silently dropped, cut or switched off.
+//
+// # Idempotency
+//
+// A write may carry an Idempotency-Key (draft-ietf-httpapi-idempotency-key-header).
+// Its scope is the actor and the aggregate: the key, the role or the keyspace
+// that is written, and for a new key its keyspace and tenant. The events of the
+// write carry the command id, 64 hexadecimal digits:
+//
+//	first  16 bytes of SHA-256(actor, idempotency key)            who asked, which ask
+//	second 16 bytes of SHA-256(method, path, canonical body)      what was asked
+//
+// A later request whose first half is in the aggregate's history is a replay when
+// the second half is the same: it is answered with the resource as it now is and
+// the position of the first answer, without the secret, marked
+// Idempotent-Replayed: true. With another second half it is refused
+// (idempotency_key_reused). For a new key the id itself is derived from the first
+// half with keyspace and tenant, so two nodes, however far apart in time, meet on
+// one subject with the expectation "no history": exactly once, for ever, with no
+// index and no retention. A request that was refused or that changed nothing left
+// no event; its retry is judged anew.
+//
+// # What is best effort
+//
+// A name is unique among the active and disabled keys of a tenant in a keyspace.
+// One control node is exact (C3, and requests for one name wait for each other);
+// two nodes that give one name within the same few milliseconds may both succeed,
+// because no history is common to both. Ids, not names, identify keys. The guard
+// against revoking the last administrator is of the same strength.
+//
+// Read on in this order: create.go, rules.go, handler.go, http.go.
+package commands

@@ -1,0 +1,154 @@
+package commands
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+// ExpirerConfig is what an Expirer works with.
+type ExpirerConfig struct {
+	Log    events.Log       // required
+	Timers events.Timers    // required
+	Now    func() time.Time // default time.Now
+	Node   events.NodeID    // names this process in the events' source
+	Logger *slog.Logger     // default slog.Default
+}
+
+// Expirer records that keys have expired, each exactly once, however many
+// expirers run: the key's history admits one key.expired. Nothing waits for it;
+// verifiers refuse by the clock.
+type Expirer struct {
+	cfg     ExpirerConfig
+	source  string
+	expired prometheus.Counter
+}
+
+// NewExpirer returns an Expirer.
+func NewExpirer(cfg ExpirerConfig) *Expirer {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &Expirer{
+		cfg:    cfg,
+		source: "/keytrail/control/" + string(cfg.Node),
+		expired: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "keytrail_expirer_recorded_total",
+			Help: "key.expired events that this process recorded. Standing still while keys expire means that timers do not fire; enforcement does not depend on it.",
+		}),
+	}
+}
+
+// Collectors returns the expirer's metrics; the caller registers them.
+func (x *Expirer) Collectors() []prometheus.Collector { return []prometheus.Collector{x.expired} }
+
+// Run keeps the timers in step with the log and records what falls due, until
+// ctx ends (it then returns ctx's error) or the timers fail.
+func (x *Expirer) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return x.cfg.Timers.Changes(ctx, x.changed) })
+	g.Go(func() error { return x.cfg.Timers.Due(ctx, x.due) })
+	return g.Wait()
+}
+
+// changed sets or clears the key's timer after one of its events. An error hands
+// the event in again.
+func (x *Expirer) changed(ctx context.Context, r *events.Recorded) error {
+	ref := events.KeyRef{Keyspace: r.Aggregate.Keyspace, Tenant: r.Aggregate.Tenant, Key: r.Key()}
+	var err error
+	switch d := r.Data.(type) {
+	case *events.KeyCreated:
+		err = x.set(ctx, ref, d.ExpiresAt)
+	case *events.KeyImported:
+		err = x.set(ctx, ref, d.ExpiresAt)
+	case *events.KeyExpiryChanged, *events.KeyRotated:
+		// This event may come again after a later one; what counts is how the key
+		// stands now.
+		err = x.sync(ctx, ref)
+	case *events.KeyRevoked, *events.KeyExpired:
+		err = x.cfg.Timers.Clear(ctx, ref)
+	}
+	if err != nil {
+		return x.failed(ctx, "set a timer", ref, err)
+	}
+	return nil
+}
+
+func (x *Expirer) set(ctx context.Context, ref events.KeyRef, at events.Time) error {
+	if at == 0 {
+		return nil
+	}
+	return x.cfg.Timers.Set(ctx, ref, at)
+}
+
+func (x *Expirer) sync(ctx context.Context, ref events.KeyRef) error {
+	k, err := x.load(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if k.May(&events.KeyExpired{}) != nil {
+		return x.cfg.Timers.Clear(ctx, ref)
+	}
+	return x.cfg.Timers.Set(ctx, ref, k.ExpiresAt)
+}
+
+func (x *Expirer) load(ctx context.Context, ref events.KeyRef) (events.Key, error) {
+	history, err := x.cfg.Log.Load(ctx, ref.Aggregate())
+	if err != nil {
+		return events.Key{}, err
+	}
+	return events.FoldKey(history)
+}
+
+// due records the expiry of a key whose timer fired. An error hands it in again.
+func (x *Expirer) due(ctx context.Context, ref events.KeyRef) error {
+	for range maxTries {
+		k, err := x.load(ctx, ref)
+		if err != nil {
+			return x.failed(ctx, "load", ref, err)
+		}
+		now := events.At(x.cfg.Now())
+		data := DecideExpire(&k, now)
+		if data == nil {
+			if k.May(&events.KeyExpired{}) == nil { // its time has moved, or this clock is behind
+				err = x.cfg.Timers.Set(ctx, ref, k.ExpiresAt)
+			}
+			if err != nil {
+				return x.failed(ctx, "set a timer", ref, err)
+			}
+			return nil
+		}
+		b := &batch{now: now, seal: sealSystem("expirer", x.source, now)}
+		if _, err := b.key(ref.Aggregate(), &k, data); err != nil {
+			return x.failed(ctx, "decide", ref, err)
+		}
+		// crash here: the timer is handed in again and the history says whether the
+		// expiry is on it.
+		seq, err := store(ctx, x.cfg.Log, b.writes)
+		if err == nil {
+			x.expired.Inc()
+			x.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "key expired", slog.String("key_id", ref.Key.String()), slog.String("tenant", string(ref.Tenant)), slog.Uint64("seq", uint64(seq)))
+			return nil
+		}
+		if !errors.Is(err, events.ErrConflict) {
+			return x.failed(ctx, "record the expiry", ref, err)
+		}
+	}
+	return x.failed(ctx, "record the expiry", ref, events.ErrConflict)
+}
+
+func (x *Expirer) failed(ctx context.Context, what string, ref events.KeyRef, err error) error {
+	err = fmt.Errorf("%s of %s: %w", what, ref.Key, err)
+	x.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "expirer", slog.String("key_id", ref.Key.String()), slog.Any("err", err))
+	return err
+}

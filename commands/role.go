@@ -1,0 +1,75 @@
+package commands
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+// DefineRole makes a role of a tenant or replaces its scopes.
+type DefineRole struct {
+	Level       string    `json:"level,omitzero"` // "tenant" (default) or a resource kind of the keyspace
+	Description string    `json:"description,omitzero"`
+	Scopes      *[]string `json:"scopes,omitzero"`
+	Reason      string    `json:"reason,omitzero"`
+}
+
+// Decide returns the definition as an event, nil when it stands as asked, or why not.
+func (c *DefineRole) Decide(role *events.Role, r *Rules, id events.RoleID) (*events.RoleDefined, error) {
+	var f events.FieldErrors
+	if err := id.Validate(); err != nil {
+		f.Add("role", "invalid", err.Error())
+	}
+	if err := r.Tenant.Validate(); err != nil {
+		f.Add("tenant", "invalid", err.Error())
+	}
+	level := cmp.Or(c.Level, levelTenant)
+	if atResource(level) && !slices.Contains(r.Definition.Resources, level) {
+		f.Add("level", "unknown_kind", fmt.Sprintf("level %q: want %s or a resource kind of keyspace %q", clip(level), levelTenant, r.Keyspace))
+	}
+	if err := events.CheckText(c.Description, 500); err != nil {
+		f.Add("description", "invalid", err.Error())
+	}
+	var scopes []string
+	if c.Scopes == nil {
+		f.Add("scopes", "required", "want a list of scopes; [] = none")
+	} else {
+		r.checkGrant(&f, nil, events.Grant{Scopes: *c.Scopes}, nil)
+		scopes = sorted(*c.Scopes, cmp.Compare)
+	}
+	checkReason(&f, c.Reason)
+	if err := f.OrNil(); err != nil {
+		return nil, err
+	}
+	if scopes == nil {
+		scopes = []string{}
+	}
+	if role.Exists() && role.Level == level && role.Description == c.Description && slices.Equal(role.Scopes, scopes) {
+		return nil, nil
+	}
+	data := &events.RoleDefined{Level: level, Description: c.Description, Scopes: scopes}
+	if role.Exists() {
+		data.Before = role.Scopes
+	}
+	return data, nil
+}
+
+// DeleteRole ends a role: keys that hold it have nothing from it any more.
+type DeleteRole struct {
+	Reason string `json:"reason,omitzero"`
+}
+
+// Decide returns the deletion, or why not.
+func (c *DeleteRole) Decide(role *events.Role) (*events.RoleDeleted, error) {
+	var f events.FieldErrors
+	checkReason(&f, c.Reason)
+	if err := f.OrNil(); err != nil {
+		return nil, err
+	}
+	if !role.Exists() {
+		return nil, refuse(CodeNotFound, "", "there is no such role")
+	}
+	return new(events.RoleDeleted), nil
+}

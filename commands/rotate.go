@@ -1,0 +1,82 @@
+package commands
+
+import (
+	"time"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+// Rotate gives a key a successor with a new secret and the same power, and ends
+// the key itself after an overlap.
+type Rotate struct {
+	Overlap    *string `json:"overlap,omitzero"` // how long both work, as 24h or 7d; default 0: the old key ends at once
+	ExpiryWish         // the successor's; absent = as long a life as the old key was given
+	Reason     string  `json:"reason,omitzero"`
+}
+
+// Decide returns the successor's creation and the end of the old key, or why
+// not. The secret was drawn for the old key's type; only digest and hint come in.
+func (c *Rotate) Decide(k *events.Key, r *Rules, now events.Time, successor events.KeyID, digest events.Digest, hint string) (*events.KeyCreated, *events.KeyRotated, error) {
+	var f events.FieldErrors
+	checkReason(&f, c.Reason)
+	var overlap time.Duration
+	if c.Overlap != nil {
+		var err error
+		if overlap, err = parseDuration(*c.Overlap); err != nil {
+			f.Add("overlap", "invalid", "want a duration of 0 to 100 years, as 0s, 24h or 7d")
+		}
+	}
+	expires := c.successorExpiry(&f, k, r.Definition.Expiry, now)
+	t, ok := r.Definition.Type(k.KeyType)
+	if !ok {
+		f.Add("type", "unknown_type", "the key's type is no longer defined in the keyspace")
+	}
+	r.checkGrant(&f, t, k.Grant, k.Resources)
+	r.checkResources(&f, k.Resources)
+	r.checkLimit(&f, k.Limit)
+	// C6: the overlap never outlives the key's own expiry.
+	until := now.Add(overlap)
+	if k.ExpiresAt != 0 {
+		until = min(until, k.ExpiresAt)
+	}
+	rotated := &events.KeyRotated{Successor: successor, Before: k.ExpiresAt, After: until}
+	if err := admit(k, rotated, now); err != nil {
+		return nil, nil, err
+	}
+	if err := f.OrNil(); err != nil {
+		return nil, nil, err
+	}
+	created := &events.KeyCreated{
+		Digest: digest, Hint: hint,
+		Name: k.Label.Name, Metadata: k.Label.Metadata,
+		KeyType: t.Name, Environment: t.Environment,
+		Scopes: k.Grant.Scopes, Roles: k.Grant.Roles, Resources: k.Resources,
+		Allowlist: k.Allowlist, Limit: k.Limit,
+		ExpiresAt: expires, RotatedFrom: k.ID,
+	}
+	return created, rotated, nil
+}
+
+// successorExpiry is what was asked for, else as long a life as the old key was
+// given, shortened to the policy's longest; a key without expiry gets one only
+// where the policy wants it.
+func (c *Rotate) successorExpiry(f *events.FieldErrors, k *events.Key, p events.ExpiryPolicy, now events.Time) events.Time {
+	if c.Given() {
+		return c.resolve(f, p, now, now)
+	}
+	longest := time.Duration(maxDuration)
+	if p.MaxSeconds > 0 {
+		longest = p.Max()
+	}
+	if k.ExpiresAt != 0 {
+		life := time.Duration(k.ExpiresAt-k.CreatedAt) * time.Millisecond
+		return now.Add(min(life, longest))
+	}
+	if p.MaxSeconds == 0 && !p.Required {
+		return 0
+	}
+	if p.DefaultSeconds == 0 && p.MaxSeconds > 0 {
+		return now.Add(longest)
+	}
+	return c.resolve(f, p, now, now)
+}

@@ -1,0 +1,179 @@
+package commands
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+// Rules is what a decision consults beside the history of what it changes: the
+// keyspace's definition, the tenant's roles, and who holds the name asked for.
+type Rules struct {
+	Keyspace   events.KeyspaceID
+	Tenant     events.TenantID
+	Definition *events.Definition
+	Roles      func(events.RoleID) (events.Role, bool) // the tenant's roles, the deleted ones included
+	NameHolder events.KeyID                            // the live key that holds the name asked for; zero = it is free
+}
+
+// role returns the role if it exists.
+func (r *Rules) role(id events.RoleID) (events.Role, bool) {
+	role, ok := r.Roles(id)
+	return role, ok && role.Exists()
+}
+
+// Power returns the effective scopes of a grant: its own and its roles', with
+// all that they imply, sorted.
+func (r *Rules) Power(g events.Grant) []string {
+	scopes := slices.Clone(g.Scopes)
+	for _, id := range g.Roles {
+		if role, ok := r.role(id); ok {
+			scopes = append(scopes, role.Scopes...)
+		}
+	}
+	return r.Definition.Expand(scopes)
+}
+
+// checkGrant reports every scope and role that the type may not hold here.
+func (r *Rules) checkGrant(f *events.FieldErrors, t *events.KeyType, g events.Grant, resources []events.Resource) {
+	if len(g.Scopes) > events.MaxScopes {
+		f.Add("scopes", "invalid", fmt.Sprintf("want at most %d", events.MaxScopes))
+	}
+	if len(g.Roles) > events.MaxScopes {
+		f.Add("roles", "invalid", fmt.Sprintf("want at most %d", events.MaxScopes))
+	}
+	var ceiling []string
+	if t != nil && t.Ceiling != nil {
+		ceiling = r.Definition.Expand(t.Ceiling)
+	}
+	above := func(s string) bool { return ceiling != nil && !slices.Contains(ceiling, s) }
+	for i, s := range g.Scopes {
+		path := fmt.Sprintf("scopes[%d]", i)
+		switch {
+		case !r.Definition.HasScope(s):
+			f.Add(path, "unknown_scope", fmt.Sprintf("scope %q is not in the catalogue of keyspace %q", clip(s), r.Keyspace))
+		case above(s):
+			f.Add(path, "above_ceiling", fmt.Sprintf("keys of type %q may not hold scope %q", t.Name, s))
+		}
+	}
+	for i, id := range g.Roles {
+		path := fmt.Sprintf("roles[%d]", i)
+		role, ok := r.role(id)
+		if !ok {
+			f.Add(path, "unknown_role", fmt.Sprintf("role %q is not defined for tenant %q", clip(string(id)), r.Tenant))
+			continue
+		}
+		if j := slices.IndexFunc(r.Definition.Expand(role.Scopes), above); j >= 0 {
+			f.Add(path, "above_ceiling", fmt.Sprintf("role %q holds scopes that keys of type %q may not hold", id, t.Name))
+		}
+		if atResource(role.Level) && !slices.ContainsFunc(resources, func(x events.Resource) bool { return x.Kind == role.Level }) {
+			f.Add(path, "role_level", fmt.Sprintf("role %q is of level %q: the key must be restricted to a %s", id, role.Level, role.Level))
+		}
+	}
+}
+
+// atResource reports whether a role of this level is held only by keys that are
+// restricted to a resource of that kind.
+func atResource(level string) bool { return level != "" && level != levelTenant }
+
+const levelTenant = "tenant"
+
+// checkResources reports every resource that the keyspace does not know.
+func (r *Rules) checkResources(f *events.FieldErrors, rs []events.Resource) {
+	if len(rs) > events.MaxResources {
+		f.Add("resources", "invalid", fmt.Sprintf("want at most %d", events.MaxResources))
+	}
+	for i, x := range rs {
+		path := fmt.Sprintf("resources[%d]", i)
+		if !slices.Contains(r.Definition.Resources, x.Kind) {
+			f.Add(path+".kind", "unknown_kind", fmt.Sprintf("resource kind %q is not declared by keyspace %q", clip(x.Kind), r.Keyspace))
+		}
+		if err := (events.Resource{Kind: "x", ID: x.ID}).Validate(); err != nil {
+			f.Add(path+".id", "invalid", err.Error())
+		}
+	}
+}
+
+// checkLimit reports what is wrong with a limit; nil means the keyspace's own.
+func (r *Rules) checkLimit(f *events.FieldErrors, l *events.Limit) {
+	f.Merge("limit", r.Definition.CheckLimit(l))
+}
+
+func checkName(f *events.FieldErrors, name string) {
+	switch err := events.CheckText(name, 100); {
+	case name == "":
+		f.Add("name", "required", "want 1 to 100 characters")
+	case err != nil:
+		f.Add("name", "invalid", err.Error())
+	}
+}
+
+func checkMetadata(f *events.FieldErrors, m map[string]string) {
+	if len(m) > 32 {
+		f.Add("metadata", "invalid", "want at most 32 members")
+		return
+	}
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		if k == "" || events.CheckText(k, 64) != nil {
+			f.Add("metadata", "invalid", "want keys of 1 to 64 characters without control characters")
+		} else if err := events.CheckText(m[k], 500); err != nil {
+			f.Add("metadata."+k, "invalid", err.Error())
+		}
+	}
+}
+
+// nameFree refuses a name that another live key of the tenant holds.
+func (r *Rules) nameFree(own events.KeyID, name string) error {
+	if r.NameHolder.IsZero() || r.NameHolder == own {
+		return nil
+	}
+	return refuse(CodeDuplicateName, "name", "key %s of tenant %q already has the name %q", r.NameHolder, r.Tenant, name)
+}
+
+// admit asks the key's life whether data may come next at the instant now (E5).
+// A key whose expiry has come is expired, whether or not that is recorded yet.
+func admit(k *events.Key, data events.Data, now events.Time) error {
+	at := *k
+	at.Status = k.StatusAt(now)
+	if at.May(data) == nil {
+		return nil
+	}
+	switch data.(type) {
+	case *events.KeyDisabled:
+		if at.Status == events.StatusDisabled {
+			return refuse(CodeAlready, "", "the key is already disabled")
+		}
+	case *events.KeyEnabled:
+		if at.Status == events.StatusActive {
+			return refuse(CodeAlready, "", "the key is already active")
+		}
+	case *events.KeyRevoked:
+		if at.Status == events.StatusRevoked {
+			return refuse(CodeAlready, "", "the key is already revoked")
+		}
+	case *events.KeyRotated:
+		if !k.RotatedTo.IsZero() && at.Status == events.StatusActive {
+			return refuse(CodeAlreadyRotated, "", "the key is already rotated: its successor is %s", k.RotatedTo)
+		}
+	}
+	return refuse(CodeState, "", "not possible for a key that is %s", at.Status)
+}
+
+// sorted returns s in order, each once.
+func sorted[T any](s []T, compare func(a, b T) int) []T {
+	if len(s) == 0 {
+		return nil
+	}
+	s = slices.SortedFunc(slices.Values(s), compare)
+	return slices.CompactFunc(s, func(a, b T) bool { return compare(a, b) == 0 })
+}
+
+// clip bounds what an answer repeats of its question.
+func clip(s string) string {
+	if len(s) > 40 {
+		return s[:40] + "…"
+	}
+	return s
+}

@@ -1,0 +1,93 @@
+package commands
+
+import (
+	"net/netip"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+// KeyView is a key as the door shows it: never the secret or its digest. What
+// the key does not have is null, so that every key has the same members.
+type KeyView struct {
+	ID           events.KeyID       `json:"id"`
+	Key          string             `json:"key,omitzero"` // the secret, in the one answer that shows it (C4)
+	Keyspace     events.KeyspaceID  `json:"keyspace"`
+	Tenant       events.TenantID    `json:"tenant"`
+	Name         string             `json:"name"`
+	Hint         string             `json:"hint"`
+	Type         string             `json:"type"`
+	Environment  *string            `json:"environment"`
+	Status       events.Status      `json:"status"` // at the instant of the answer, or as_of
+	Scopes       []string           `json:"scopes"` // as granted, without what they imply
+	Roles        []events.RoleID    `json:"roles"`
+	Resources    []events.Resource  `json:"resources"` // none = the whole tenant
+	Allowlist    []netip.Prefix     `json:"allowlist"` // none = any address
+	Limit        *events.Limit      `json:"limit"`     // null = the keyspace's default
+	ExpiresAt    *events.Time       `json:"expires_at"`
+	Metadata     map[string]string  `json:"metadata"`
+	CreatedAt    events.Time        `json:"created_at"`
+	CreatedBy    events.Actor       `json:"created_by"`
+	UpdatedAt    events.Time        `json:"updated_at"`
+	RotatedFrom  *events.KeyID      `json:"rotated_from"`
+	RotatedTo    *events.KeyID      `json:"rotated_to"`
+	RevokedAt    *events.Time       `json:"revoked_at"`
+	RevokeCode   *events.RevokeCode `json:"revoke_code"`
+	RevokeReason *string            `json:"revoke_reason"`
+	LastUsedAt   *events.Time       `json:"last_used_at"` // null when never or not known right now
+	Rev          uint64             `json:"rev"`
+}
+
+// ViewKey returns the key as it stands at the instant.
+func ViewKey(k *events.Key, at events.Time) KeyView {
+	return KeyView{
+		ID: k.ID, Keyspace: k.Keyspace, Tenant: k.Tenant,
+		Name: k.Label.Name, Hint: k.Hint, Type: k.KeyType, Environment: null(k.Environment),
+		Status: k.StatusAt(at),
+		Scopes: k.Grant.Scopes, Roles: k.Grant.Roles, Resources: k.Resources, Allowlist: k.Allowlist,
+		Limit: k.Limit, ExpiresAt: null(k.ExpiresAt), Metadata: k.Label.Metadata,
+		CreatedAt: k.CreatedAt, CreatedBy: k.CreatedBy, UpdatedAt: k.UpdatedAt,
+		RotatedFrom: null(k.RotatedFrom), RotatedTo: null(k.RotatedTo),
+		RevokedAt: null(k.RevokedAt), RevokeCode: null(k.RevokeCode), RevokeReason: null(k.RevokeNote),
+		Rev: k.Rev,
+	}
+}
+
+// KeyspaceView is a keyspace as the door shows it. Its definition is what PUT
+// takes.
+type KeyspaceView struct {
+	ID         events.KeyspaceID  `json:"id"`
+	Definition *events.Definition `json:"definition"`
+	Rev        uint64             `json:"rev"`
+	CreatedAt  events.Time        `json:"created_at"`
+	UpdatedAt  events.Time        `json:"updated_at"`
+}
+
+func viewKeyspace(ks *events.Keyspace) KeyspaceView {
+	return KeyspaceView{ks.ID, &ks.Definition, ks.Rev, ks.CreatedAt, ks.UpdatedAt}
+}
+
+// RoleView is a role as the door shows it.
+type RoleView struct {
+	ID          events.RoleID     `json:"id"`
+	Keyspace    events.KeyspaceID `json:"keyspace"`
+	Tenant      events.TenantID   `json:"tenant"`
+	Level       string            `json:"level"`
+	Description string            `json:"description"`
+	Scopes      []string          `json:"scopes"`
+	Deleted     bool              `json:"deleted"`
+	Rev         uint64            `json:"rev"`
+	UpdatedAt   events.Time       `json:"updated_at"`
+}
+
+func viewRole(r *events.Role) RoleView {
+	return RoleView{r.ID, r.Keyspace, r.Tenant, r.Level, r.Description, r.Scopes, r.Deleted, r.Rev, r.UpdatedAt}
+}
+
+// null returns nil for the zero value, which the answer shows as null.
+func null[T comparable](v T) *T {
+	var zero T
+	if v == zero {
+		return nil
+	}
+	return &v
+}
