@@ -1,0 +1,135 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/keytrail/keytrail/audit/engine/enginetest"
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/logtest"
+)
+
+func TestMain(m *testing.M) {
+	crashChildMain()
+	enginetest.Main(m)
+}
+
+// clock is a log's clock that tests set: it spans months, so that partitions are cut.
+type clock struct{ at events.Time }
+
+func (c *clock) now() time.Time { return c.at.Std() }
+
+var start = events.At(time.Date(2026, 1, 31, 23, 59, 0, 0, time.UTC))
+
+func openStore(t testing.TB, dsn string) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), StoreConfig{DSN: dsn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// startWriter runs a writer until the test ends or the returned function is called.
+func startWriter(t testing.TB, cfg WriterConfig) (stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	w := NewWriter(cfg)
+	go func() { done <- w.Run(ctx) }()
+	stopped := false
+	stop = func() error {
+		if stopped {
+			return nil
+		}
+		stopped = true
+		cancel()
+		return <-done
+	}
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Errorf("writer: %v", err)
+		}
+	})
+	return stop
+}
+
+// waitCopied returns when the copy, rollups included, holds everything of log.
+func waitCopied(t testing.TB, s *Store, log *logtest.MemLog) {
+	t.Helper()
+	last, err := log.Last(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lastUse, err := log.LastUse(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		var ev, us, raw, r1, r2, r3 uint64
+		err := s.conn.QueryRow(t.Context(), `SELECT (SELECT max(seq) FROM events), (SELECT max(seq) FROM use_batches), (SELECT count() FROM uses),
+			(SELECT sum(n) FROM use_hour), (SELECT sum(n) FROM use_day_key), (SELECT sum(n) FROM use_key)`).Scan(&ev, &us, &raw, &r1, &r2, &r3)
+		if err != nil {
+			return err
+		}
+		if ev < uint64(last) || us < uint64(lastUse) || r1 != raw || r2 != raw || r3 != raw {
+			return fmt.Errorf("events %d of %d, use messages %d of %d, uses %d, rolled up %d, %d, %d", ev, last, us, lastUse, raw, r1, r2, r3)
+		}
+		return nil
+	})
+}
+
+// eventually polls f until it returns nil.
+func eventually(t testing.TB, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	err := f()
+	for err != nil && time.Now().Before(deadline) {
+		if perr := pause(t.Context(), 10*time.Millisecond); perr != nil {
+			t.Fatal(errors.Join(perr, err))
+		}
+		err = f()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// keyID is the i-th key of the tests.
+func keyID(i int) events.KeyID { return events.KeyID(ulid.ULID{1, byte(i >> 8), byte(i)}) }
+
+func publish(t testing.TB, log *logtest.MemLog, b events.UseBatch) events.Seq {
+	t.Helper()
+	b.Log = log.ID()
+	data, err := events.EncodeUses(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seq, err := log.Publish(t.Context(), b.Node, b.MessageID(), data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seq
+}
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func use(at events.Time, ks events.KeyspaceID, tenant events.TenantID, key events.KeyID, reason events.Reason, ip string) events.Use {
+	u := events.Use{Time: at, Keyspace: ks, Tenant: tenant, Key: key, Reason: reason, Cost: 1, Seq: 1, Scope: "read",
+		Resource: events.Resource{Kind: "project", ID: "proj_1"}}
+	if ip != "" {
+		u.IP = addr(ip)
+	}
+	return u
+}

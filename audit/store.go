@@ -1,0 +1,254 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/pressly/goose/v3"
+
+	"github.com/keytrail/keytrail/events"
+	schema "github.com/keytrail/keytrail/schemas/clickhouse"
+)
+
+// ErrUnavailable says that ClickHouse cannot be reached or cannot answer now.
+// The same call may be made again later.
+var ErrUnavailable = errors.New("ClickHouse cannot be reached or does not answer")
+
+// StoreConfig says which database holds the copy.
+type StoreConfig struct {
+	// DSN is clickhouse://user:password@host:9000/database, optionally with
+	// ?secure=true. One host, native protocol. It is never logged.
+	DSN string
+	// Logger receives what is worth telling an operator. Default: nobody is told.
+	Logger *slog.Logger
+}
+
+// Store is the database of the copy. It is safe for concurrent use. It prints as
+// host and database, never with its password.
+type Store struct {
+	conn     driver.Conn
+	options  clickhouse.Options
+	database string
+	logger   *slog.Logger
+	log      atomic.Pointer[events.LogID] // set once bound
+}
+
+var databaseRE = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
+
+// migrationsTable is where goose notes which steps a database has taken.
+const migrationsTable = "keytrail_migrations"
+
+// Open connects, creates the database if it does not exist, and brings its tables
+// to this release's shape; two processes that do so at once take turns. Errors:
+// ErrUnavailable; others are sentences for the operator.
+func Open(ctx context.Context, cfg StoreConfig) (*Store, error) {
+	options, err := parseDSN(cfg.DSN)
+	if err != nil {
+		return nil, err
+	}
+	logger := cfg.Logger
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Store{options: *options, database: options.Auth.Database, logger: logger}
+	if err := s.createDatabase(ctx); err != nil {
+		return nil, err
+	}
+	if s.conn, err = clickhouse.Open(options); err != nil {
+		return nil, fmt.Errorf("open ClickHouse: %w", err)
+	}
+	if err := s.migrate(ctx); err != nil {
+		return nil, errors.Join(err, s.conn.Close())
+	}
+	return s, nil
+}
+
+// parseDSN never repeats the DSN in an error: it holds a password.
+func parseDSN(dsn string) (*clickhouse.Options, error) {
+	const want = "want clickhouse://user:password@host:9000/database"
+	o, err := clickhouse.ParseDSN(dsn)
+	switch {
+	case err != nil:
+		return nil, errors.New("the ClickHouse DSN cannot be read: " + want)
+	case o.Protocol != clickhouse.Native:
+		return nil, errors.New("the ClickHouse DSN names the HTTP protocol: " + want)
+	case len(o.Addr) != 1:
+		return nil, fmt.Errorf("the ClickHouse DSN names %d hosts: the tables live on one server; %s", len(o.Addr), want)
+	case !databaseRE.MatchString(o.Auth.Database):
+		return nil, errors.New("the ClickHouse DSN names no database of letters, digits and '_': " + want)
+	}
+	o.MaxOpenConns, o.MaxIdleConns = 16, 4
+	o.DialTimeout = 5 * time.Second
+	o.ReadTimeout = time.Minute
+	o.Compression = nil
+	return o, nil
+}
+
+// createDatabase makes sure that the database exists. The first try asks for
+// nothing that an operator who made it by hand would have to grant.
+func (s *Store) createDatabase(ctx context.Context) error {
+	try := func(database, sql string) error {
+		o := s.options
+		o.Auth.Database = database
+		conn, err := clickhouse.Open(&o)
+		if err != nil {
+			return err
+		}
+		return errors.Join(conn.Exec(ctx, sql), conn.Close())
+	}
+	err := try(s.database, "SELECT 1")
+	if code(err) == codeUnknownDatabase {
+		err = try("default", "CREATE DATABASE IF NOT EXISTS `"+s.database+"`")
+	}
+	if code(err) == codeAuthentication {
+		return fmt.Errorf("ClickHouse at %s refuses the user or the password of the DSN", s)
+	}
+	return s.fault(ctx, "connect to ClickHouse", err)
+}
+
+// migrate takes the steps that the database has not taken yet. The lease keeps a
+// second process out meanwhile; its turn then finds nothing to do.
+func (s *Store) migrate(ctx context.Context) error {
+	return s.withLease(ctx, "migrate", func(ctx context.Context) error {
+		o := s.options
+		db := clickhouse.OpenDB(&o)
+		defer db.Close()
+		p, err := goose.NewProvider(goose.DialectClickHouse, db, schema.Migrations,
+			goose.WithTableName(migrationsTable), goose.WithDisableGlobalRegistry(true), goose.WithSlog(slog.New(slog.DiscardHandler)))
+		if err != nil {
+			return fmt.Errorf("read the migrations: %w", err)
+		}
+		have, want, err := p.GetVersions(ctx)
+		if err != nil {
+			return s.fault(ctx, "read which migrations the database has", err)
+		}
+		if have > want {
+			return fmt.Errorf("database %s is at step %d, this release knows %d: it was used by a newer Keytrail; upgrade this process", s, have, want)
+		}
+		// crash here: each step is idempotent and noted after it is taken.
+		done, err := p.Up(ctx)
+		for _, r := range done {
+			s.logger.InfoContext(ctx, "audit tables changed", "step", r.Source.Version, "took", r.Duration)
+		}
+		return s.fault(ctx, "bring the tables to this release's shape", err)
+	})
+}
+
+// Close closes the connections.
+func (s *Store) Close() error { return s.conn.Close() }
+
+// String names the server and the database, without user and password.
+func (s *Store) String() string { return s.options.Addr[0] + "/" + s.database }
+
+// GoString is String: %#v would print the options.
+func (s *Store) GoString() string { return s.String() }
+
+// LogValue is String.
+func (s *Store) LogValue() slog.Value { return slog.StringValue(s.String()) }
+
+// StopError says that the copy cannot go on and no retry mends it.
+type StopError struct{ Reason string }
+
+func (e *StopError) Error() string { return e.Reason }
+
+func stop(format string, args ...any) error { return &StopError{fmt.Sprintf(format, args...)} }
+
+// bind makes the database the copy of one log, or checks that it is (A6).
+func (s *Store) bind(ctx context.Context, id events.LogID) error {
+	if bound := s.log.Load(); bound != nil && *bound == id {
+		return nil
+	}
+	have, err := s.identities(ctx)
+	if err == nil && len(have) == 0 {
+		// crash here, or two at once: the row is the same, or the check below fails.
+		err = s.fault(ctx, "record the log's identity", s.conn.Exec(ctx,
+			"INSERT INTO log_identity (id, since) VALUES ({id:String}, now64(3))", clickhouse.Named("id", id.String())))
+		if err == nil {
+			have, err = s.identities(ctx)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return s.checkIdentity(id, have)
+}
+
+// checkBound is bind for readers: a database that nobody has written to is fine.
+func (s *Store) checkBound(ctx context.Context, id events.LogID) error {
+	if bound := s.log.Load(); bound != nil && *bound == id {
+		return nil
+	}
+	have, err := s.identities(ctx)
+	if err != nil || len(have) == 0 {
+		return err
+	}
+	return s.checkIdentity(id, have)
+}
+
+func (s *Store) checkIdentity(id events.LogID, have []string) error {
+	if len(have) != 1 || have[0] != id.String() {
+		return stop("database %s is the copy of log %v, not of log %s: name another database, or drop this one to fill it from this log", s, have, id)
+	}
+	s.log.Store(&id)
+	return nil
+}
+
+func (s *Store) identities(ctx context.Context) ([]string, error) {
+	var ids []string
+	if err := s.conn.QueryRow(ctx, "SELECT groupUniqArray(id) FROM log_identity").Scan(&ids); err != nil {
+		return nil, s.fault(ctx, "read which log the database is a copy of", err)
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+// Codes of ClickHouse's exceptions, from its ErrorCodes.cpp.
+const (
+	codeUnknownDatabase = 81
+	codeTimeout         = 159
+	codeTooManyQueries  = 202
+	codeNetwork         = 210
+	codeQueryRuns       = 216
+	codeAborted         = 236
+	codeMemory          = 241
+	codeTooManyParts    = 252
+	codeCancelled       = 394
+	codeAuthentication  = 516
+)
+
+// code returns the code of ClickHouse's own answer, 0 if err is none.
+func code(err error) int {
+	var a *clickhouse.Exception
+	if errors.As(err, &a) {
+		return int(a.Code)
+	}
+	if b, ok := ch.AsException(err); ok {
+		return int(b.Code)
+	}
+	return 0
+}
+
+// fault says what was being done, and marks as ErrUnavailable what another time
+// may succeed: no answer at all, or an answer that says so.
+func (s *Store) fault(ctx context.Context, doing string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("%s: %w", doing, context.Cause(ctx))
+	}
+	switch code(err) {
+	case 0, codeTimeout, codeTooManyQueries, codeNetwork, codeQueryRuns, codeAborted, codeMemory, codeTooManyParts, codeCancelled:
+		return fmt.Errorf("%s: %w: %w", doing, ErrUnavailable, err)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
