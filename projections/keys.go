@@ -16,7 +16,6 @@ import (
 type Keys struct {
 	position
 	fresh   atomic.Int64  // the log's clock at the last heartbeat that was fully applied
-	last    atomic.Uint64 // the log's last sequence at that heartbeat
 	applied atomic.Uint64 // events folded since the start
 	count   atomic.Int64
 	spaces  atomic.Pointer[map[events.KeyspaceID]*Keyspace] // defined keyspaces; swapped whole
@@ -84,7 +83,6 @@ func (v *Keys) Fresh(at events.Time, last events.Seq) {
 	if last > v.At() { // not what the contract says; believing it would unsay staleness
 		return
 	}
-	v.last.Store(uint64(last))
 	v.fresh.Store(max(int64(at), v.fresh.Load()))
 }
 

@@ -24,32 +24,27 @@ type ListQuery struct {
 const DefaultLimit = 100
 
 // List returns one page of keys in the order of their creation, and the After of
-// the next page, 0 on the last one. A page may be followed by an empty one.
-// It reads only what the keyspace or the tenants asked for hold, from After on.
-// The lists of the keys are shared: do not modify.
+// the next page, 0 on the last one. It reads only what the keyspace or the
+// tenants asked for hold, from After on, and holds no lock while it does. The
+// lists of the keys are shared: do not modify.
 func (d *Directory) List(q ListQuery) (keys []events.Key, next events.Seq) {
 	if q.Limit <= 0 {
 		q.Limit = DefaultLimit
 	}
 	lists := d.pick(&q)
 	name := strings.ToLower(q.Name)
-	for {
-		e := pop(&lists)
-		if e == nil {
-			return keys, 0
-		}
+	var last events.Seq
+	for e := pop(&lists); e != nil; e = pop(&lists) {
 		k := e.key.Load()
 		if q.Status != "" && k.StatusAt(q.Now) != q.Status || !strings.Contains(strings.ToLower(k.Label.Name), name) {
 			continue
 		}
-		keys = append(keys, *k)
 		if len(keys) == q.Limit {
-			if len(lists) == 0 {
-				return keys, 0
-			}
-			return keys, e.created
+			return keys, last // there is one more
 		}
+		keys, last = append(keys, *k), e.created
 	}
+	return keys, 0
 }
 
 // pick returns the lists that the query needs, each from After on, none empty.

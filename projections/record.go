@@ -103,6 +103,27 @@ func (v *Keys) grant(space *Keyspace, tenant events.TenantID, keyType string, gi
 	if len(given.Roles) == 0 {
 		tenant = "" // then tenants share it
 	}
+	key := sumGrant(space, tenant, keyType, given)
+	return v.grants.take(key, func() *grant {
+		g := &grant{key: key, space: space, tenant: tenant, keyType: keyType, given: given}
+		v.index(g)
+		return g
+	})
+}
+
+// index makes a new grant known to its roles, and resolves it.
+func (v *Keys) index(g *grant) {
+	for _, role := range g.given.Roles {
+		ref := g.role(role)
+		if v.byRole[ref] == nil {
+			v.byRole[ref] = map[*grant]struct{}{}
+		}
+		v.byRole[ref][g] = struct{}{}
+	}
+	v.resolve(g)
+}
+
+func sumGrant(space *Keyspace, tenant events.TenantID, keyType string, given events.Grant) sum {
 	h := make(encoding, 0, 256).text(string(space.ID)).text(string(tenant)).text(keyType)
 	for _, s := range given.Scopes {
 		h = h.text(s)
@@ -111,19 +132,7 @@ func (v *Keys) grant(space *Keyspace, tenant events.TenantID, keyType string, gi
 	for _, r := range given.Roles {
 		h = h.text(string(r))
 	}
-	key := h.sum()
-	return v.grants.take(key, func() *grant {
-		g := &grant{key: key, space: space, tenant: tenant, keyType: keyType, given: given}
-		for _, role := range given.Roles {
-			ref := g.role(role)
-			if v.byRole[ref] == nil {
-				v.byRole[ref] = map[*grant]struct{}{}
-			}
-			v.byRole[ref][g] = struct{}{}
-		}
-		v.resolve(g)
-		return g
-	})
+	return h.sum()
 }
 
 func (g *grant) role(id events.RoleID) roleRef { return roleRef{g.space.ID, g.tenant, id} }
@@ -141,11 +150,7 @@ func (v *Keys) resolve(g *grant) {
 }
 
 func (v *Keys) resourceList(list []events.Resource) *resources {
-	h := make(encoding, 0, 256)
-	for _, r := range list {
-		h = h.text(r.Kind).text(r.ID)
-	}
-	key := h.sum()
+	key := sumResources(list)
 	return v.resources.take(key, func() *resources { return &resources{key, slices.Clone(list)} })
 }
 
@@ -174,6 +179,14 @@ func sumPrefixes(list []netip.Prefix) sum {
 			h[len(h)-1] = 4
 		}
 		h = append(h, b[:]...)
+	}
+	return h.sum()
+}
+
+func sumResources(list []events.Resource) sum {
+	h := make(encoding, 0, 256)
+	for _, r := range list {
+		h = h.text(r.Kind).text(r.ID)
 	}
 	return h.sum()
 }
