@@ -260,10 +260,10 @@ func (l *MemLog) Follow(ctx context.Context, after events.Seq, f events.Follower
 			continue
 		}
 		if len(s.batch) > 0 {
+			after += events.Seq(len(s.batch)) // before Apply: the slice is the follower's to spoil
 			if err := f.Apply(s.batch); err != nil {
 				return err
 			}
-			after = s.batch[len(s.batch)-1].Seq
 		}
 		if after != s.last {
 			continue // more is waiting

@@ -158,9 +158,9 @@ func TestDownAndBack(t *testing.T) {
 		synctest.Wait()
 		l.SetDown(true)
 		synctest.Wait()
-		beats := f.count()
+		beats := len(f.beats())
 		time.Sleep(10 * time.Second)
-		if got := f.count(); got != beats {
+		if got := len(f.beats()); got != beats {
 			t.Errorf("%d heartbeats while down", got-beats)
 		}
 		if _, err := l.Last(ctx); !errors.Is(err, events.ErrUnavailable) {
@@ -169,8 +169,8 @@ func TestDownAndBack(t *testing.T) {
 		l.SetDown(false)
 		Append(t, l, ref.Aggregate(), &events.KeyDisabled{})
 		synctest.Wait()
-		if got := f.seqs(); len(got) != 2 || f.count() == beats {
-			t.Errorf("after it came back: events %v, %d heartbeats", got, f.count()-beats)
+		if got := f.events(); len(got) != 2 || len(f.beats()) == beats {
+			t.Errorf("after it came back: %d events, %d heartbeats", len(got), len(f.beats())-beats)
 		}
 		l.Break(&events.CorruptError{Seq: 1, Reason: "bit rot"})
 		var corrupt *events.CorruptError

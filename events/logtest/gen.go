@@ -1,0 +1,313 @@
+package logtest
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"unicode"
+
+	"pgregory.net/rapid"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+const (
+	maxTime events.Time = 253402300799999 // the last instant of the year 9999
+	textMax             = 12              // the bounds are table-tested; here the alphabet matters
+)
+
+// The grammars of the ids, beside the code that checks them.
+const (
+	kindPattern     = `[a-z][a-z0-9_]{0,8}`
+	namePattern     = `[A-Za-z0-9_][A-Za-z0-9_-]{0,12}`
+	keyspacePattern = `[a-z][a-z0-9-]{0,12}`
+	scopePattern    = `[A-Za-z0-9_][A-Za-z0-9_.:/*-]{0,12}`
+	resourcePattern = `[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,12}`
+)
+
+// genText draws text with what JSON, headers and logs trip over, but no control
+// characters.
+func genText(minLen int) *rapid.Generator[string] {
+	r := rapid.RuneFrom([]rune("aZ09 _-.\"'\\/<>&=%\u00e9\u65e5\u2028\u2029\ufeff\ufffd\U0001f511"), unicode.L, unicode.N, unicode.So)
+	return rapid.StringOfN(r, minLen, textMax, -1)
+}
+
+func genTime() *rapid.Generator[events.Time] {
+	return rapid.Map(rapid.Int64Range(1, int64(maxTime)), func(i int64) events.Time { return events.Time(i) })
+}
+
+// genMaybeTime also draws the zero Time, for "never".
+func genMaybeTime() *rapid.Generator[events.Time] {
+	return rapid.OneOf(rapid.Just(events.Time(0)), genTime())
+}
+
+func gen16[T ~[16]byte]() *rapid.Generator[T] {
+	return rapid.Custom(func(t *rapid.T) (id T) {
+		copy(id[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "id"))
+		id[15] |= 1 // never zero
+		return id
+	})
+}
+
+func gen32[T ~[32]byte]() *rapid.Generator[T] {
+	return rapid.Custom(func(t *rapid.T) (h T) {
+		copy(h[:], rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "hash"))
+		h[31] |= 1
+		return h
+	})
+}
+
+func genString[T ~string](pattern string) *rapid.Generator[T] {
+	return rapid.Map(rapid.StringMatching(pattern), func(s string) T { return T(s) })
+}
+
+// genSet draws a sorted list without repeats, nil when it is empty.
+func genSet[T comparable](of *rapid.Generator[T], compare func(a, b T) int, atMost int) *rapid.Generator[[]T] {
+	return rapid.Custom(func(t *rapid.T) []T {
+		list := rapid.SliceOfNDistinct(of, 0, atMost, rapid.ID[T]).Draw(t, "list")
+		slices.SortFunc(list, compare)
+		if len(list) == 0 {
+			return nil
+		}
+		return list
+	})
+}
+
+func compareStrings[T ~string](a, b T) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+func genScopes() *rapid.Generator[[]string] {
+	return genSet(rapid.StringMatching(scopePattern), compareStrings, 4)
+}
+
+func genRoles() *rapid.Generator[[]events.RoleID] {
+	return genSet(genString[events.RoleID](namePattern), compareStrings, 3)
+}
+
+func genResources() *rapid.Generator[[]events.Resource] {
+	one := rapid.Custom(func(t *rapid.T) events.Resource {
+		return events.Resource{Kind: rapid.StringMatching(kindPattern).Draw(t, "kind"), ID: rapid.StringMatching(resourcePattern).Draw(t, "id")}
+	})
+	return genSet(one, events.CompareResources, 4)
+}
+
+func genAddr() *rapid.Generator[netip.Addr] {
+	return rapid.Custom(func(t *rapid.T) netip.Addr {
+		n := rapid.SampledFrom([]int{4, 16}).Draw(t, "family")
+		a, _ := netip.AddrFromSlice(rapid.SliceOfN(rapid.Byte(), n, n).Draw(t, "addr"))
+		return a
+	})
+}
+
+func genAllowlist() *rapid.Generator[[]netip.Prefix] {
+	one := rapid.Custom(func(t *rapid.T) netip.Prefix {
+		a := genAddr().Draw(t, "addr").Unmap()
+		return netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")).Masked()
+	})
+	one = one.Filter(func(p netip.Prefix) bool { return !p.Addr().Is4In6() }) // masking can make one
+	return genSet(one, events.ComparePrefixes, 4)
+}
+
+func genLimit() *rapid.Generator[*events.Limit] {
+	number := rapid.Int64Range(1, events.MaxPerMinute)
+	return rapid.OneOf(
+		rapid.Just[*events.Limit](nil),
+		rapid.Custom(func(t *rapid.T) *events.Limit {
+			return &events.Limit{Plan: rapid.StringMatching(kindPattern).Draw(t, "plan")}
+		}),
+		rapid.Custom(func(t *rapid.T) *events.Limit {
+			return &events.Limit{PerMinute: number.Draw(t, "per minute"), Burst: number.Draw(t, "burst")}
+		}),
+	)
+}
+
+func genLabel() *rapid.Generator[events.Label] {
+	return rapid.Custom(func(t *rapid.T) events.Label {
+		m := rapid.MapOfN(genText(1), genText(0), 0, 3).Draw(t, "metadata")
+		if len(m) == 0 {
+			m = nil
+		}
+		return events.Label{Name: genText(1).Draw(t, "name"), Metadata: m}
+	})
+}
+
+func genGrant() *rapid.Generator[events.Grant] {
+	return rapid.Custom(func(t *rapid.T) events.Grant {
+		return events.Grant{Scopes: genScopes().Draw(t, "scopes"), Roles: genRoles().Draw(t, "roles")}
+	})
+}
+
+func genFilter() *rapid.Generator[map[string]string] {
+	return rapid.Map(rapid.MapOfN(rapid.StringMatching(kindPattern), genText(0), 0, 3), func(m map[string]string) map[string]string {
+		if len(m) == 0 {
+			return nil
+		}
+		return m
+	})
+}
+
+// GenDefinition draws a keyspace's definition that can be applied.
+func GenDefinition() *rapid.Generator[events.Definition] {
+	return rapid.Custom(func(t *rapid.T) events.Definition {
+		d := events.Definition{
+			Title: genText(0).Draw(t, "title"), Description: genText(0).Draw(t, "description"),
+			Resources: genSet(rapid.StringMatching(kindPattern), compareStrings, 3).Draw(t, "resources"),
+			Staleness: events.Staleness{
+				MaxMillis: rapid.Int64Range(0, 86_400_000).Draw(t, "staleness"),
+				OnStale:   rapid.SampledFrom([]string{"", "deny", "allow"}).Draw(t, "on stale"),
+			},
+			Ledger: rapid.SampledFrom([]events.LedgerMode{"", events.LedgerAsync, events.LedgerSync}).Draw(t, "ledger"),
+		}
+		if rapid.Bool().Draw(t, "own header") {
+			d.Credential = events.Credential{Header: rapid.StringMatching(`X-[A-Z][a-z]{2,8}`).Draw(t, "header"), Scheme: rapid.StringMatching(`([A-Z][a-z]{2,6})?`).Draw(t, "scheme")}
+		}
+		names := rapid.SliceOfNDistinct(rapid.StringMatching(scopePattern), 0, 6, rapid.ID[string]).Draw(t, "scopes")
+		some := func(label string) []string {
+			if len(names) == 0 || rapid.Bool().Draw(t, label+" none") {
+				return nil
+			}
+			return rapid.SliceOfNDistinct(rapid.SampledFrom(names), 1, len(names), rapid.ID[string]).Draw(t, label)
+		}
+		for _, n := range names {
+			d.Scopes = append(d.Scopes, events.ScopeDef{Name: n, Description: genText(0).Draw(t, "scope text"), Implies: some("implies")})
+		}
+		for i := range rapid.IntRange(1, 3).Draw(t, "key types") {
+			kt := events.KeyType{
+				Name: "type" + string(rune('a'+i)), Prefix: string(rune('a'+i)) + "_", Defaults: some("defaults"),
+				Environment: rapid.SampledFrom([]string{"", "live", "test"}).Draw(t, "environment"),
+				Length:      rapid.SampledFrom([]int{0, 30, 200}).Draw(t, "length"),
+				Alphabet:    rapid.SampledFrom([]events.Alphabet{"", events.Base62, events.Hex}).Draw(t, "alphabet"),
+				Description: genText(0).Draw(t, "type text"),
+			}
+			if rapid.Bool().Draw(t, "ceiling") {
+				kt.Ceiling = slices.Clone(kt.Defaults)
+			}
+			d.KeyTypes = append(d.KeyTypes, kt)
+		}
+		if rapid.Bool().Draw(t, "plans") {
+			d.Plans = []events.Plan{{Name: "basic", PerMinute: 60, Burst: 5}, {Name: "pro", PerMinute: events.MaxPerMinute, Burst: 1}}
+			d.Limit = rapid.SampledFrom([]*events.Limit{nil, {Plan: "pro"}, {PerMinute: 7, Burst: 3}}).Draw(t, "limit")
+		}
+		d.Expiry.MaxSeconds = rapid.Int64Range(0, 31536000).Draw(t, "max")
+		d.Expiry.DefaultSeconds = rapid.Int64Range(0, d.Expiry.MaxSeconds).Draw(t, "default")
+		d.Expiry.Required = rapid.Bool().Draw(t, "required")
+		return d
+	})
+}
+
+func drawCreated(t *rapid.T) events.KeyCreated {
+	label, grant := genLabel().Draw(t, "label"), genGrant().Draw(t, "grant")
+	c := events.KeyCreated{
+		Digest: gen32[events.Digest]().Draw(t, "digest"), Hint: genText(0).Draw(t, "hint"), Name: label.Name, Metadata: label.Metadata,
+		KeyType: rapid.StringMatching(kindPattern).Draw(t, "key type"), Scopes: grant.Scopes, Roles: grant.Roles,
+		Resources: genResources().Draw(t, "resources"), Allowlist: genAllowlist().Draw(t, "allowlist"),
+		Limit: genLimit().Draw(t, "limit"), ExpiresAt: genMaybeTime().Draw(t, "expires"),
+		Environment: rapid.SampledFrom([]string{"", "live", "test"}).Draw(t, "environment"),
+	}
+	if rapid.Bool().Draw(t, "rotated") {
+		c.RotatedFrom = gen16[events.KeyID]().Draw(t, "rotated from")
+	}
+	return c
+}
+
+// drawData draws valid data of type typ and an aggregate that it may belong to.
+func drawData(t *rapid.T, typ events.Type) (events.Data, events.Aggregate) {
+	ks := genString[events.KeyspaceID](keyspacePattern).Draw(t, "keyspace")
+	tenant := genString[events.TenantID](namePattern).Draw(t, "tenant")
+	key := events.KeyAggregate(ks, tenant, gen16[events.KeyID]().Draw(t, "key"))
+	role := events.RoleAggregate(ks, tenant, genString[events.RoleID](namePattern).Draw(t, "role"))
+	who := reader(rapid.StringMatching(namePattern).Draw(t, "reader"))
+	switch typ {
+	case events.TypeKeyspaceDefined:
+		d := &events.KeyspaceDefined{Definition: GenDefinition().Draw(t, "definition")}
+		if rapid.Bool().Draw(t, "before") {
+			before := GenDefinition().Draw(t, "before")
+			d.Before = &before
+		}
+		return d, events.KeyspaceAggregate(ks)
+	case events.TypeRoleDefined:
+		scopes := genScopes().Draw(t, "scopes")
+		if scopes == nil {
+			scopes = []string{}
+		}
+		return &events.RoleDefined{Level: rapid.SampledFrom([]string{"", "tenant", "project"}).Draw(t, "level"),
+			Description: genText(0).Draw(t, "description"), Scopes: scopes, Before: genScopes().Draw(t, "before")}, role
+	case events.TypeRoleDeleted:
+		return &events.RoleDeleted{}, role
+	case events.TypeKeyCreated:
+		c := drawCreated(t)
+		return &c, key
+	case events.TypeKeyImported:
+		return &events.KeyImported{KeyCreated: drawCreated(t), ImportedFrom: genText(0).Draw(t, "from")}, key
+	case events.TypeKeyScopesAssigned:
+		return &events.KeyScopesAssigned{Before: genGrant().Draw(t, "before"), After: genGrant().Draw(t, "after")}, key
+	case events.TypeKeyResourcesAssigned:
+		return &events.KeyResourcesAssigned{Before: genResources().Draw(t, "before"), After: genResources().Draw(t, "after")}, key
+	case events.TypeKeyAllowlistUpdated:
+		return &events.KeyAllowlistUpdated{Before: genAllowlist().Draw(t, "before"), After: genAllowlist().Draw(t, "after")}, key
+	case events.TypeKeyLimitUpdated:
+		return &events.KeyLimitUpdated{Before: genLimit().Draw(t, "before"), After: genLimit().Draw(t, "after")}, key
+	case events.TypeKeyExpiryChanged:
+		return &events.KeyExpiryChanged{Before: genMaybeTime().Draw(t, "before"), After: genMaybeTime().Draw(t, "after")}, key
+	case events.TypeKeyRenamed:
+		return &events.KeyRenamed{Before: genLabel().Draw(t, "before"), After: genLabel().Draw(t, "after")}, key
+	case events.TypeKeyDisabled:
+		return &events.KeyDisabled{}, key
+	case events.TypeKeyEnabled:
+		return &events.KeyEnabled{}, key
+	case events.TypeKeyRotated:
+		before := genMaybeTime().Draw(t, "before")
+		latest := before
+		if before == 0 {
+			latest = maxTime
+		}
+		return &events.KeyRotated{Successor: gen16[events.KeyID]().Draw(t, "successor"), Before: before,
+			After: events.Time(rapid.Int64Range(1, int64(latest)).Draw(t, "after"))}, key
+	case events.TypeKeyRevoked:
+		return &events.KeyRevoked{Code: rapid.SampledFrom(revokeCodes).Draw(t, "code")}, key
+	case events.TypeKeyExpired:
+		return &events.KeyExpired{ExpiredAt: genTime().Draw(t, "expired")}, key
+	case events.TypeAuditQueried:
+		return &events.AuditQueried{Kind: rapid.StringMatching(kindPattern).Draw(t, "kind"), Filter: genFilter().Draw(t, "filter")}, who
+	case events.TypeAuditExported:
+		return &events.AuditExported{Kind: rapid.StringMatching(kindPattern).Draw(t, "kind"), Format: "csv", Filter: genFilter().Draw(t, "filter")}, who
+	}
+	panic("logtest: no generator for " + string(typ))
+}
+
+var revokeCodes = []events.RevokeCode{events.RevokeUnspecified, events.RevokeCompromise, events.RevokeAffiliation,
+	events.RevokeSuperseded, events.RevokeCessation, events.RevokePrivilegeGone}
+
+// Types lists the catalogue in the order of the names.
+func Types() []events.Type { return slices.Sorted(maps.Keys(events.Catalogue)) }
+
+// GenEvent draws a valid event of any type on its own: it encodes, but follows
+// no history.
+func GenEvent() *rapid.Generator[events.Event] {
+	return rapid.Custom(func(t *rapid.T) events.Event {
+		d, a := drawData(t, rapid.SampledFrom(Types()).Draw(t, "type"))
+		e := events.Event{
+			ID: gen16[events.EventID]().Draw(t, "id"), Aggregate: a, Time: genTime().Draw(t, "time"), Rev: 1,
+			Source: rapid.StringMatching(`/keytrail/[a-z]{1,8}/[a-z0-9]{1,4}`).Draw(t, "source"),
+			Actor:  events.Actor{Kind: events.ActorSystem, ID: "init"},
+			Reason: genText(0).Draw(t, "reason"), UserAgent: genText(0).Draw(t, "user agent"), RequestID: genText(0).Draw(t, "request id"),
+			Data: d,
+		}
+		if rapid.Bool().Draw(t, "later") {
+			e.Rev, e.Prev = rapid.Uint64Min(2).Draw(t, "rev"), gen32[events.Hash]().Draw(t, "prev")
+		}
+		if rapid.Bool().Draw(t, "by a key") {
+			e.Actor = events.Actor{Kind: events.ActorKey, ID: gen16[events.KeyID]().Draw(t, "actor").String()}
+			e.IP = genAddr().Draw(t, "ip")
+			e.Command = gen32[events.Hash]().Draw(t, "command").String()
+		}
+		return e
+	})
+}

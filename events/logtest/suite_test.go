@@ -1,0 +1,279 @@
+package logtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+func TestMemLog(t *testing.T) {
+	for _, succeeds := range []bool{false, true} {
+		t.Run(fmt.Sprint("retry succeeds ", succeeds), func(t *testing.T) {
+			TestLog(t, func(t *testing.T) events.Log {
+				l := NewMemLog()
+				l.RetrySucceeds = succeeds
+				return l
+			})
+		})
+	}
+}
+
+func TestMemUses(t *testing.T) { TestUses(t, func(t *testing.T) Uses { return NewMemLog() }) }
+
+func TestMemTimers(t *testing.T) { TestTimers(t, func(t *testing.T) TimerLog { return New(t) }) }
+
+// What the suites cannot ask of a real part in tolerable time, MemLog is asked
+// here, to the millisecond, in a bubble.
+func TestMemClock(t *testing.T) {
+	t.Run("fresh at least every 500 ms", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := New(t)
+			f := &recorder{}
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if err := l.Follow(ctx, 0, f); !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatal(err)
+			}
+			beats := f.beats()
+			for i := 1; i < len(beats); i++ {
+				if d := beats[i].at - beats[i-1].at; d > 500 {
+					t.Errorf("%d ms between two heartbeats", d)
+				}
+			}
+			if len(beats) < 20 {
+				t.Errorf("%d heartbeats in 10 s", len(beats))
+			}
+		})
+	})
+	t.Run("due to the very millisecond", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := New(t)
+			var got list[arrival]
+			stop := collect(t, t.Context(), l, &got)
+			at := soon(3*time.Hour + 7*time.Millisecond)
+			set(t, t.Context(), l, NewKeyRef("shop", "acme"), at)
+			time.Sleep(4 * time.Hour)
+			stop()
+			if a := got.get(); len(a) != 1 || a[0].at != at {
+				t.Errorf("due %v, want once at %s", a, at)
+			}
+		})
+	})
+	t.Run("an id may be published again after two minutes", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			l := New(t)
+			for i, want := range []events.Seq{1, 1, 2} {
+				if seq := publish(t, t.Context(), l, "n1", "id", "x"); seq != want {
+					t.Errorf("publish %d: sequence %d, want %d", i, seq, want)
+				}
+				time.Sleep(time.Minute + time.Second)
+			}
+		})
+	})
+	t.Run("a stepped clock", func(t *testing.T) {
+		var mu sync.Mutex
+		now := time.Date(2026, 1, 6, 10, 0, 0, 0, time.UTC)
+		l := New(t)
+		l.Now = func() time.Time {
+			mu.Lock()
+			defer mu.Unlock()
+			return now
+		}
+		var got list[arrival]
+		defer collect(t, t.Context(), l, &got)()
+		set(t, t.Context(), l, NewKeyRef("shop", "acme"), events.At(now)+1)
+		if len(got.get()) != 0 {
+			t.Error("due while the clock stands")
+		}
+		func() {
+			mu.Lock()
+			defer mu.Unlock()
+			now = now.Add(time.Millisecond)
+		}()
+		until(t, "due after the step", func() bool { return len(got.get()) == 1 })
+	})
+}
+
+func TestTrimmed(t *testing.T) {
+	l := New(t)
+	ctx := t.Context()
+	for i := range 5 {
+		publish(t, ctx, l, "n1", fmt.Sprint(i), "x")
+	}
+	l.TrimUses(3)
+	for after := range events.Seq(5) {
+		got, err := l.ReadUses(ctx, after, 10)
+		var trimmed *events.TrimmedError
+		if after < 3 {
+			if !errors.As(err, &trimmed) || trimmed.After != after || trimmed.First != 4 {
+				t.Errorf("read after %d: %v", after, err)
+			}
+		} else if err != nil || got[0].Seq != after+1 {
+			t.Errorf("read after %d: %d messages, %v", after, len(got), err)
+		}
+	}
+	l.TrimUses(5)
+	if _, ok, err := l.Tail(ctx, "n1"); ok || err != nil {
+		t.Errorf("tail past retention: %v, %v", ok, err)
+	}
+}
+
+// A due key that crashes its process comes again; so does a change.
+func TestCrashedProcess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := New(t)
+		Append(t, l, reader("r"), note(1))
+		set(t, t.Context(), l, NewKeyRef("shop", "acme"), soon(-time.Hour))
+		for name, run := range map[string]func(f func() error) error{
+			"changes": func(f func() error) error {
+				return l.Changes(t.Context(), func(context.Context, *events.Recorded) error { return f() })
+			},
+			"due": func(f func() error) error {
+				return l.Due(t.Context(), func(context.Context, events.KeyRef) error { return f() })
+			},
+		} {
+			tries := 0
+			for range 2 {
+				func() {
+					defer func() { _ = recover() }()
+					_ = run(func() error { tries++; panic("crash") })
+				}()
+			}
+			if tries != 2 {
+				t.Errorf("%s: handed over %d times, want again after a crash", name, tries)
+			}
+		}
+	})
+}
+
+// CheckLog is itself checked: each kind of damage must be seen.
+func TestCheckLogSeesDamage(t *testing.T) {
+	whole := Records(Samples())
+	if got := complaints(whole); len(got) != 0 {
+		t.Fatalf("the samples are whole, and yet: %v", got)
+	}
+	for name, damage := range map[string]func(r []events.Recorded) []events.Recorded{
+		"a missing event":       func(r []events.Recorded) []events.Recorded { return slices.Delete(r, 5, 6) },
+		"a repeated event":      func(r []events.Recorded) []events.Recorded { return slices.Insert(r, 5, r[5]) },
+		"two events swapped":    func(r []events.Recorded) []events.Recorded { r[5], r[6] = r[6], r[5]; return r },
+		"an altered reason":     func(r []events.Recorded) []events.Recorded { r[5].Reason = "another"; return r },
+		"an altered hash":       func(r []events.Recorded) []events.Recorded { r[5].Hash[0] ^= 1; return r },
+		"an altered prev":       func(r []events.Recorded) []events.Recorded { r[6].Prev[0] ^= 1; return r },
+		"a clock that ran back": func(r []events.Recorded) []events.Recorded { r[6].Stored--; return r },
+		"an illegal life": func(r []events.Recorded) []events.Recorded {
+			return reseal(r, func(r []events.Recorded) { r[5].Data = &events.KeyEnabled{} })
+		},
+		"a false before": func(r []events.Recorded) []events.Recorded {
+			return reseal(r, func(r []events.Recorded) { r[5].Data = &events.KeyExpiryChanged{Before: 1, After: r[5].Time} })
+		},
+		"a secret that stands twice": func(r []events.Recorded) []events.Recorded {
+			return reseal(r, func(r []events.Recorded) {
+				for i := range r {
+					if c, ok := r[i].Data.(*events.KeyCreated); ok {
+						twice := *c
+						twice.Digest = events.NewSecret("same").Digest()
+						r[i].Data = &twice
+					}
+				}
+			})
+		},
+	} {
+		if got := complaints(damage(slices.Clone(whole))); len(got) == 0 {
+			t.Errorf("%s goes unseen", name)
+		}
+	}
+}
+
+// reseal damages and then rebuilds every hash, so that only meaning is wrong.
+func reseal(r []events.Recorded, damage func([]events.Recorded)) []events.Recorded {
+	damage(r)
+	heads := map[events.Aggregate]events.Chain{}
+	var ws []events.Write
+	for _, x := range r {
+		c := heads[x.Aggregate]
+		ws = append(ws, Stamp(&c, x.Event))
+		heads[x.Aggregate] = c
+	}
+	return Records(ws)
+}
+
+// complaints runs checkRecords on a stand-in for t.
+func complaints(r []events.Recorded) []string {
+	f := &fake{}
+	checkRecords(f, r)
+	return f.errors
+}
+
+type fake struct {
+	testing.TB
+	errors []string
+}
+
+func (*fake) Helper()                     {}
+func (f *fake) Errorf(s string, a ...any) { f.errors = append(f.errors, fmt.Sprintf(s, a...)) }
+
+func TestCheckNoSecretsSees(t *testing.T) {
+	f := &fake{}
+	CheckNoSecrets(f, []byte("a line with kt_abc in it"), events.NewSecret("kt_abc"), events.NewSecret("kt_xyz"), events.Secret{})
+	if len(f.errors) != 2 {
+		t.Errorf("%d complaints, want one of the secret that is there and one of the empty one: %v", len(f.errors), f.errors)
+	}
+	CheckNoSecrets(t, []byte(fmt.Sprint(f.errors)), events.NewSecret("kt_abc"))
+}
+
+func TestHistoriesAreLegal(t *testing.T) {
+	seen := map[events.Type]bool{}
+	statuses := map[events.Status]bool{}
+	rapid.Check(t, func(r *rapid.T) {
+		h := GenHistory(60).Draw(r, "history")
+		l := NewMemLog()
+		for i, w := range h {
+			if seq, err := l.Append(t.Context(), w); err != nil || seq != events.Seq(i+1) {
+				r.Fatalf("write %d: %d, %v", i+1, seq, err)
+			}
+			seen[w.Event.Type()] = true
+		}
+		if got := complaints(l.Records()); len(got) != 0 {
+			r.Fatalf("%v", got)
+		}
+		for _, ref := range keysOf(h) {
+			hist, err := l.Load(t.Context(), ref)
+			if err != nil {
+				r.Fatal(err)
+			}
+			k, err := events.FoldKey(hist)
+			if err != nil {
+				r.Fatal(err)
+			}
+			statuses[k.Status] = true
+		}
+	})
+	for _, typ := range Types() {
+		if !seen[typ] && typ != events.TypeAuditExported {
+			t.Errorf("no history holds %s", typ)
+		}
+	}
+	for _, s := range []events.Status{events.StatusActive, events.StatusDisabled, events.StatusRevoked, events.StatusExpired} {
+		if !statuses[s] {
+			t.Errorf("no history ends with a key that is %s", s)
+		}
+	}
+}
+
+func keysOf(h []events.Write) (out []events.Aggregate) {
+	for _, w := range h {
+		if w.Event.Aggregate.Kind == events.KindKey && w.Event.Rev == 1 {
+			out = append(out, w.Event.Aggregate)
+		}
+	}
+	return out
+}
