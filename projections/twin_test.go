@@ -1,0 +1,344 @@
+package projections
+
+import (
+	"bytes"
+	"cmp"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+var testLog = events.LogID{1, 2, 3}
+
+// TestTwin lets random histories run through both views and compares every
+// answer with that of code which recomputes everything from the events, at every
+// step. On the way the verifier's view is saved and loaded (P7) at random, and
+// batches overlap (P3).
+func TestTwin(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		w := newWorld(t)
+		keys, dir := NewKeys(), NewDirectory()
+		for range rapid.IntRange(1, 40).Draw(rt, "steps") {
+			for range rapid.IntRange(1, 3).Draw(rt, "batch") {
+				w.step(rt)
+			}
+			from := int(keys.At()) - rapid.IntRange(0, min(2, int(keys.At()))).Draw(rt, "overlap")
+			if len(w.log) == from {
+				continue
+			}
+			if err := (fanout{keys, dir}).Apply(w.log[from:]); err != nil {
+				rt.Fatal(err)
+			}
+			if rapid.IntRange(0, 4).Draw(rt, "save and load") == 0 {
+				keys = reload(rt, keys)
+			}
+			compareKeys(rt, w, keys)
+			compareDirectory(rt, w, dir)
+			checkPools(rt, keys)
+		}
+		full := NewKeys()
+		if err := full.Apply(w.log); len(w.log) > 0 && err != nil {
+			rt.Fatal(err)
+		}
+		compareKeys(rt, w, full)
+	})
+}
+
+func reload(t rapid.TB, v *Keys) *Keys {
+	var buf bytes.Buffer
+	if err := v.Snapshot(&buf, testLog); err != nil {
+		t.Fatal(err)
+	}
+	n, err := LoadKeys(&buf, testLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n.At() != v.At() || n.Len() != v.Len() {
+		t.Fatalf("loaded %d keys at %d, saved %d at %d", n.Len(), n.At(), v.Len(), v.At())
+	}
+	return n
+}
+
+func compareKeys(t rapid.TB, w *world, v *Keys) {
+	t.Helper()
+	if v.At() != events.Seq(len(w.log)) || v.Len() != len(w.refs) {
+		t.Fatalf("at %d with %d keys, want %d with %d", v.At(), v.Len(), len(w.log), len(w.refs))
+	}
+	for _, ks := range someSpaces {
+		defs := w.definitions(ks)
+		s := v.Keyspace(ks)
+		if (s != nil) != (len(defs) > 0) {
+			t.Fatalf("keyspace %s is known: %v, has %d versions", ks, s != nil, len(defs))
+		}
+		if s != nil {
+			equal(t, "definition", *s.Definition(), defs[len(defs)-1])
+		}
+	}
+	owner := map[events.Digest]events.KeyID{}
+	for _, ref := range w.refs {
+		want, got := w.key(ref), v.ByID(ref.Key)
+		if got == nil {
+			t.Fatalf("%s is unknown", ref.Key)
+		}
+		if _, taken := owner[want.Digest]; !taken {
+			owner[want.Digest] = ref.Key
+		}
+		if o := v.Lookup(want.Digest); o == nil || o.ID != owner[want.Digest] || o.ID == ref.Key && o != got {
+			t.Fatalf("the digest of %s leads to %v, want %s", ref.Key, o, owner[want.Digest])
+		}
+		equal(t, "id", got.ID, want.ID)
+		equal(t, "digest", got.Digest, want.Digest)
+		equal(t, "tenant", got.Tenant, want.Tenant)
+		equal(t, "keyspace", got.Space.ID, want.Keyspace)
+		equal(t, "type", got.KeyType, want.KeyType)
+		equal(t, "environment", got.Environment, want.Environment)
+		equal(t, "status", got.Status, want.Status)
+		equal(t, "expiry", got.ExpiresAt, want.ExpiresAt)
+		for _, now := range []events.Time{want.ExpiresAt - 1, want.ExpiresAt, want.ExpiresAt + 1, w.now} {
+			equal(t, "status at", got.StatusAt(now), want.StatusAt(now))
+		}
+		holds := w.holds(&want)
+		equal(t, "scopes", append([]string{}, got.Scopes()...), holds)
+		for _, s := range append(someScopes, "", "zz") {
+			equal(t, "scope "+s, got.HasScope(s), slices.Contains(holds, s))
+		}
+		equal(t, "resources", append([]events.Resource{}, got.Resources()...), append([]events.Resource{}, want.Resources...))
+		for _, r := range append(someResources, events.Resource{}, events.Resource{Kind: "project", ID: "p9"}) {
+			equal(t, "resource "+r.String(), got.AllowsResource(r), len(want.Resources) == 0 || r.IsZero() || slices.Contains(want.Resources, r))
+		}
+		for _, a := range someAddrs {
+			equal(t, "address "+a.String(), got.AllowsAddr(a), naiveAllows(want.Allowlist, a))
+		}
+		perMinute, burst, ok := got.Limit()
+		equal(t, "limit", [3]any{perMinute, burst, ok}, w.limit(&want))
+	}
+	if v.Lookup(events.NewSecret("never issued").Digest()) != nil {
+		t.Fatal("an unknown digest leads to a key")
+	}
+}
+
+func equal[T any](t rapid.TB, what string, got, want T) {
+	t.Helper()
+	if !reflect.DeepEqual(got, want) {
+		t.Fatalf("%s: got %v, want %v", what, got, want)
+	}
+}
+
+// definitions returns every version of the keyspace's definition.
+func (w *world) definitions(ks events.KeyspaceID) (defs []events.Definition) {
+	for _, r := range w.history(events.KeyspaceAggregate(ks)) {
+		defs = append(defs, r.Data.(*events.KeyspaceDefined).Definition)
+	}
+	return defs
+}
+
+// holds grows the set of scopes until nothing more is implied, then cuts.
+func (w *world) holds(k *events.Key) []string {
+	defs := w.definitions(k.Keyspace)
+	if len(defs) == 0 {
+		return []string{}
+	}
+	def := defs[len(defs)-1]
+	given := slices.Clone(k.Grant.Scopes)
+	for _, role := range k.Grant.Roles {
+		h := w.history(events.RoleAggregate(k.Keyspace, k.Tenant, role))
+		if len(h) > 0 {
+			if d, ok := h[len(h)-1].Data.(*events.RoleDefined); ok {
+				given = append(given, d.Scopes...)
+			}
+		}
+	}
+	i := slices.IndexFunc(def.KeyTypes, func(t events.KeyType) bool { return t.Name == k.KeyType })
+	if i < 0 {
+		return []string{}
+	}
+	had, top := closure(def, given), closure(def, def.KeyTypes[i].Ceiling)
+	out := []string{}
+	for _, s := range def.Scopes {
+		if had[s.Name] && (def.KeyTypes[i].Ceiling == nil || top[s.Name]) {
+			out = append(out, s.Name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func closure(def events.Definition, given []string) map[string]bool {
+	set := map[string]bool{}
+	for _, s := range given {
+		set[s] = true
+	}
+	for range def.Scopes { // as often as the longest path can be
+		for _, s := range def.Scopes {
+			for _, i := range s.Implies {
+				set[i] = set[i] || set[s.Name]
+			}
+		}
+	}
+	return set
+}
+
+func naiveAllows(list []netip.Prefix, a netip.Addr) bool {
+	if len(list) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a.Unmap().WithZone("")) })
+}
+
+// limit looks for the plan from the last version of the definition back.
+func (w *world) limit(k *events.Key) [3]any {
+	defs := w.definitions(k.Keyspace)
+	slices.Reverse(defs)
+	if k.Limit != nil && k.Limit.Plan == "" {
+		return [3]any{k.Limit.PerMinute, k.Limit.Burst, true}
+	}
+	plan := ""
+	if k.Limit != nil {
+		plan = k.Limit.Plan
+	}
+	for _, d := range defs {
+		for _, p := range d.Plans {
+			if p.Name == plan {
+				return [3]any{p.PerMinute, p.Burst, true}
+			}
+		}
+	}
+	if len(defs) == 0 || defs[0].Limit == nil {
+		return [3]any{int64(0), int64(0), false}
+	}
+	return w.limit(&events.Key{Keyspace: k.Keyspace, Limit: defs[0].Limit})
+}
+
+func compareDirectory(t rapid.TB, w *world, d *Directory) {
+	t.Helper()
+	equal(t, "position", d.At(), events.Seq(len(w.log)))
+	owner := map[events.Digest]events.KeyID{}
+	var all []events.Key
+	for _, ref := range w.refs {
+		want := w.key(ref)
+		got, ok := d.Key(ref.Key)
+		if !ok {
+			t.Fatalf("%s is unknown", ref.Key)
+		}
+		equal(t, "key", got, want)
+		r, _ := d.Ref(ref.Key)
+		equal(t, "ref", r, ref)
+		if _, taken := owner[want.Digest]; !taken {
+			owner[want.Digest] = ref.Key
+		}
+		id, _ := d.Digest(want.Digest)
+		equal(t, "owner", id, owner[want.Digest])
+		all = append(all, want)
+	}
+	for _, q := range []ListQuery{
+		{}, {Keyspace: "alpha"}, {Keyspace: "alpha", Tenant: "t1"}, {Keyspace: "beta", Tenants: []events.TenantID{"t3", "t1", "t3"}},
+		{Keyspace: "beta", Tenants: []events.TenantID{"t2"}, Tenant: "t1"}, {Keyspace: "alpha", Status: events.StatusExpired, Now: w.now},
+		{Name: "BUILD"}, {Keyspace: "alpha", Name: "2", Status: events.StatusActive, Now: w.now},
+	} {
+		var want, got []events.Key
+		for _, k := range all { // already in the order of creation
+			if q.Keyspace != "" && k.Keyspace != q.Keyspace || q.Tenant != "" && k.Tenant != q.Tenant ||
+				len(q.Tenants) > 0 && !slices.Contains(q.Tenants, k.Tenant) || q.Status != "" && k.StatusAt(q.Now) != q.Status ||
+				!strings.Contains(strings.ToLower(k.Label.Name), strings.ToLower(q.Name)) {
+				continue
+			}
+			want = append(want, k)
+		}
+		q.Limit = 2
+		for {
+			page, next := d.List(q)
+			got = append(got, page...)
+			if next == 0 {
+				break
+			}
+			if len(page) != 2 {
+				t.Fatalf("%+v: a page of %d that is not the last", q, len(page))
+			}
+			q.After = next
+		}
+		equal(t, "list", got, want)
+	}
+	for _, ks := range someSpaces {
+		defs := w.definitions(ks)
+		got, ok := d.Keyspace(ks)
+		equal(t, "keyspace is known", ok, len(defs) > 0)
+		if ok {
+			equal(t, "definition", got.Definition, defs[len(defs)-1])
+		}
+		for _, tenant := range someTenants {
+			var want []events.RoleID
+			for _, role := range someRoles {
+				h := w.history(events.RoleAggregate(ks, tenant, role))
+				if len(h) > 0 && h[len(h)-1].Type() == events.TypeRoleDefined {
+					want = append(want, role)
+				}
+				r, ok := d.Role(ks, tenant, role)
+				equal(t, "role is known", ok, len(h) > 0)
+				equal(t, "role's rev", r.Rev, uint64(len(h)))
+			}
+			var got []events.RoleID
+			for _, r := range d.Roles(ks, tenant) {
+				got = append(got, r.ID)
+			}
+			equal(t, "roles", got, want)
+		}
+	}
+	if !slices.IsSortedFunc(d.Keyspaces(), func(a, b events.Keyspace) int { return cmp.Compare(a.ID, b.ID) }) {
+		t.Fatal("keyspaces are not sorted")
+	}
+}
+
+// checkPools recounts from the records who uses which shared value.
+func checkPools(t rapid.TB, v *Keys) {
+	t.Helper()
+	classes, combos := map[Class]int{}, map[terms]int{}
+	for k := range v.ids.all {
+		classes[*k.Class]++
+		combos[*k.terms]++
+		equal(t, "shared class", k.Class, v.classes[*k.Class].v)
+		equal(t, "shared terms", k.terms, v.terms[*k.terms].v)
+	}
+	grants, lists, allows, limits := map[sum]int{}, map[sum]int{}, map[sum]int{}, map[events.Limit]int{}
+	for c := range combos {
+		grants[c.grant.key]++
+		if c.resources != nil {
+			lists[c.resources.key]++
+		}
+		if c.allow != nil {
+			allows[c.allow.key]++
+		}
+		if c.limit != nil {
+			limits[*c.limit]++
+		}
+	}
+	sameUse(t, "classes", v.classes, classes)
+	sameUse(t, "terms", v.terms, combos)
+	sameUse(t, "grants", v.grants, grants)
+	sameUse(t, "resources", v.resources, lists)
+	sameUse(t, "allowlists", v.allows, allows)
+	sameUse(t, "limits", v.limits, limits)
+	for ref, users := range v.byRole {
+		for g := range users {
+			if v.grants[g.key].v != g {
+				t.Fatalf("role %v still knows a grant that nobody uses", ref)
+			}
+		}
+	}
+}
+
+func sameUse[K comparable, V any](t rapid.TB, what string, p pool[K, V], want map[K]int) {
+	t.Helper()
+	got := map[K]int{}
+	for k, u := range p {
+		got[k] = u.n
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Fatalf("%s: counted %v, want %v", what, got, want)
+	}
+}
