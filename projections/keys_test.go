@@ -1,0 +1,238 @@
+package projections
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+func definition() events.Definition {
+	return events.Definition{
+		KeyTypes: []events.KeyType{{Name: "secret", Prefix: "sk_"}, {Name: "publishable", Prefix: "pk_", Ceiling: []string{"read"}}},
+		Scopes:   []events.ScopeDef{{Name: "read"}, {Name: "write", Implies: []string{"read"}}},
+		Plans:    []events.Plan{{Name: "gold", PerMinute: 60, Burst: 10}},
+	}
+}
+
+func apply(t testing.TB, f events.Follower, w *world) {
+	t.Helper()
+	if err := f.Apply(w.log); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRolesAndCeilingFollowTheirDefinition(t *testing.T) {
+	w, v := newWorld(t), NewKeys()
+	w.define("ks", definition())
+	w.role("ks", "acme", "dev", "read")
+	granted := func(keyType string) func(*events.KeyCreated) {
+		return func(d *events.KeyCreated) { d.KeyType, d.Roles = keyType, []events.RoleID{"dev"} }
+	}
+	secret := w.create("ks", "acme", "1", granted("secret"))
+	public := w.create("ks", "acme", "2", granted("publishable"))
+	other := w.create("ks", "other", "3", granted("secret"))
+	check := func(ref events.KeyRef, want ...string) {
+		t.Helper()
+		apply(t, v, w)
+		if got := v.ByID(ref.Key).Scopes(); !slices.Equal(got, want) {
+			t.Errorf("holds %q, want %q", got, want)
+		}
+	}
+	check(secret, "read")
+	check(other) // the role is another tenant's
+	w.role("ks", "acme", "dev", "write")
+	check(secret, "read", "write")
+	check(public, "read") // a role never lifts a key above its type's ceiling
+	w.add(events.RoleAggregate("ks", "acme", "dev"), &events.RoleDeleted{})
+	check(secret)
+	w.role("ks", "acme", "dev", "read")
+	check(secret, "read")
+	def := definition()
+	def.Scopes = def.Scopes[1:]
+	def.Scopes[0].Implies = nil
+	def.KeyTypes[1].Ceiling = nil
+	w.define("ks", def)
+	check(secret) // a scope that left the catalogue left the keys
+}
+
+func TestAPlanTakenAwayFreesNobody(t *testing.T) {
+	w, v := newWorld(t), NewKeys()
+	w.define("ks", definition())
+	ref := w.create("ks", "acme", "1", func(d *events.KeyCreated) { d.Limit = &events.Limit{Plan: "gold"} })
+	free := w.create("ks", "acme", "2", nil)
+	check := func(ref events.KeyRef, want string) {
+		t.Helper()
+		apply(t, v, w)
+		perMinute, burst, ok := v.ByID(ref.Key).Limit()
+		if got := fmt.Sprint(perMinute, burst, ok); got != want {
+			t.Errorf("limit %s, want %s", got, want)
+		}
+	}
+	check(ref, "60 10 true")
+	check(free, "0 0 false")
+	def := definition()
+	def.Plans = nil
+	w.define("ks", def)
+	check(ref, "60 10 true")
+	def.Title = "again"
+	w.define("ks", def)
+	check(ref, "60 10 true")
+	def.Limit = &events.Limit{PerMinute: 5, Burst: 1}
+	def.Plans = []events.Plan{{Name: "gold", PerMinute: 61, Burst: 11}}
+	w.define("ks", def)
+	check(ref, "61 11 true")
+	check(free, "5 1 true")
+}
+
+func TestASecretStaysWithItsFirstKey(t *testing.T) {
+	w, v := newWorld(t), NewKeys()
+	w.define("ks", definition())
+	first := w.create("ks", "acme", "same", nil)
+	w.add(first.Aggregate(), &events.KeyRevoked{Code: events.RevokeCompromise})
+	second := w.create("ks", "mallory", "same", nil)
+	w.add(second.Aggregate(), &events.KeyRenamed{After: events.Label{Name: "mine"}})
+	apply(t, v, w)
+	for _, v := range []*Keys{v, reload(t, v)} {
+		k := v.Lookup(events.NewSecret("same").Digest())
+		if k.ID != first.Key || k.Status != events.StatusRevoked {
+			t.Errorf("the secret answers as %s, %s; want the revoked %s", k.ID, k.Status, first.Key)
+		}
+		if v.ByID(second.Key) == nil || v.Len() != 2 {
+			t.Error("the second key is not known by its id")
+		}
+	}
+}
+
+func TestBucketOutlivesRecords(t *testing.T) {
+	w, v := newWorld(t), NewKeys()
+	w.define("ks", definition())
+	ref := w.create("ks", "acme", "1", nil)
+	apply(t, v, w)
+	buckets := make(chan *Bucket, 64)
+	for range 8 { // readers race with the writer for who makes the bucket
+		w.add(ref.Aggregate(), &events.KeyRenamed{After: events.Label{Name: "x"}})
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() { buckets <- v.ByID(ref.Key).Bucket() })
+		}
+		apply(t, v, w)
+		wg.Wait()
+	}
+	close(buckets)
+	for b := range buckets {
+		if b != v.ByID(ref.Key).Bucket() {
+			t.Fatal("a reader spent from a bucket of its own")
+		}
+	}
+}
+
+func TestLongAllowlist(t *testing.T) {
+	var list []netip.Prefix
+	for i := range 5000 {
+		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 4}), 30),
+			netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 13: byte(i >> 8), 14: byte(i)}), 120))
+	}
+	slices.SortFunc(list, events.ComparePrefixes)
+	w, v := newWorld(t), NewKeys()
+	w.define("ks", definition())
+	ref := w.create("ks", "acme", "1", func(d *events.KeyCreated) { d.Allowlist = list })
+	apply(t, v, w)
+	k := v.ByID(ref.Key)
+	for i := range 6000 {
+		for _, a := range []netip.Addr{
+			netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), byte(i)}),
+			netip.AddrFrom16([16]byte{0x20, 1, 13: byte(i >> 8), 14: byte(i), 15: 9}),
+		} {
+			if got, want := k.AllowsAddr(a), i < 5000 && (a.Is6() || i%256/4 == 1); got != want {
+				t.Fatalf("%s: got %v", a, got)
+			}
+		}
+	}
+	if k.AllowsAddr(netip.Addr{}) {
+		t.Error("an unknown address passes an allowlist")
+	}
+}
+
+// TestRefusals applies what no log should hold. Each stops the view with an
+// error, at the event before, for good.
+func TestRefusals(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil func(w *world, ref events.KeyRef)
+		want  string
+	}{
+		"hole": {func(w *world, ref events.KeyRef) { w.log[len(w.log)-1].Seq++ }, "missing"},
+		"rev":  {func(w *world, ref events.KeyRef) { w.log[len(w.log)-1].Rev++ }, "is broken"},
+		"prev": {func(w *world, ref events.KeyRef) { w.log[len(w.log)-1].Prev[0] ^= 1 }, "is altered"},
+		"created twice": {func(w *world, ref events.KeyRef) {
+			w.log[len(w.log)-1].Data = &events.KeyCreated{}
+		}, "not possible for a key that is active"},
+		"life": {func(w *world, ref events.KeyRef) {
+			w.log[len(w.log)-1].Data = &events.KeyEnabled{}
+		}, "not possible for a key that is active"},
+		"no life": {func(w *world, ref events.KeyRef) {
+			r := &w.log[len(w.log)-1]
+			r.Rev, r.Prev = 1, events.Hash{}
+			r.Aggregate.ID = events.KeyID{9}.String()
+		}, "does not exist"},
+		"moved": {func(w *world, ref events.KeyRef) { w.log[len(w.log)-1].Aggregate.Tenant = "other" }, "already lives as ks/acme"},
+		"kind":  {func(w *world, ref events.KeyRef) { w.log[len(w.log)-1].Aggregate.Kind = "planet" }, "upgrade"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.define("ks", definition())
+			ref := w.create("ks", "acme", "1", nil)
+			w.add(ref.Aggregate(), &events.KeyRenamed{After: events.Label{Name: "x"}})
+			c.spoil(w, ref)
+			keys, dir := NewKeys(), NewDirectory()
+			for _, v := range []interface {
+				events.Follower
+				At() events.Seq
+			}{keys, dir} {
+				err := v.Apply(w.log)
+				if err == nil || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("%T: got error %v, want one that says %q", v, err, c.want)
+				}
+				if v.At() != 2 {
+					t.Errorf("%T stands at %d, want 2", v, v.At())
+				}
+				if again := v.Apply(w.log); !errors.Is(again, err) {
+					t.Errorf("%T goes on with %v", v, again)
+				}
+			}
+			if keys.Lookup(events.NewSecret("1").Digest()) == nil {
+				t.Error("the view no longer answers")
+			}
+		})
+	}
+}
+
+func TestReadsDoNotAllocate(t *testing.T) {
+	w, v := newWorld(t), NewKeys()
+	def := definition()
+	for i := range 20 {
+		def.Scopes = append(def.Scopes, events.ScopeDef{Name: fmt.Sprint("s", i)})
+	}
+	w.define("ks", def)
+	ref := w.create("ks", "acme", "1", func(d *events.KeyCreated) {
+		d.Scopes, d.Limit = []string{"s1", "write"}, &events.Limit{Plan: "gold"}
+		d.Allowlist, d.Resources = somePrefixes[:2], someResources
+	})
+	apply(t, v, w)
+	digest, addr := events.NewSecret("1").Digest(), netip.MustParseAddr("10.0.0.1")
+	if n := testing.AllocsPerRun(100, func() {
+		k := v.Lookup(digest)
+		_, _, limited := k.Limit()
+		if v.ByID(ref.Key) != k || v.Keyspace("ks") != k.Space || !k.HasScope("read") || k.HasScope("s2") || !k.AllowsAddr(addr) ||
+			!k.AllowsResource(someResources[2]) || !limited || k.StatusAt(1) != events.StatusActive || k.Bucket() == nil || v.At() != 2 {
+			t.Fatal("wrong answer")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
