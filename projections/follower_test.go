@@ -1,0 +1,235 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/logtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func follow(ctx context.Context, log events.Log, after events.Seq, fs ...events.Follower) (stop func() error) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- Follow(ctx, log, after, fs...) }()
+	return func() error { cancel(); return <-done }
+}
+
+func TestFollow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		log := logtest.New(t)
+		logtest.Append(t, log, events.KeyspaceAggregate("ks"), &events.KeyspaceDefined{Definition: definition()})
+		ref := logtest.NewKeyRef("ks", "acme")
+		logtest.Append(t, log, ref.Aggregate(), logtest.Created("1"))
+
+		keys, dir := NewKeys(), NewDirectory()
+		stop := follow(ctx, log, 0, keys, dir)
+		if err := errors.Join(keys.Wait(ctx, 2), dir.Wait(ctx, 2)); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		fresh := keys.FreshAt()
+		if fresh == 0 {
+			t.Error("no heartbeat was taken")
+		}
+		time.Sleep(2 * time.Second) // in the bubble
+		if keys.FreshAt() <= fresh {
+			t.Error("a quiet log does not keep the view fresh")
+		}
+
+		waited := make(chan error, 2)
+		for range 2 {
+			go func() { waited <- keys.Wait(ctx, 4) }()
+		}
+		logtest.Append(t, log, ref.Aggregate(), &events.KeyDisabled{})
+		synctest.Wait()
+		if len(waited) != 0 {
+			t.Error("a wait for 4 ended at 3")
+		}
+		logtest.Append(t, log, ref.Aggregate(), &events.KeyEnabled{})
+		if err := errors.Join(<-waited, <-waited); err != nil {
+			t.Error(err)
+		}
+
+		// The log away: the view answers, its freshness stands still, and when the
+		// log is back it catches up.
+		log.SetDown(true)
+		synctest.Wait()
+		fresh = keys.FreshAt()
+		time.Sleep(5 * time.Second)
+		if keys.FreshAt() != fresh || keys.ByID(ref.Key) == nil {
+			t.Error("a view without its log must answer and grow stale")
+		}
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if err := keys.Wait(short, 5); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("wait ended with %v", err)
+		}
+		log.SetDown(false)
+		logtest.Append(t, log, ref.Aggregate(), &events.KeyRevoked{Code: events.RevokeCompromise})
+		if err := keys.Wait(ctx, 5); err != nil {
+			t.Fatal(err)
+		}
+		if got := keys.ByID(ref.Key).Status; got != events.StatusRevoked {
+			t.Errorf("status %s", got)
+		}
+		if err := stop(); !errors.Is(err, context.Canceled) {
+			t.Errorf("follow ended with %v", err)
+		}
+
+		// A restart: the views go on from where they stand, one of them from the start.
+		logtest.Append(t, log, events.RoleAggregate("ks", "acme", "dev"), &events.RoleDefined{Scopes: []string{"read"}})
+		late := NewDirectory()
+		if from := Oldest(keys, dir, late); from != 0 {
+			t.Errorf("oldest %d", from)
+		}
+		if from := Oldest(keys, dir); from != 5 {
+			t.Errorf("oldest %d", from)
+		}
+		stop = follow(ctx, log, Oldest(keys, dir, late), keys, dir, late)
+		if err := errors.Join(keys.Wait(ctx, 6), dir.Wait(ctx, 6), late.Wait(ctx, 6)); err != nil {
+			t.Fatal(err)
+		}
+		log.Break(&events.CorruptError{Seq: 6, Reason: "broken"})
+		synctest.Wait()
+		var corrupt *events.CorruptError
+		if err := stop(); !errors.As(err, &corrupt) {
+			t.Errorf("a broken log ended the follow with %v", err)
+		}
+		if err := Follow(ctx, log, 3, NewKeys()); err == nil {
+			t.Error("a view may be made to miss events")
+		}
+	})
+}
+
+func TestFollowStopsAtARefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := logtest.NewMemLog() // its own checks off: a second creation is a foul
+		ref := logtest.NewKeyRef("ks", "acme")
+		logtest.Append(t, log, ref.Aggregate(), logtest.Created("1"), logtest.Created("2"))
+		v := NewKeys()
+		var refused *events.TransitionError
+		if err := Follow(t.Context(), log, 0, v, NewDirectory()); !errors.As(err, &refused) {
+			t.Errorf("follow ended with %v", err)
+		}
+		if v.At() != 1 || v.FreshAt() != 0 {
+			t.Errorf("at %d, fresh at %d; a view that stands still is not fresh", v.At(), v.FreshAt())
+		}
+	})
+}
+
+// TestReadersDuringApply lets readers run while the tables grow and records
+// change. Who saw At() >= s must see every effect up to s (P2), and a record is
+// whole at any time (P1).
+func TestReadersDuringApply(t *testing.T) {
+	const keys, changes = 4000, 6000
+	r := rand.New(rand.NewPCG(1, 2))
+	w := newWorld(t)
+	w.define("ks", definition())
+	var digests []events.Digest
+	at := map[events.KeyID][]events.Seq{} // where each key's events are
+	note := func(ref events.KeyRef) { at[ref.Key] = append(at[ref.Key], events.Seq(len(w.log))) }
+	for len(digests) < keys || len(w.log) < keys+changes {
+		if len(digests) < keys && r.IntN(2) == 0 {
+			secret := fmt.Sprint(len(digests))
+			note(w.create("ks", "acme", secret, func(d *events.KeyCreated) { d.ExpiresAt = 1 }))
+			digests = append(digests, events.NewSecret(secret).Digest())
+		} else if len(w.refs) > 0 {
+			ref := w.refs[r.IntN(len(w.refs))]
+			w.add(ref.Aggregate(), &events.KeyExpiryChanged{After: events.Time(len(at[ref.Key]) + 1)})
+			note(ref)
+		}
+	}
+	v := NewKeys()
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	for n := range 3 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(3, uint64(n)))
+			for ended := false; !ended; {
+				select {
+				case <-done:
+					ended = true // one more round over the final state
+				default:
+				}
+				for range 200 {
+					i := r.IntN(keys)
+					ref, seen := w.refs[i], v.At()
+					want := 0
+					for _, s := range at[ref.Key] {
+						if s <= seen {
+							want++
+						}
+					}
+					for _, k := range []*Key{v.Lookup(digests[i]), v.ByID(ref.Key)} {
+						switch {
+						case k == nil && want > 0:
+							t.Errorf("key %d is missing at %d", i, seen)
+						case k == nil:
+						case int(k.rev) < want:
+							t.Errorf("key %d is at rev %d at %d, want %d", i, k.rev, seen, want)
+						case k.ID != ref.Key || k.Digest != digests[i] || k.ExpiresAt != events.Time(k.rev) || k.Tenant != "acme" || k.Space.ID != "ks":
+							t.Errorf("key %d is not whole", i)
+						}
+					}
+				}
+			}
+		})
+	}
+	var saved []*Keys
+	for i := 0; i < len(w.log); {
+		n := min(1+r.IntN(64), len(w.log)-i)
+		if err := v.Apply(w.log[i:][:n]); err != nil {
+			t.Error(err)
+			break
+		}
+		if i += n; len(saved) < 3 && i > len(w.log)/4*(len(saved)+1) {
+			saved = append(saved, reload(t, v))
+		}
+	}
+	close(done)
+	wg.Wait()
+	for _, s := range saved {
+		apply(t, s, w)
+		for i, ref := range w.refs {
+			if got := s.Lookup(digests[i]); got == nil || got.rev != uint32(len(at[ref.Key])) || s.ByID(ref.Key) != got {
+				t.Fatalf("snapshot and tail differ from the whole log at key %d", i)
+			}
+		}
+	}
+}
+
+// TestSnapshotDuringApply takes snapshots from another goroutine than the fold's.
+func TestSnapshotDuringApply(t *testing.T) {
+	w, v := newWorld(t), NewKeys()
+	w.define("ks", definition())
+	for i := range 2000 {
+		w.create("ks", "acme", fmt.Sprint(i), nil)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := range w.log {
+			if err := v.Apply(w.log[i : i+1]); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for v.At() < events.Seq(len(w.log)) {
+		s := reloadAnywhere(t, v)
+		if s.Len() != max(0, int(s.At())-1) {
+			t.Fatalf("%d keys at %d: not the picture of one position", s.Len(), s.At())
+		}
+	}
+	wg.Wait()
+}

@@ -1,0 +1,218 @@
+package projections
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+// reloadAnywhere is reload for a view that moves on meanwhile.
+func reloadAnywhere(t testing.TB, v *Keys) *Keys {
+	t.Helper()
+	var buf bytes.Buffer
+	if err := v.Snapshot(&buf, testLog); err != nil {
+		t.Fatal(err)
+	}
+	n, err := LoadKeys(&buf, testLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// rich returns a view with every kind of record in its snapshot.
+func rich(t testing.TB) (*world, *Keys) {
+	w, v := newWorld(t), NewKeys()
+	w.define("ks", definition())
+	w.role("ks", "acme", "dev", "read")
+	w.add(events.ReaderAggregate(events.Actor{ID: "someone"}), &events.AuditQueried{Kind: "events"})
+	ref := w.create("ks", "acme", "1", func(d *events.KeyCreated) {
+		d.Scopes, d.Roles, d.Resources, d.Allowlist = []string{"write"}, []events.RoleID{"dev"}, someResources, somePrefixes[:3]
+		d.Limit, d.ExpiresAt = &events.Limit{Plan: "gold"}, 1_900_000_000_000
+	})
+	w.add(ref.Aggregate(), &events.KeyRotated{Successor: ref.Key, Before: 1_900_000_000_000, After: 1_900_000_000_000})
+	w.create("early", "acme", "1", nil) // a keyspace without a definition, and a digest that is taken
+	def := definition()
+	def.Plans = nil
+	w.define("ks", def)
+	if err := v.Apply(w.log); err != nil {
+		t.Fatal(err)
+	}
+	return w, v
+}
+
+func snapshot(t testing.TB, v *Keys) []byte {
+	var buf bytes.Buffer
+	if err := v.Snapshot(&buf, testLog); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+// TestSnapshotRefusesAnyOther flips every bit of a snapshot and cuts it at every
+// length: none of them may be taken for a snapshot, and each error says enough.
+func TestSnapshotRefusesAnyOther(t *testing.T) {
+	_, v := rich(t)
+	good := snapshot(t, v)
+	if _, err := LoadKeys(iotest.OneByteReader(bytes.NewReader(good)), testLog); err != nil {
+		t.Fatal(err)
+	}
+	for i := range good {
+		for bit := range 8 {
+			bad := bytes.Clone(good)
+			bad[i] ^= 1 << bit
+			if _, err := LoadKeys(bytes.NewReader(bad), testLog); err == nil {
+				t.Fatalf("bit %d of byte %d of %d does not matter", bit, i, len(good))
+			}
+		}
+		if _, err := LoadKeys(bytes.NewReader(good[:i]), testLog); err == nil || !strings.Contains(err.Error(), "cut short") {
+			t.Fatalf("cut to %d of %d bytes: %v", i, len(good), err)
+		}
+	}
+	version := bytes.Clone(good)
+	version[len(snapshotMagic)] = 2
+	for want, in := range map[string]io.Reader{
+		"not a snapshot":   strings.NewReader(strings.Repeat("x", 100)),
+		"version 2":        bytes.NewReader(version),
+		"damaged":          io.MultiReader(bytes.NewReader(good), strings.NewReader("x")),
+		"cut short":        strings.NewReader(""),
+		"no route to disk": iotest.ErrReader(errors.New("no route to disk")),
+	} {
+		if _, err := LoadKeys(in, testLog); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want an error that says %q", err, want)
+		}
+	}
+	if _, err := LoadKeys(bytes.NewReader(good), events.LogID{9}); err == nil || !strings.Contains(err.Error(), "this log is") {
+		t.Errorf("a snapshot of another log: %v", err)
+	}
+}
+
+func FuzzLoadKeys(f *testing.F) {
+	w, v := rich(f)
+	good := snapshot(f, v)
+	f.Add(good)
+	f.Add(good[:len(good)/2])
+	f.Add(binary.AppendUvarint([]byte(snapshotMagic), snapshotVersion))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		// With and without a right sum, so that the fuzzer gets past it.
+		for _, in := range [][]byte{data, withSum(data)} {
+			v, err := LoadKeys(bytes.NewReader(in), testLog)
+			if err != nil {
+				continue
+			}
+			for k := range v.ids.all { // whatever was let in answers
+				k.Limit()
+				k.HasScope("read")
+				k.AllowsAddr(someAddrs[1])
+				k.AllowsResource(someResources[0])
+			}
+			v.Apply(w.log)
+		}
+	})
+}
+
+// withSum replaces the last 32 bytes by the sum of those before.
+func withSum(data []byte) []byte {
+	body := data[:max(0, len(data)-sha256.Size)]
+	sum := sha256.Sum256(body)
+	return append(bytes.Clone(body), sum[:]...)
+}
+
+func TestSaveFileKeepsThree(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "made")
+	w, v := newWorld(t), NewKeys()
+	w.define("ks", definition())
+	for i := range 5 {
+		w.create("ks", "acme", fmt.Sprint(i), nil)
+		apply(t, v, w)
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, ".keys-crashed.tmp"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := v.SaveFile(dir, testLog); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil || len(files) != KeepSnapshots {
+		t.Fatalf("%d files, want %d: %v", len(files), KeepSnapshots, err)
+	}
+	load := func(wantAt events.Seq, wantRefused int) {
+		t.Helper()
+		v, refused, err := LoadFile(dir, testLog, 6)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.At() != wantAt || len(refused) != wantRefused {
+			t.Errorf("at %d with %d refused (%v), want %d with %d", v.At(), len(refused), refused, wantAt, wantRefused)
+		}
+		apply(t, v, w)
+		if v.Len() != 5 {
+			t.Errorf("%d keys", v.Len())
+		}
+	}
+	load(6, 0)
+	if _, _, err := LoadFile(dir, testLog, 5); !errors.As(err, new(*events.CorruptError)) {
+		t.Errorf("a log that ends before its snapshot: %v", err)
+	}
+	for i, path := range snapshotFiles(dir) {
+		if err := os.Truncate(path, 60); err != nil {
+			t.Fatal(err)
+		}
+		load([]events.Seq{5, 4, 0}[i], i+1)
+	}
+}
+
+func TestSaver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, v := newWorld(t), NewKeys()
+		var said bytes.Buffer
+		s := &Saver{View: v, Dir: t.TempDir(), Log: testLog, Every: time.Minute, Logger: slog.New(slog.NewTextHandler(&said, nil))}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		files := func(want int) {
+			t.Helper()
+			synctest.Wait()
+			if got := len(snapshotFiles(s.Dir)); got != want {
+				t.Errorf("%d files, want %d", got, want)
+			}
+		}
+		time.Sleep(90 * time.Second)
+		files(0) // nothing to save
+		w.define("ks", definition())
+		apply(t, v, w)
+		time.Sleep(5 * time.Minute)
+		files(1) // once, not five times
+		w.define("ks", definition())
+		apply(t, v, w)
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		files(2) // the last word
+		s.Dir = filepath.Join(s.Dir, "\x00")
+		w.define("ks", definition())
+		apply(t, v, w)
+		s.save(t.Context())
+		if s.failures.Load() != 1 || !strings.Contains(said.String(), "snapshot not saved") {
+			t.Error("a failure is silent")
+		}
+	})
+}
