@@ -83,15 +83,15 @@ func newLog(t testing.TB) *Log {
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m, goleak.IgnoreCurrent()) }
 
 func TestLogContract(t *testing.T) {
-	logtest.TestLog(t, func(t *testing.T) events.Log { return newLog(t) })
+	logtest.TestLog(t, func(t *testing.T) events.Log { return contractLog(t) })
 }
 
 func TestUsesContract(t *testing.T) {
-	logtest.TestUses(t, func(t *testing.T) logtest.Uses { return newLog(t) })
+	logtest.TestUses(t, func(t *testing.T) logtest.Uses { return contractLog(t) })
 }
 
 func TestTimersContract(t *testing.T) {
-	logtest.TestTimers(t, func(t *testing.T) logtest.TimerLog { return newLog(t) })
+	logtest.TestTimers(t, func(t *testing.T) logtest.TimerLog { return contractLog(t) })
 }
 
 // The verifier's account passes the same contract as far as it may: it cannot
