@@ -37,6 +37,7 @@ type Options struct {
 // nothing but memory: whoever made the connection closes it.
 type Log struct {
 	nc      *nats.Conn
+	api     string // what the subjects of the API start with
 	js      jetstream.JetStream
 	id      events.LogID
 	timeout time.Duration
@@ -68,7 +69,10 @@ func Open(ctx context.Context, nc *nats.Conn, o Options) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the log: %w", err)
 	}
-	l := &Log{nc: nc, js: js, timeout: o.Timeout, log: o.Logger}
+	l := &Log{nc: nc, api: "$JS.API.", js: js, timeout: o.Timeout, log: o.Logger}
+	if o.Edge {
+		l.api = "kt.api."
+	}
 	if err := l.check(ctx, &o); err != nil {
 		return nil, fmt.Errorf("open the log: %w", err)
 	}
@@ -245,7 +249,7 @@ func (l *Log) askOnce(ctx context.Context, subject string, body []byte, resp any
 // info asks the leader about a stream. A missing one is ErrNoLog.
 func (l *Log) info(ctx context.Context, stream string) (*jetstream.StreamInfo, error) {
 	var si jetstream.StreamInfo
-	err := l.ask(ctx, "$JS.API.STREAM.INFO."+stream, struct{}{}, &si)
+	err := l.ask(ctx, l.api+"STREAM.INFO."+stream, struct{}{}, &si)
 	if api := (*apiError)(nil); errors.As(err, &api) && api.ErrCode == codeStreamNotFound {
 		return nil, ErrNoLog
 	}
@@ -295,7 +299,7 @@ func (l *Log) leaderGet(ctx context.Context, stream string, req getRequest) (*st
 			Time    time.Time `json:"time"`
 		} `json:"message"`
 	}
-	err := l.ask(ctx, "$JS.API.STREAM.MSG.GET."+stream, req, &a)
+	err := l.ask(ctx, l.api+"STREAM.MSG.GET."+stream, req, &a)
 	if api := (*apiError)(nil); errors.As(err, &api) && api.ErrCode == codeNoMessage {
 		return nil, nil
 	}

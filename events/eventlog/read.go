@@ -32,7 +32,7 @@ func (l *Log) get(ctx context.Context, stream string, req getRequest, f func(*st
 	if req.NextFor != "" {
 		body = fmt.Appendf(nil, `{"seq":%d,"next_by_subj":%q,"batch":%d,"max_bytes":%d}`, req.Seq, req.NextFor, req.Batch, req.MaxBytes)
 	}
-	if err := l.nc.PublishRequest("$JS.API.DIRECT.GET."+stream, inbox, body); err != nil {
+	if err := l.nc.PublishRequest(l.api+"DIRECT.GET."+stream, inbox, body); err != nil {
 		return err
 	}
 	for {

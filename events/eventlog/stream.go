@@ -26,7 +26,7 @@ const (
 
 	lifeSubjects = events.LifePrefix + ">"
 	lifeTail     = "kt.rp.life.>" // every event, after commit
-	useTail      = "kt.rp.use.*"  // headers of every use message, after commit
+	useTail      = "kt.rp.use.>"  // headers of every use message, after commit
 	heartbeats   = "kt.hb.life"
 
 	timersConsumer  = "timers"  // on KT_LIFE: one shared reader, in order
@@ -94,7 +94,7 @@ func useConfig(id events.LogID, replicas int, maxBytes int64, age time.Duration)
 		DenyPurge:         true,
 		AllowDirect:       true,
 		Compression:       jetstream.S2Compression,
-		RePublish:         &jetstream.RePublish{Source: events.UsePrefix + "*", Destination: useTail, HeadersOnly: true},
+		RePublish:         &jetstream.RePublish{Source: events.UsePrefix + ">", Destination: useTail, HeadersOnly: true},
 		Metadata:          map[string]string{metaLog: id.String()},
 	}
 }

@@ -40,7 +40,7 @@ func (l *Log) Tail(ctx context.Context, node events.NodeID) (events.UseMessage, 
 	}
 	ctx, cancel := l.bound(ctx)
 	defer cancel()
-	subject := "$JS.API.DIRECT.GET." + useStream + "." + events.UsePrefix + string(node)
+	subject := l.api + "DIRECT.GET." + useStream + "." + events.UsePrefix + string(node)
 	for {
 		m, err := l.tail(ctx, subject)
 		if err == nil {
