@@ -1,0 +1,284 @@
+package projections
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"runtime"
+	"sync"
+	"testing"
+
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/logtest"
+)
+
+// The benchmarks run on one world of a million keys, made once: 1,000 tenants,
+// three key types' worth of grants, one key in four restricted to projects of its
+// tenant, one in ten with an allowlist of its tenant, one in five on a plan, all
+// others unlimited. What the keys hold of their own is id, digest and expiry.
+const million = 1_000_000
+
+var big struct {
+	once    sync.Once
+	view    *Keys
+	digests []events.Digest
+}
+
+func bigView(b *testing.B) *Keys {
+	big.once.Do(func() {
+		big.digests = make([]events.Digest, million)
+		big.view = NewKeys()
+		if err := big.view.Apply(bigLog(0, 1)); err != nil {
+			b.Fatal(err)
+		}
+		const chunk = 10_000
+		for i := 0; i < million; i += chunk {
+			if err := big.view.Apply(bigLog(i, chunk)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	return big.view
+}
+
+func digestOf(i int) (d events.Digest) {
+	return sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(i)))
+}
+
+// bigLog returns the creations of keys i.. as events 2+i.., or for 0, 1 the
+// keyspace's definition as event 1. The hashes are made up: what the log holds
+// is not the fold's to check, only that each event names the one before.
+func bigLog(i, n int) []events.Recorded {
+	if n == 1 {
+		return []events.Recorded{{Seq: 1, Hash: events.Hash{1}, Event: events.Event{
+			Aggregate: events.KeyspaceAggregate("ks"), Rev: 1, Data: &events.KeyspaceDefined{Definition: definition()}}}}
+	}
+	log := make([]events.Recorded, n)
+	for j := range log {
+		k := i + j
+		tenant := k % 1000
+		digest := digestOf(k)
+		if k < len(big.digests) {
+			big.digests[k] = digest
+		}
+		d := &events.KeyCreated{Digest: digest, Hint: "sk_live_abcd", Name: fmt.Sprint("key ", k), KeyType: "secret", Environment: "live", ExpiresAt: 1_900_000_000_000 + events.Time(k)}
+		d.Scopes = [][]string{{"read"}, {"write"}, {"read", "write"}}[k%3]
+		if k%4 == 0 {
+			d.Resources = []events.Resource{{Kind: "project", ID: fmt.Sprintf("proj_%d_%d", tenant, k%7)}}
+		}
+		if k%10 == 0 {
+			d.Allowlist = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(tenant >> 8), byte(tenant), 0}), 24)}
+		}
+		if k%5 == 0 {
+			d.Limit = &events.Limit{Plan: "gold"}
+		}
+		id := keyID(k)
+		log[j] = events.Recorded{Seq: events.Seq(k + 2), Hash: events.Hash(digest), Event: events.Event{
+			Aggregate: events.KeyAggregate("ks", events.TenantID(fmt.Sprint("tenant_", tenant)), id), Rev: 1, Data: d}}
+	}
+	return log
+}
+
+func keyID(k int) (id events.KeyID) {
+	binary.BigEndian.PutUint64(id[1:], uint64(1_700_000_000_000+k))
+	binary.BigEndian.PutUint64(id[8:], uint64(k)*0x9e3779b97f4a7c15)
+	return id
+}
+
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+func BenchmarkMemory(b *testing.B) {
+	for b.Loop() {
+		before := heap()
+		v := NewKeys()
+		if err := v.Apply(bigLog(0, 1)); err != nil {
+			b.Fatal(err)
+		}
+		for i := 0; i < million; i += 10_000 {
+			if err := v.Apply(bigLog(i, 10_000)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(heap()-before)/million, "B/key")
+		runtime.KeepAlive(v)
+	}
+}
+
+// BenchmarkLookup compares with a bare Go map of the same digests to records of
+// the same size.
+func BenchmarkLookup(b *testing.B) {
+	v := bigView(b)
+	order := rand.New(rand.NewPCG(1, 2)).Perm(million)
+	b.Run("view", func(b *testing.B) {
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			if v.Lookup(big.digests[order[i%million]]) == nil {
+				b.Fatal("missing")
+			}
+		}
+	})
+	m := make(map[events.Digest]*Key, million)
+	for k := range v.ids.all {
+		m[k.Digest] = k
+	}
+	b.Run("map", func(b *testing.B) {
+		for i := 0; b.Loop(); i++ {
+			if k := m[big.digests[order[i%million]]]; k.ExpiresAt == 0 {
+				b.Fatal("missing")
+			}
+		}
+	})
+	b.Run("sha256", func(b *testing.B) {
+		secret := []byte("sk_live_0123456789abcdefghijklmnopqrstuv")
+		for b.Loop() {
+			sha256.Sum256(secret)
+		}
+	})
+}
+
+func BenchmarkHasScope(b *testing.B) {
+	k := bigView(b).Lookup(digestOf(1))
+	b.ReportAllocs()
+	for b.Loop() {
+		if !k.HasScope("write") {
+			b.Fatal("it holds write")
+		}
+	}
+}
+
+func BenchmarkAllowsAddr10000(b *testing.B) {
+	var list []netip.Prefix
+	for i := range 10_000 {
+		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24))
+	}
+	a := newAllowlist(sum{}, list)
+	addr := netip.MustParseAddr("10.20.30.40")
+	b.ReportAllocs()
+	for b.Loop() {
+		if !a.contains(addr) {
+			b.Fatal("it is listed")
+		}
+	}
+}
+
+// BenchmarkFold folds creations of new keys, decoded already.
+func BenchmarkFold(b *testing.B) {
+	const n = 200_000
+	log := append(bigLog(0, 1), bigLog(0, n)...)
+	for _, c := range []struct {
+		name string
+		new  func() events.Follower
+	}{{"keys", func() events.Follower { return NewKeys() }}, {"directory", func() events.Follower { return NewDirectory() }}} {
+		b.Run(c.name, func(b *testing.B) {
+			for b.Loop() {
+				v := c.new()
+				for i := 0; i < len(log); i += 1000 {
+					if err := v.Apply(log[i:min(i+1000, len(log))]); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			b.ReportMetric(float64(b.N)*n/b.Elapsed().Seconds(), "events/s")
+		})
+	}
+}
+
+// BenchmarkDecodeAndFold is what a replay costs on one core.
+func BenchmarkDecodeAndFold(b *testing.B) {
+	const n = 20_000
+	var messages []events.Message
+	w := newWorld(b)
+	w.define("ks", definition())
+	for _, r := range bigLog(0, n) {
+		w.add(r.Aggregate, r.Data)
+	}
+	for i := range w.log {
+		m, err := events.Encode(&w.log[i].Event)
+		if err != nil {
+			b.Fatal(err)
+		}
+		messages = append(messages, m)
+	}
+	for b.Loop() {
+		v := NewKeys()
+		for i := range messages {
+			e, err := events.Decode(&messages[i])
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := v.Apply([]events.Recorded{{Event: e, Seq: events.Seq(i + 1), Hash: messages[i].Hash()}}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.ReportMetric(float64(b.N)*n/b.Elapsed().Seconds(), "events/s")
+}
+
+// BenchmarkApplyOne changes one key of a million while a reader looks keys up.
+func BenchmarkApplyOne(b *testing.B) {
+	v := bigView(b)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+				v.Lookup(big.digests[i%million])
+			}
+		}
+	})
+	r := rand.New(rand.NewPCG(1, 2))
+	b.ReportAllocs()
+	for b.Loop() {
+		k := v.ByID(keyID(r.IntN(million)))
+		e := logtest.Event(events.KeyAggregate("ks", k.Tenant, k.ID), &events.KeyExpiryChanged{After: 1_950_000_000_000})
+		e.Rev = uint64(k.rev) + 1
+		copy(e.Prev[:], k.head[:])
+		if err := v.Apply([]events.Recorded{{Event: e, Seq: v.At() + 1, Hash: e.Prev}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	close(stop)
+	wg.Wait()
+}
+
+func BenchmarkSnapshot(b *testing.B) {
+	v := bigView(b)
+	var buf bytes.Buffer
+	if err := v.Snapshot(&buf, testLog); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("stop", func(b *testing.B) { // for how long the fold stands still
+		for b.Loop() {
+			v.picture()
+		}
+	})
+	b.Run("save", func(b *testing.B) {
+		b.SetBytes(int64(buf.Len()))
+		for b.Loop() {
+			if err := v.Snapshot(io.Discard, testLog); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("load", func(b *testing.B) {
+		b.SetBytes(int64(buf.Len()))
+		for b.Loop() {
+			if _, err := LoadKeys(bytes.NewReader(buf.Bytes()), testLog); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
