@@ -18,7 +18,7 @@ func (n *Node) Apply([]events.Recorded) error { return nil }
 // Fresh implements events.Follower: it notes when, by this node's own steady
 // clock, the log last said where it ends.
 func (n *Node) Fresh(events.Time, events.Seq) {
-	n.heard.Store(max(1, int64(n.cfg.Now().Sub(n.started))))
+	n.heard.Store(1 + int64(n.cfg.Now().Sub(n.started)))
 }
 
 // Staleness returns how old the view may be at now: the longer of the time since
@@ -31,7 +31,7 @@ func (n *Node) Staleness(now time.Time) time.Duration {
 		return never
 	}
 	byLog := time.Duration(events.At(now)-at) * time.Millisecond
-	return max(byLog, now.Sub(n.started)-time.Duration(heard), 0)
+	return max(byLog, now.Sub(n.started)-time.Duration(heard-1), 0)
 }
 
 // stale reports whether the view is too old to answer req under the rules of

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -38,7 +39,7 @@ type question struct {
 	Scope        string            `json:"scope"`
 	Resource     events.Resource   `json:"resource"`
 	IP           string            `json:"ip"` // the client's address, as the caller sees it
-	Cost         *uint32           `json:"cost"`
+	Cost         *int64            `json:"cost"`
 	MinPosition  string            `json:"min_position"`
 	MaxStaleness string            `json:"max_staleness"` // a duration, as "500ms" or "5s"
 }
@@ -68,9 +69,10 @@ func (q *question) request(log events.LogID, path string, f *events.FieldErrors)
 		req.IP = a.Unmap()
 	}
 	if q.Cost != nil {
-		if req.Cost = *q.Cost; req.Cost == 0 {
-			f.Add(path+"cost", "invalid", "want at least 1")
+		if *q.Cost < 1 || *q.Cost > math.MaxUint32 {
+			f.Add(path+"cost", "invalid", "want 1 to 4294967295")
 		}
+		req.Cost = uint32(*q.Cost)
 	}
 	if q.MinPosition != "" {
 		p, err := events.ParsePosition(q.MinPosition)

@@ -30,7 +30,7 @@ type epochRecord struct {
 // is open, then every number from 1 on exactly once, in order, then a close, or a
 // gap of unknown length, or (last epoch only) nothing yet. It shares no code with
 // the ledger.
-func readLedger(t *testing.T, src events.UseSource, node events.NodeID) []*epochRecord {
+func readLedger(t testing.TB, src events.UseSource, node events.NodeID) []*epochRecord {
 	t.Helper()
 	ctx := t.Context()
 	last, err := src.LastUse(ctx)
@@ -105,7 +105,7 @@ func testLedger(l *logtest.MemLog, change func(*LedgerConfig)) *Ledger {
 }
 
 // run starts l and returns what stops it and gives Run's error.
-func run(t *testing.T, l *Ledger) (stop func() error) {
+func run(t testing.TB, l *Ledger) (stop func() error) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- l.Run(ctx) }()

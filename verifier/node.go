@@ -42,7 +42,7 @@ type NodeConfig struct {
 type Node struct {
 	cfg     NodeConfig
 	started time.Time    // origin of heard
-	heard   atomic.Int64 // nanoseconds after started of the last heartbeat; 0 = none
+	heard   atomic.Int64 // when the last heartbeat came: nanoseconds after started, plus 1; 0 = none yet
 	metrics metrics
 }
 

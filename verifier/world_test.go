@@ -47,7 +47,7 @@ func scribeDefinition() events.Definition {
 	}
 }
 
-func newWorld(t *testing.T, change func(*NodeConfig)) *world {
+func newWorld(t testing.TB, change func(*NodeConfig)) *world {
 	w := &world{t: t, log: logtest.New(t), view: projections.NewKeys(), mux: http.NewServeMux()}
 	cfg := NodeConfig{View: w.view, Log: w.log.ID(), Logger: slog.New(slog.DiscardHandler)}
 	if change != nil {
@@ -124,8 +124,7 @@ func (w *world) end() []*epochRecord {
 		w.t.Fatal(err)
 	}
 	logtest.CheckLog(w.t, w.log)
-	t := w.t.(*testing.T)
-	all := readLedger(t, w.log, testNode)
+	all := readLedger(w.t, w.log, testNode)
 	if !all[len(all)-1].closed {
 		w.t.Fatal("the epoch is not closed")
 	}

@@ -1,0 +1,252 @@
+package verifier
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/projections"
+	"github.com/keytrail/keytrail/schemas/api"
+)
+
+const benchKeys = 1_000_000
+
+// nowhere is a stream of uses that takes everything at once.
+type nowhere struct{}
+
+func (nowhere) Publish(context.Context, events.NodeID, string, []byte) (events.Seq, error) {
+	return 1, nil
+}
+
+func (nowhere) Tail(context.Context, events.NodeID) (events.UseMessage, bool, error) {
+	return events.UseMessage{}, false, nil
+}
+
+// bench is a node with a million keys that every check looks at.
+type bench struct {
+	view    *projections.Keys
+	node    *Node
+	ledger  *Ledger
+	secrets []string // in random order
+	bare    map[[32]byte]*int
+}
+
+var million = sync.OnceValue(func() *bench {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	log := events.LogID{1}
+	b := &bench{view: projections.NewKeys(), bare: make(map[[32]byte]*int, benchKeys)}
+	def := scribeDefinition()
+	def.Limit = &events.Limit{PerMinute: 1e9, Burst: 1e9}
+	def.Staleness.MaxMillis = 86_400_000
+	batch := []events.Recorded{{Seq: 1, Event: events.Event{Rev: 1, Aggregate: events.KeyspaceAggregate(scribe), Data: &events.KeyspaceDefined{Definition: def}}}}
+	alphabet := events.Base62.Chars()
+	for i := range benchKeys {
+		secret := []byte("sk_live_")
+		for range events.DefaultSecretLength {
+			secret = append(secret, alphabet[rnd.IntN(len(alphabet))])
+		}
+		b.secrets = append(b.secrets, string(secret))
+		b.bare[sha256.Sum256(secret)] = new(int)
+		var id events.KeyID
+		binary.BigEndian.PutUint64(id[:], uint64(i+1))
+		tenant := events.TenantID(fmt.Sprint("tenant", i%5000))
+		r := events.Recorded{Seq: events.Seq(i + 2), Event: events.Event{Rev: 1, Aggregate: events.KeyAggregate(scribe, tenant, id), Data: &events.KeyCreated{
+			Digest: events.NewSecret(string(secret)).Digest(), KeyType: "secret", Environment: "live", Scopes: []string{"write"},
+			Resources: []events.Resource{{Kind: "project", ID: "proj_1"}, {Kind: "project", ID: fmt.Sprint("proj_", i%1000)}},
+			Allowlist: []netip.Prefix{office}, ExpiresAt: events.At(time.Now().AddDate(1, 0, 0)),
+		}}}
+		binary.BigEndian.PutUint64(r.Hash[:], uint64(i+1))
+		if batch = append(batch, r); len(batch) == 1000 || i == benchKeys-1 {
+			if err := b.view.Apply(batch); err != nil {
+				panic(err)
+			}
+			batch = batch[:0]
+		}
+	}
+	rnd.Shuffle(len(b.secrets), func(i, j int) { b.secrets[i], b.secrets[j] = b.secrets[j], b.secrets[i] })
+	quiet := slog.New(slog.DiscardHandler)
+	b.ledger = NewLedger(LedgerConfig{Sink: nowhere{}, Node: testNode, Log: log, Logger: quiet})
+	b.node = NewNode(NodeConfig{View: b.view, Ledger: b.ledger, Log: log, Logger: quiet})
+	b.view.Fresh(events.At(time.Now()), b.view.At())
+	b.node.Fresh(0, 0)
+	return b
+})
+
+func (b *bench) request(i int) Request {
+	return Request{Secret: events.NewSecret(b.secrets[i%benchKeys]), Keyspace: scribe, Scope: "read",
+		Resource: events.Resource{Kind: "project", ID: "proj_1"}, IP: inside}
+}
+
+// BenchmarkVerify asks about random keys of a million. bare is the yardstick: the
+// hash of the secret and one look-up in a Go map of the same keys. verify makes
+// all checks, limit included; decide adds freshness, the clock and the ledger,
+// whose encoder runs beside it.
+func BenchmarkVerify(b *testing.B) {
+	w := million()
+	b.Run("bare", func(b *testing.B) {
+		b.ReportAllocs()
+		found := 0
+		for i := range b.N {
+			if w.bare[sha256.Sum256([]byte(w.secrets[i%benchKeys]))] != nil {
+				found++
+			}
+		}
+		if found != b.N {
+			b.Fatal(found)
+		}
+	})
+	b.Run("verify", func(b *testing.B) {
+		b.ReportAllocs()
+		now := events.At(time.Now())
+		for i := range b.N {
+			req := w.request(i)
+			if d := Verify(w.view, &req, now); !d.Allowed() {
+				b.Fatal(d.Reason)
+			}
+		}
+	})
+	b.Run("decide", func(b *testing.B) {
+		l := NewLedger(w.ledger.cfg)
+		node := NewNode(NodeConfig{View: w.view, Ledger: l, Log: w.node.cfg.Log})
+		node.Fresh(0, 0)
+		stop := run(b, l)
+		waitFor(b, func() bool { return l.Ready() == nil })
+		b.ReportAllocs()
+		b.ResetTimer()
+		for i := range b.N {
+			req := w.request(i)
+			if d := node.Decide(context.Background(), &req); !d.Allowed() {
+				b.Fatal(d.Reason)
+			}
+		}
+		b.StopTimer()
+		b.ReportMetric(float64(l.lost.Load())/float64(b.N), "lost/op")
+		if err := stop(); err != nil {
+			b.Fatal(err)
+		}
+	})
+}
+
+func BenchmarkLedgerAppend(b *testing.B) {
+	for _, parallel := range []bool{false, true} {
+		b.Run(fmt.Sprintf("parallel=%v", parallel), func(b *testing.B) {
+			l := NewLedger(LedgerConfig{Sink: nowhere{}, Node: testNode, Log: events.LogID{1}, Logger: slog.New(slog.DiscardHandler)})
+			stop := run(b, l)
+			waitFor(b, func() bool { return l.Ready() == nil })
+			u := testUse(1)
+			b.ReportAllocs()
+			b.ResetTimer()
+			if parallel {
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						l.Append(&u)
+					}
+				})
+			} else {
+				for range b.N {
+					l.Append(&u)
+				}
+			}
+			b.StopTimer()
+			b.ReportMetric(float64(l.lost.Load())/float64(b.N), "lost/op")
+			if err := stop(); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}
+
+// BenchmarkHTTP asks over loopback, kept alive. bare decodes and encodes bodies
+// of the same shapes with the same library and does nothing else.
+func BenchmarkHTTP(b *testing.B) {
+	w := million()
+	var body = func(i int) []byte {
+		return []byte(`{"key":"` + w.secrets[i%benchKeys] + `","keyspace":"scribe-sight","scope":"read","resource":{"kind":"project","id":"proj_1"},"ip":"203.0.113.7"}`)
+	}
+	drive := func(b *testing.B, h http.Handler, path string) {
+		srv := httptest.NewServer(h)
+		defer srv.Close()
+		client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}}
+		defer client.CloseIdleConnections()
+		b.ReportAllocs()
+		b.ResetTimer()
+		b.RunParallel(func(pb *testing.PB) {
+			for i := rand.IntN(benchKeys); pb.Next(); i++ {
+				resp, err := client.Post(srv.URL+path, "application/json", bytes.NewReader(body(i)))
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				answer, err := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if err != nil || !bytes.HasPrefix(answer, []byte(`{"allowed":true`)) {
+					b.Errorf("%v %s", err, answer)
+					return
+				}
+			}
+		})
+		b.StopTimer()
+	}
+	b.Run("bare", func(b *testing.B) {
+		type answer struct {
+			Allowed     bool          `json:"allowed"`
+			Reason      events.Reason `json:"reason"`
+			Status      int           `json:"status"`
+			Key         string        `json:"key_id"`
+			Tenant      string        `json:"tenant"`
+			Environment string        `json:"environment"`
+			Scopes      []string      `json:"scopes"`
+			Limit       struct {
+				Limit     int64 `json:"limit"`
+				Remaining int64 `json:"remaining"`
+				Reset     int64 `json:"reset"`
+			} `json:"limit"`
+			Position string `json:"position"`
+			Use      string `json:"use_id"`
+		}
+		fixed := answer{Allowed: true, Reason: events.ReasonOK, Status: 200, Key: events.KeyID{1}.String(), Tenant: "tenant42", Environment: "live",
+			Scopes: []string{"read", "write"}, Position: events.Position{Seq: 1}.String(), Use: "node-1/1767693600000000/42"}
+		fixed.Limit.Limit, fixed.Limit.Remaining, fixed.Limit.Reset = 1e9, 1e9-1, 1
+		drive(b, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			in, err := io.ReadAll(r.Body)
+			var q question
+			if err == nil {
+				err = json.Unmarshal(in, &q)
+			}
+			out, err2 := json.Marshal(&fixed)
+			if err != nil || err2 != nil {
+				rw.WriteHeader(400)
+				return
+			}
+			rw.Header().Set("Content-Type", "application/json")
+			rw.Write(out)
+		}), "/")
+	})
+	b.Run("verify", func(b *testing.B) {
+		l := NewLedger(w.ledger.cfg)
+		node := NewNode(NodeConfig{View: w.view, Ledger: l, Log: w.node.cfg.Log, Logger: slog.New(slog.DiscardHandler)})
+		node.Fresh(0, 0)
+		stop := run(b, l)
+		waitFor(b, func() bool { return l.Ready() == nil })
+		mux := http.NewServeMux()
+		node.Routes(mux)
+		drive(b, api.WithRequestID(mux), "/v1/verify")
+		if err := stop(); err != nil {
+			b.Fatal(err)
+		}
+	})
+}
