@@ -73,7 +73,7 @@ func store(ctx context.Context, log events.Log, writes []events.Write) (events.S
 	if !errors.Is(err, events.ErrUnknownOutcome) {
 		return seq, err
 	}
-	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		// crash here: the events are in the log or they are not; the client's retry
 		// under its Idempotency-Key finds out.
 		seq, err = log.Append(ctx, writes...)
@@ -91,11 +91,8 @@ func store(ctx context.Context, log events.Log, writes []events.Write) (events.S
 				return 0, err
 			}
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		pause(ctx, wait)
+		if ctx.Err() != nil {
 			return 0, fmt.Errorf("append %d event(s): %w", len(writes), events.ErrUnknownOutcome)
 		}
 	}

@@ -120,7 +120,10 @@ func (x *Expirer) due(ctx context.Context, ref events.KeyRef) error {
 		now := events.At(x.cfg.Now())
 		data := DecideExpire(&k, now)
 		if data == nil {
-			if k.May(&events.KeyExpired{}) == nil { // its time has moved, or this clock is behind
+			if k.May(&events.KeyExpired{}) == nil {
+				// Its time has moved, or this clock is behind the timers'. In the second
+				// case the timer fires again at once: the pause keeps that from spinning.
+				pause(ctx, min(time.Second, time.Duration(k.ExpiresAt-now)*time.Millisecond))
 				err = x.cfg.Timers.Set(ctx, ref, k.ExpiresAt)
 			}
 			if err != nil {
@@ -145,6 +148,16 @@ func (x *Expirer) due(ctx context.Context, ref events.KeyRef) error {
 		}
 	}
 	return x.failed(ctx, "record the expiry", ref, events.ErrConflict)
+}
+
+// pause returns after d, or when ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 func (x *Expirer) failed(ctx context.Context, what string, ref events.KeyRef, err error) error {

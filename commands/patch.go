@@ -20,7 +20,7 @@ func (c *Patch) Decide(k *events.Key, r *Rules, now events.Time) ([]events.Data,
 	var f events.FieldErrors
 	checkReason(&f, c.Reason)
 	if c.Name == nil && c.Metadata == nil && !c.Given() {
-		f.Add("", "required", "want at least one of name, metadata, expires_at and expires_in")
+		f.Add("body", "required", "want at least one of name, metadata, expires_at and expires_in")
 	}
 	label := k.Label
 	if c.Name != nil {
