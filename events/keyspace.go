@@ -87,6 +87,14 @@ func (t *KeyType) Matches(secret string) bool {
 	return true
 }
 
+// overlaps reports whether a secret that starts with o's prefix can have the
+// form of t.
+func (t *KeyType) overlaps(o *KeyType) bool {
+	middle, ok := strings.CutPrefix(o.Prefix, t.Prefix)
+	return ok && len(t.Prefix)+t.Len() == len(o.Prefix)+o.Len() &&
+		strings.Trim(middle, t.Alphabet.Chars()) == ""
+}
+
 // Hint returns the readable start of a secret of this type, safe to show: the
 // prefix and four more characters.
 func (t *KeyType) Hint(secret string) string {
@@ -135,6 +143,14 @@ type Plan struct {
 	PerMinute int64  `json:"per_minute"`
 	Burst     int64  `json:"burst"`
 }
+
+// The bounds of a definition's lists. Those of scopes inside it are MaxScopes.
+const (
+	MaxKeyTypes  = 32
+	MaxCatalogue = 1000
+	MaxKinds     = 32
+	MaxPlans     = 100
+)
 
 // MaxPerMinute bounds both numbers of a limit.
 const MaxPerMinute = 1_000_000_000
@@ -255,7 +271,7 @@ func (c Credential) HeaderName() string {
 
 // SchemeName returns the authentication scheme, "" for a bare header.
 func (c Credential) SchemeName() string {
-	if c.Scheme == "" && c.HeaderName() == "Authorization" {
+	if c.Scheme == "" && strings.EqualFold(c.HeaderName(), "Authorization") {
 		return "Bearer"
 	}
 	return c.Scheme
@@ -273,6 +289,17 @@ func (s Staleness) MaxStaleness() time.Duration {
 // path of its member; nil means that the keyspace can be applied.
 func (d *Definition) Validate() FieldErrors {
 	var f FieldErrors
+	for _, l := range []struct {
+		path   string
+		n, max int
+	}{{"key_types", len(d.KeyTypes), MaxKeyTypes}, {"scopes", len(d.Scopes), MaxCatalogue}, {"resources", len(d.Resources), MaxKinds}, {"plans", len(d.Plans), MaxPlans}} {
+		if l.n > l.max {
+			f.Add(l.path, "too_many", fmt.Sprintf("want at most %d", l.max))
+		}
+	}
+	if f != nil {
+		return f // what follows compares each with each
+	}
 	f.text("title", d.Title, 100)
 	f.text("description", d.Description, 1000)
 	scopes := map[string]bool{}
@@ -287,6 +314,10 @@ func (d *Definition) Validate() FieldErrors {
 		f.text(p+".description", s.Description, 500)
 	}
 	known := func(path string, list []string) {
+		if len(list) > MaxScopes {
+			f.Add(path, "too_many", fmt.Sprintf("want at most %d", MaxScopes))
+			return
+		}
 		for j, s := range list {
 			if !scopes[s] {
 				f.Add(fmt.Sprintf("%s[%d]", path, j), "unknown_scope", fmt.Sprintf("scope %q is not in the catalogue", clip(s)))
@@ -328,17 +359,18 @@ func (d *Definition) Validate() FieldErrors {
 		}
 		known(p+".defaults", t.Defaults)
 		known(p+".ceiling", t.Ceiling)
-		if t.Ceiling != nil {
+		if t.Ceiling != nil && len(t.Ceiling) <= MaxScopes && len(t.Defaults) <= MaxScopes {
+			ceiling := d.Expand(t.Ceiling)
 			for j, s := range t.Defaults {
-				if scopes[s] && !slices.Contains(d.Expand(t.Ceiling), s) {
+				if scopes[s] && !slices.Contains(ceiling, s) {
 					f.Add(fmt.Sprintf("%s.defaults[%d]", p, j), "above_ceiling", fmt.Sprintf("scope %q is above the type's own ceiling", s))
 				}
 			}
 		}
 		f.text(p+".description", t.Description, 500)
 		for j := range i {
-			if a, b := d.KeyTypes[j].Prefix, t.Prefix; a == b && d.KeyTypes[j].Len() == t.Len() {
-				f.Add(p+".prefix", "duplicate", "two key types with one prefix and one length cannot be told apart")
+			if o := &d.KeyTypes[j]; o.overlaps(t) || t.overlaps(o) {
+				f.Add(p+".prefix", "duplicate", fmt.Sprintf("a secret could be of key type %q as well: want another prefix or length", clip(o.Name)))
 			}
 		}
 	}
