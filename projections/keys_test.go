@@ -3,11 +3,15 @@ package projections
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/keytrail/keytrail/events"
 )
@@ -180,6 +184,28 @@ func TestRefusals(t *testing.T) {
 			r.Rev, r.Prev = 1, events.Hash{}
 			r.Aggregate.ID = events.KeyID{9}.String()
 		}, "does not exist"},
+		"rotated twice": {func(w *world, ref events.KeyRef) {
+			w.log[len(w.log)-2].Data = &events.KeyRotated{Successor: ref.Key, After: 2_000_000_000_000}
+			w.log[len(w.log)-1].Data = w.log[len(w.log)-2].Data
+		}, "key.rotated: not possible"},
+		"role deleted twice": {func(w *world, ref events.KeyRef) {
+			a := events.RoleAggregate("ks", "acme", "dev")
+			for i, d := range []events.Data{&events.RoleDefined{}, &events.RoleDeleted{}, &events.RoleDeleted{}} {
+				r := &w.log[len(w.log)-3+i]
+				r.Aggregate, r.Rev, r.Data = a, uint64(i+1), d
+				if r.Prev = (events.Hash{}); i > 0 {
+					r.Prev = w.log[len(w.log)-4+i].Hash
+				}
+			}
+		}, "the role does not exist"},
+		"reader": {func(w *world, ref events.KeyRef) {
+			r := &w.log[len(w.log)-1]
+			r.Aggregate = events.ReaderAggregate(events.Actor{ID: "someone"})
+		}, "is broken"},
+		"keyspace": {func(w *world, ref events.KeyRef) {
+			r := &w.log[len(w.log)-1]
+			r.Aggregate = events.KeyspaceAggregate("ks")
+		}, "is broken"},
 		"moved": {func(w *world, ref events.KeyRef) { w.log[len(w.log)-1].Aggregate.Tenant = "other" }, "already lives as ks/acme"},
 		"kind":  {func(w *world, ref events.KeyRef) { w.log[len(w.log)-1].Aggregate.Kind = "planet" }, "upgrade"},
 	} {
@@ -188,18 +214,25 @@ func TestRefusals(t *testing.T) {
 			w.define("ks", definition())
 			ref := w.create("ks", "acme", "1", nil)
 			w.add(ref.Aggregate(), &events.KeyRenamed{After: events.Label{Name: "x"}})
+			w.add(ref.Aggregate(), &events.KeyRenamed{After: events.Label{Name: "y"}})
+			w.add(ref.Aggregate(), &events.KeyRenamed{After: events.Label{Name: "z"}})
 			c.spoil(w, ref)
-			keys, dir := NewKeys(), NewDirectory()
+			last := len(w.log) - 1
+			keys, dir, restored := NewKeys(), NewDirectory(), NewKeys()
+			if err := restored.Apply(w.log[:last]); err != nil {
+				t.Fatal(err)
+			}
+			restored = reload(t, restored) // it must refuse what the view that was saved refuses
 			for _, v := range []interface {
 				events.Follower
 				At() events.Seq
-			}{keys, dir} {
+			}{keys, dir, restored} {
 				err := v.Apply(w.log)
 				if err == nil || !strings.Contains(err.Error(), c.want) {
 					t.Errorf("%T: got error %v, want one that says %q", v, err, c.want)
 				}
-				if v.At() != 2 {
-					t.Errorf("%T stands at %d, want 2", v, v.At())
+				if v.At() != events.Seq(last) {
+					t.Errorf("%T stands at %d, want %d", v, v.At(), last)
 				}
 				if again := v.Apply(w.log); !errors.Is(again, err) {
 					t.Errorf("%T goes on with %v", v, again)
@@ -235,4 +268,76 @@ func TestReadsDoNotAllocate(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
+}
+
+// TestSharing says that what is equal is stored once, over tenants, and goes
+// with its last user.
+func TestSharing(t *testing.T) {
+	w, v := newWorld(t), NewKeys()
+	w.define("ks", definition())
+	restrict := func(d *events.KeyCreated) {
+		d.Scopes, d.Resources, d.Allowlist = []string{"read"}, slices.Clone(someResources), slices.Clone(somePrefixes[:2])
+		d.Limit = &events.Limit{Plan: "gold"}
+	}
+	a, b := w.create("ks", "acme", "1", restrict), w.create("ks", "other", "2", restrict)
+	apply(t, v, w)
+	if v.ByID(a.Key).terms != v.ByID(b.Key).terms {
+		t.Error("keys with the same terms do not share them")
+	}
+	for _, ref := range []events.KeyRef{a, b} {
+		w.add(ref.Aggregate(), &events.KeyScopesAssigned{})
+		w.add(ref.Aggregate(), &events.KeyResourcesAssigned{})
+		w.add(ref.Aggregate(), &events.KeyAllowlistUpdated{})
+		w.add(ref.Aggregate(), &events.KeyLimitUpdated{})
+	}
+	apply(t, v, w)
+	if len(v.grants) != 1 || len(v.terms) != 1 || len(v.resources)+len(v.allows)+len(v.limits) != 0 {
+		t.Error("what nobody uses any more stays")
+	}
+	checkPools(t, v)
+}
+
+func TestFreshIsNotBelievedBeforeItsEvents(t *testing.T) {
+	w, v := newWorld(t), NewKeys()
+	w.define("ks", definition())
+	apply(t, v, w)
+	for _, c := range []struct {
+		at   events.Time
+		last events.Seq
+		want events.Time
+	}{{5, 2, 0}, {6, 1, 6}, {4, 1, 6}, {7, 2, 6}} {
+		if v.Fresh(c.at, c.last); v.FreshAt() != c.want {
+			t.Errorf("fresh at %d after a heartbeat of %d at event %d, want %d", v.FreshAt(), c.at, c.last, c.want)
+		}
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	w, v := newWorld(t), NewKeys()
+	w.define("ks", definition())
+	w.create("ks", "acme", "1", nil)
+	apply(t, v, w)
+	v.Fresh(10_000, 2)
+	now := func() time.Time { return events.Time(12_500).Std() }
+	s := &Saver{View: v, Dir: t.TempDir(), Log: testLog, Now: now, Logger: slog.New(slog.DiscardHandler)}
+	s.save(t.Context())
+	d := NewDirectory()
+	apply(t, d, w)
+	reg := prometheus.NewPedanticRegistry()
+	for _, c := range slices.Concat(v.Collectors(now, func() events.Seq { return 5 }), d.Collectors(), s.Collectors()) {
+		reg.MustRegister(c)
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		got[f.GetName()] = f.GetMetric()[0].GetGauge().GetValue() + f.GetMetric()[0].GetCounter().GetValue()
+	}
+	equal(t, "metrics", got, map[string]float64{
+		"keytrail_view_keys": 1, "keytrail_view_position": 2, "keytrail_view_events_total": 2, "keytrail_view_lag_seconds": 2.5,
+		"keytrail_view_lag_events": 3, "keytrail_directory_keys": 1, "keytrail_directory_position": 2,
+		"keytrail_snapshot_age_seconds": 0, "keytrail_snapshot_position": 2, "keytrail_snapshot_failures_total": 0,
+	})
 }

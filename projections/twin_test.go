@@ -298,12 +298,18 @@ func compareDirectory(t rapid.TB, w *world, d *Directory) {
 func checkPools(t rapid.TB, v *Keys) {
 	t.Helper()
 	classes, combos := map[Class]int{}, map[terms]int{}
+	digests, owners := map[events.Digest]bool{}, 0
+	for range v.digests.all {
+		owners++
+	}
 	for k := range v.ids.all {
+		digests[k.Digest] = true
 		classes[*k.Class]++
 		combos[*k.terms]++
 		equal(t, "shared class", k.Class, v.classes[*k.Class].v)
 		equal(t, "shared terms", k.terms, v.terms[*k.terms].v)
 	}
+	equal(t, "owners of digests", owners, len(digests))
 	grants, lists, allows, limits := map[sum]int{}, map[sum]int{}, map[sum]int{}, map[events.Limit]int{}
 	for c := range combos {
 		grants[c.grant.key]++
