@@ -24,10 +24,13 @@ var arrows = map[string][]string{
 	"verifier":                {"events", "projections", "schemas/api", "github.com/go-json-experiment/"},
 	"audit": {"events", "projections", "schemas", "schemas/api", "schemas/clickhouse", "github.com/ClickHouse/",
 		"github.com/pressly/goose/v3", "github.com/pressly/goose/v3/", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2"},
-	"audit/engine":            {"github.com/ebitengine/purego", "golang.org/x/sys/unix", "golang.org/x/term"},
-	"audit/engine/enginetest": {"audit/engine", "github.com/ClickHouse/"},
-	"cmd/internal/ops":        {"schemas", "schemas/api"},
-	"cmd/internal/client":     {"events", "schemas/api", "github.com/go-json-experiment/"},
+	"audit/engine": {"github.com/ebitengine/purego", "golang.org/x/sys/unix", "golang.org/x/term"},
+	// For tests only: TestNothingShipsTheTestServers.
+	"audit/engine/enginetest":   {"audit/engine", "github.com/ClickHouse/", "github.com/testcontainers/testcontainers-go", "github.com/testcontainers/testcontainers-go/"},
+	"deploy":                    {}, // tests of what lies there
+	"deploy/standin/clickhouse": {"audit/engine"},
+	"cmd/internal/ops":          {"schemas", "schemas/api"},
+	"cmd/internal/client":       {"events", "schemas/api", "github.com/go-json-experiment/"},
 }
 
 // everywhere is what any package may import.
@@ -68,10 +71,29 @@ func TestImportsRunOneWay(t *testing.T) {
 	}
 }
 
+// TestNothingShipsTheTestServers: the binary carries neither testcontainers nor
+// the packages that are for tests.
+func TestNothingShipsTheTestServers(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "./keytrail").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(out), module+"events/eventlog\n") {
+		t.Fatal("the list of the binary's packages is not what this test takes it for")
+	}
+	for imp := range strings.Lines(string(out)) {
+		for _, not := range []string{"github.com/testcontainers/", module + "audit/engine/enginetest", module + "events/logtest", "testing\n"} {
+			if strings.HasPrefix(imp, not) {
+				t.Errorf("the binary contains %s", strings.TrimSpace(imp))
+			}
+		}
+	}
+}
+
 func isOurs(imp string) bool {
 	first, _, _ := strings.Cut(imp, "/")
 	switch first {
-	case "events", "schemas", "projections", "commands", "verifier", "audit", "cmd":
+	case "events", "schemas", "projections", "commands", "verifier", "audit", "cmd", "deploy":
 		return true
 	}
 	return false

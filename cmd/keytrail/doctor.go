@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"strings"
@@ -71,7 +72,9 @@ type doctor struct {
 	findings []finding
 }
 
-func (d *doctor) ok(what, found string) { d.findings = append(d.findings, finding{what: what, found: found}) }
+func (d *doctor) ok(what, found string) {
+	d.findings = append(d.findings, finding{what: what, found: found})
+}
 
 func (d *doctor) fail(what string, err error, advice string) {
 	found := err.Error()
@@ -160,7 +163,7 @@ func (d *doctor) engine() {
 }
 
 func (d *doctor) record(ctx context.Context, nf *natsFlags, dsn string) {
-	logger, err := d.app.logger()
+	logger, err := d.app.logger(slog.LevelWarn)
 	if err != nil {
 		d.fail("log", err, "")
 		return
@@ -191,15 +194,4 @@ func (d *doctor) record(ctx context.Context, nf *natsFlags, dsn string) {
 		return
 	}
 	defer store.Close()
-	found, err := audit.Reconcile(ctx, store, log, log)
-	if err != nil {
-		d.fail("copy", err, "")
-		return
-	}
-	for _, m := range found.Mismatches {
-		d.fail("copy", errors.New(m.String()), "the log wins: rebuild the copy in a fresh database")
-	}
-	if len(found.Mismatches) == 0 {
-		d.ok("copy", found.String())
-	}
 }

@@ -32,11 +32,10 @@ func (a *app) keyspaceApply() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			body := map[string]any{"definition": def, "reason": reason}
-			if reason == "" {
-				delete(body, "reason")
+			if reason != "" {
+				def["reason"] = reason
 			}
-			ans, err := a.call(c.Context(), "", http.MethodPut, "/v1/keyspaces/"+url.PathEscape(name), nil, nil, body)
+			ans, err := a.call(c.Context(), "", http.MethodPut, "/v1/keyspaces/"+url.PathEscape(name), nil, nil, def)
 			if err != nil {
 				return err
 			}
@@ -123,4 +122,3 @@ func printKeyspace(w io.Writer, k *keyspaceView) {
 	}
 	field(w, "resources", strings.Join(k.Definition.Resources, ", "))
 }
-

@@ -68,7 +68,7 @@ KEYTRAIL_EDGE_PASSWORD, KEYTRAIL_SYS_PASSWORD and KEYTRAIL_ROUTE_PASSWORD, or fr
 the files that the same names with _FILE give.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			var err error
-			if cfg.Logger, err = a.logger(); err != nil {
+			if cfg.Logger, err = a.logger(slog.LevelInfo); err != nil {
 				return err
 			}
 			if cluster.Listen != "" {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -39,6 +38,7 @@ type node struct {
 	server    *ops.Server
 	group     *ops.Group
 	followers []events.Follower
+	after     events.Seq // where the followers begin
 }
 
 // nodeConfig is what a role is told.
@@ -60,17 +60,23 @@ func (a *app) newNode(ctx context.Context, nc *nats.Conn, log *eventlog.Log, cfg
 	if n.keys, err = restoreKeys(ctx, log, cfg.Dir, logger); err != nil {
 		return nil, err
 	}
-	n.followers = append(n.followers, n.keys)
 	ledger := verifier.NewLedger(verifier.LedgerConfig{Sink: log, Node: n.id, Log: log.ID(), Logger: logger})
-	n.verifier = verifier.NewNode(verifier.NodeConfig{View: n.keys, Ledger: ledger, Log: log.ID(), Now: time.Now, Logger: logger, TrustedProxies: cfg.Trusted})
+	n.verifier = verifier.NewNode(verifier.NodeConfig{View: n.keys, Ledger: ledger, Log: log.ID(), TrustedProxies: cfg.Trusted, Logger: logger})
+	n.followers = []events.Follower{n.keys, n.verifier}
+	n.after = n.keys.At()
 
 	if n.server, err = ops.Listen(cfg.Listen, logger); err != nil {
 		return nil, err
 	}
 	n.server.Registry.MustRegister(n.verifier.Collectors()...)
-	n.server.Registry.MustRegister(ledger.Collectors()...)
+	n.server.Registry.MustRegister(n.keys.Collectors(time.Now, nil)...)
 	n.server.Check("verifier", n.verifier.Ready)
 	n.group.Go("ledger", ledger.Run)
+	if cfg.Dir != "" {
+		saver := &projections.Saver{View: n.keys, Dir: cfg.Dir, Log: log.ID(), Logger: logger}
+		n.server.Registry.MustRegister(saver.Collectors()...)
+		n.group.Go("snapshots", saver.Run)
+	}
 	return n, nil
 }
 
@@ -91,66 +97,39 @@ func nodeID(cfg nodeConfig) events.NodeID {
 	return events.NodeID(name)
 }
 
-// restoreKeys loads the newest good snapshot, or starts empty.
+// restoreKeys loads the newest good snapshot, or starts empty. A snapshot that is
+// ahead of the log means that the log has lost events, and is refused.
 func restoreKeys(ctx context.Context, log *eventlog.Log, dir string, logger *slog.Logger) (*projections.Keys, error) {
 	if dir == "" {
-		return projections.NewKeys(), nil
-	}
-	keys, err := projections.LoadFile(dir, log.ID(), logger)
-	if err != nil {
-		return nil, err
-	}
-	if keys == nil {
 		return projections.NewKeys(), nil
 	}
 	last, err := log.Last(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if keys.At() > last {
-		return nil, &events.CorruptError{Seq: last + 1, Reason: fmt.Sprintf("the log ends at %d but this node's snapshot in %s was taken at %d: "+
-			"the log has lost events; restore it from its archive mirror or a backup, or, if the loss is accepted, remove the snapshots", last, dir, keys.At())}
+	keys, refused, err := projections.LoadFile(dir, log.ID(), last)
+	for _, r := range refused {
+		logger.Warn("snapshot passed over", "err", r)
 	}
-	logger.Info("view restored from a snapshot", "seq", uint64(keys.At()), "keys", keys.Len())
-	return keys, nil
-}
-
-// snapshots saves the view every so often while it moves, and once at the end.
-func (n *node) snapshots(dir string, every time.Duration) func(context.Context) error {
-	return func(ctx context.Context) error {
-		saved := n.keys.At()
-		save := func() {
-			if at := n.keys.At(); at != saved {
-				if err := n.keys.SaveFile(dir, n.log.ID()); err != nil {
-					n.logger.Error("snapshot not saved", "err", err)
-					return
-				}
-				saved = at
-			}
-		}
-		t := time.NewTicker(every)
-		defer t.Stop()
-		for {
-			select {
-			case <-t.C:
-				save()
-			case <-ctx.Done():
-				save()
-				return ctx.Err()
-			}
-		}
+	if err == nil && keys.At() > 0 {
+		logger.Info("view restored from a snapshot", "seq", uint64(keys.At()), "keys", keys.Len())
 	}
+	return keys, err
 }
 
 // control adds the write side: commands, expirer and heartbeat.
 func (n *node) control(lastUsed func(context.Context, []events.KeyID) (map[events.KeyID]events.Time, error)) {
 	dir := projections.NewDirectory()
 	n.followers = append(n.followers, dir)
-	h := commands.New(commands.Config{Log: n.log, Dir: dir, Now: time.Now, Node: n.id, Logger: n.logger, LastUsed: lastUsed})
+	n.after = 0 // the directory has no snapshot; the other views ignore what they have
+	h := commands.New(commands.Config{Log: n.log, Dir: dir, Node: n.id, Logger: n.logger, LastUsed: lastUsed})
 	h.Routes(n.server.Mux, n.verifier)
+	x := commands.NewExpirer(commands.ExpirerConfig{Log: n.log, Timers: n.log, Node: n.id, Logger: n.logger})
 	n.server.Registry.MustRegister(h.Collectors()...)
+	n.server.Registry.MustRegister(x.Collectors()...)
+	n.server.Registry.MustRegister(dir.Collectors()...)
 	n.group.Go("heartbeat", n.log.Heartbeat)
-	n.group.Go("expirer", commands.NewExpirer(commands.ExpirerConfig{Log: n.log, Timers: n.log, Now: time.Now, Node: n.id, Logger: n.logger}).Run)
+	n.group.Go("expirer", x.Run)
 }
 
 // auditor adds the copy in ClickHouse and its door. The store may be down: the
@@ -158,6 +137,7 @@ func (n *node) control(lastUsed func(context.Context, []events.KeyID) (map[event
 func (n *node) auditor(dsn string) *auditor {
 	au := &auditor{node: n, dsn: dsn}
 	n.server.Mux.Handle("/v1/audit/", au)
+	n.server.Check("audit", au.ready)
 	n.group.Go("auditor", au.run)
 	return au
 }
@@ -176,6 +156,14 @@ func (au *auditor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	api.Write(w, r, api.Unavailable(2, "ClickHouse cannot be reached; nothing is lost, the record catches up when it is back"))
+}
+
+// ready reports whether the store has been opened.
+func (au *auditor) ready() error {
+	if au.door.Load() == nil {
+		return errors.New("ClickHouse has not been reached yet")
+	}
+	return nil
 }
 
 // lastUsed answers from the copy; it knows nothing while the store is down.
@@ -203,6 +191,23 @@ func (au *auditor) run(ctx context.Context) error {
 	return w.Run(ctx)
 }
 
+// lastUsedFrom lets control ask the auditor's ClickHouse when keys were last
+// used. It opens the store when it can be reached, and knows nothing before.
+func (n *node) lastUsedFrom(dsn string) func(context.Context, []events.KeyID) (map[events.KeyID]events.Time, error) {
+	au := &auditor{node: n, dsn: dsn}
+	n.group.Go("last used", func(ctx context.Context) error {
+		store, err := au.open(ctx)
+		if err != nil {
+			return err
+		}
+		defer store.Close()
+		au.store.Store(store)
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	return au.lastUsed
+}
+
 // open waits for ClickHouse with a growing pause; only what waiting cannot mend
 // is an error.
 func (au *auditor) open(ctx context.Context) (*audit.Store, error) {
@@ -225,7 +230,7 @@ func (au *auditor) open(ctx context.Context) (*audit.Store, error) {
 func (n *node) run(ctx context.Context, ready func() error) error {
 	n.verifier.Routes(n.server.Mux)
 	n.group.Go("view", func(ctx context.Context) error {
-		return projections.Follow(ctx, n.log, 0, n.followers...)
+		return projections.Follow(ctx, n.log, n.after, n.followers...)
 	})
 	n.group.Go("door", n.server.Run)
 	n.group.Go("ready", func(ctx context.Context) error {

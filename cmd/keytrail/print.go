@@ -57,7 +57,8 @@ func show[T any](a *app, ans *answer, human func(w io.Writer, v *T)) error {
 }
 
 // table prints pages of a list. With all it follows next_cursor to the end; as
-// JSON each page is one line then, so that it can be streamed.
+// JSON that is one row a line, so that it can be streamed, and otherwise the page
+// as the door answered it.
 func table[T any](ctx context.Context, a *app, override, path string, query url.Values, all bool, head string, row func(v *T) string) error {
 	w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
 	if !a.json {
@@ -69,9 +70,19 @@ func table[T any](ctx context.Context, a *app, override, path string, query url.
 		if err != nil {
 			return err
 		}
-		if a.json {
+		if a.json && !all {
 			if err := a.printJSON(ans); err != nil {
 				return err
+			}
+		} else if a.json {
+			var rows []jsontext.Value
+			if err := json.Unmarshal(ans.Data, &rows); err != nil {
+				return fmt.Errorf("the answer is not what this command expects: %w", err)
+			}
+			for _, row := range rows {
+				if _, err := fmt.Fprintln(a.out, string(row)); err != nil {
+					return err
+				}
 			}
 		} else {
 			var list []T

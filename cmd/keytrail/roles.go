@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"strings"
@@ -36,7 +37,7 @@ func (r *roleFlags) register(c *cobra.Command, user, listen string) {
 
 // open connects and makes the node of a role.
 func (a *app) open(ctx context.Context, role string, r *roleFlags) (*node, error) {
-	logger, err := a.logger()
+	logger, err := a.logger(slog.LevelInfo)
 	if err != nil {
 		return nil, err
 	}
@@ -54,15 +55,11 @@ func (a *app) open(ctx context.Context, role string, r *roleFlags) (*node, error
 	if err != nil {
 		return nil, err
 	}
-	log, err := eventlog.Open(ctx, nc, eventlog.Options{Expect: want})
+	log, err := eventlog.Open(ctx, nc, eventlog.Options{Edge: r.nats.user == "edge", AtLeast: events.Position{Log: want}, Logger: logger})
 	if err != nil {
 		return nil, err
 	}
-	n, err := a.newNode(ctx, nc, log, nodeConfig{Name: r.name, Role: role, Listen: r.listen, Dir: r.dir, Trusted: trusted}, logger)
-	if err == nil && r.dir != "" {
-		n.group.Go("snapshots", n.snapshots(r.dir, time.Minute))
-	}
-	return n, err
+	return a.newNode(ctx, nc, log, nodeConfig{Name: r.name, Role: role, Listen: r.listen, Dir: r.dir, Trusted: trusted}, logger)
 }
 
 // serve runs the node and says when it answers.
@@ -144,7 +141,7 @@ changes nothing: it checks, and says what differs.
 
 The root key is read from --root-key-file, or made and written there (mode 0600).`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			logger, err := a.logger()
+			logger, err := a.logger(slog.LevelInfo)
 			if err != nil {
 				return err
 			}
@@ -159,7 +156,7 @@ The root key is read from --root-key-file, or made and written there (mode 0600)
 			if err != nil {
 				return err
 			}
-			log, err := eventlog.Open(ctx, nc, eventlog.Options{Expect: id})
+			log, err := eventlog.Open(ctx, nc, eventlog.Options{AtLeast: events.Position{Log: id}, Replicas: replicas, Logger: logger})
 			if err != nil {
 				return err
 			}

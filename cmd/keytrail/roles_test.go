@@ -114,10 +114,12 @@ func TestRoles(t *testing.T) {
 		}
 		return ""
 	})
-	got := c.control.data(t, 200, "GET", "/v1/keys/"+created["id"].(string), nil)
-	if got["last_used_at"] == nil {
-		t.Errorf("control does not show when the key was last used: %v", got)
-	}
+	eventually(t, func() string {
+		if got := c.control.data(t, 200, "GET", "/v1/keys/"+created["id"].(string), nil); got["last_used_at"] == nil {
+			return fmt.Sprint("control does not show when the key was last used: ", got)
+		}
+		return ""
+	})
 
 	// A foreign position is refused, not compared.
 	foreign := map[string]any{"key": created["key"], "min_position": "AQ" + created["__position"].(string)[2:37] + "AA"}

@@ -106,7 +106,7 @@ Start here:
 	f.StringVar(&a.url, "url", env("KEYTRAIL_URL", "http://127.0.0.1:7070"), "Keytrail's address (KEYTRAIL_URL)")
 	f.StringVar(&a.keyFile, "key-file", env("KEYTRAIL_KEY_FILE", "keytrail-data/root.key"), "file that holds the operator key, if KEYTRAIL_ROOT_KEY is not set")
 	f.BoolVar(&a.json, "json", false, "print JSON for machines instead of a table")
-	f.StringVar(&a.level, "log-level", env("KEYTRAIL_LOG_LEVEL", "info"), "debug, info, warn or error (roles only)")
+	f.StringVar(&a.level, "log-level", os.Getenv("KEYTRAIL_LOG_LEVEL"), "debug, info, warn or error (KEYTRAIL_LOG_LEVEL; default: warn for up, info for roles)")
 	root.AddGroup(&cobra.Group{ID: "run", Title: "Run:"}, &cobra.Group{ID: "operate", Title: "Operate:"}, &cobra.Group{ID: "check", Title: "Check:"})
 	add := func(group string, cs ...*cobra.Command) {
 		for _, c := range cs {
@@ -144,10 +144,11 @@ func (a *app) client(override string) (*client.Client, error) {
 	return c, nil
 }
 
-// logger returns the roles' logger: JSON lines on standard error.
-func (a *app) logger() (*slog.Logger, error) {
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(a.level)); err != nil {
+// logger returns the logger of a role: JSON lines on standard error.
+func (a *app) logger(l slog.Level) (*slog.Logger, error) {
+	if a.level == "" {
+		// the role's own default
+	} else if err := l.UnmarshalText([]byte(a.level)); err != nil {
 		return nil, usageError{fmt.Errorf("--log-level %q: want debug, info, warn or error", a.level)}
 	}
 	return slog.New(slog.NewJSONHandler(a.err, &slog.HandlerOptions{Level: l})), nil

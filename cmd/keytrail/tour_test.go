@@ -163,13 +163,11 @@ func TestTour(t *testing.T) {
 		}
 		return ""
 	})
-	usesOfShort := p.must(t, "--json", "audit", "uses", "--key", short["id"].(string), "--all")
-	var page struct{ Data []struct{ Time, Reason string } }
-	unjson(t, usesOfShort, &page)
-	if len(page.Data) == 0 {
-		t.Fatal("no uses of the short-lived key")
-	}
-	for _, u := range page.Data {
+	uses := 0
+	for line := range strings.Lines(p.must(t, "--json", "audit", "uses", "--key", short["id"].(string), "--all")) {
+		var u struct{ Time, Reason string }
+		unjson(t, line, &u)
+		uses++
 		when, err := time.Parse(time.RFC3339Nano, u.Time)
 		if err != nil {
 			t.Fatal(err)
@@ -178,15 +176,20 @@ func TestTour(t *testing.T) {
 			t.Errorf("a use at %s of a key that expires at %s: %s", u.Time, at, u.Reason)
 		}
 	}
+	if uses == 0 {
+		t.Error("no uses of the short-lived key")
+	}
 	usage := p.must(t, "audit", "usage", "--tenant", "acme", "--per", "hour")
 	if !strings.Contains(usage, "scope_missing") {
 		t.Errorf("usage:\n%s", usage)
 	}
 	p.must(t, "audit", "usage", "--tenant", "acme", "--per", "day")
-	got := p.data(t, 200, "GET", "/v1/keys/"+key.ID, nil)
-	if got["last_used_at"] == nil {
-		t.Errorf("last_used_at is missing: %v", got)
-	}
+	eventually(t, func() string {
+		if got := p.data(t, 200, "GET", "/v1/keys/"+key.ID, nil); got["last_used_at"] == nil {
+			return fmt.Sprint("last_used_at is missing: ", got)
+		}
+		return ""
+	})
 	for _, c := range []struct{ kind, format string }{{"events", "jsonl"}, {"events", "csv"}, {"uses", "jsonl"}, {"uses", "csv"}} {
 		file := filepath.Join(t.TempDir(), c.kind+"."+c.format)
 		_, errs, code := p.cli(t, "audit", "export", "--kind", c.kind, "--format", c.format, "--tenant", "acme", "-o", file)
@@ -221,6 +224,18 @@ func TestTour(t *testing.T) {
 	}
 	if out, errs, code := p.cli(t, "doctor"); code != 0 {
 		t.Errorf("doctor: exit %d\n%s%s", code, out, errs)
+	}
+
+	// The whole record and the metrics, which the files below hold compressed.
+	_, _, metrics := p.raw(t, "GET", "/metrics", nil, nil)
+	record := p.must(t, "audit", "export", "--kind", "events") + p.must(t, "audit", "export", "--kind", "uses")
+	for _, s := range []string{secret, successor.Key, short["key"].(string), p.root} {
+		if strings.Contains(record, s) || strings.Contains(string(metrics), s) {
+			t.Errorf("a secret (%s…) is on the record or in the metrics", s[:12])
+		}
+	}
+	if !strings.Contains(record, key.ID) || !strings.Contains(string(metrics), "keytrail_build_info") {
+		t.Error("the record or the metrics are empty")
 	}
 
 	// A second start reuses the data and shows no root key.

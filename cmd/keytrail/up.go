@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 
 	"github.com/keytrail/keytrail/audit/engine"
@@ -40,7 +41,7 @@ stops in order; a kill loses nothing that was acknowledged.
 With KEYTRAIL_CLICKHOUSE set to the DSN of a server, that one is used. Otherwise
 the local engine is fetched once, by npm, into the user's cache (170 MB).`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			logger, err := a.logger()
+			logger, err := a.logger(slog.LevelWarn)
 			if err != nil {
 				return err
 			}
@@ -72,7 +73,11 @@ func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 		return err
 	}
 	defer srv.Stop()
-	log, err := a.openOwnLog(ctx, dir, srv)
+	nc, err := srv.Connect()
+	if err != nil {
+		return err
+	}
+	log, err := a.openOwnLog(ctx, dir, srv, nc, logger)
 	if err != nil {
 		return err
 	}
@@ -94,10 +99,6 @@ func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	nc, err := srv.Connect()
-	if err != nil {
-		return err
-	}
 	n, err := a.newNode(ctx, nc, log, nodeConfig{Role: "up", Name: "up", Listen: cfg.Listen, Dir: dir.Sub("snapshots"), Trusted: trusted}, logger)
 	if err != nil {
 		return err
@@ -107,7 +108,6 @@ func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 	}
 	au := n.auditor(dsn)
 	n.control(au.lastUsed)
-	n.group.Go("snapshots", n.snapshots(dir.Sub("snapshots"), time.Minute))
 	err = n.run(ctx, func() error {
 		a.greet(n.server.URL(), cfg, root, first)
 		return nil
@@ -124,7 +124,7 @@ const logMarker = "log.id"
 
 // openOwnLog initialises the log of a new directory, or opens the one that the
 // marker names.
-func (a *app) openOwnLog(ctx context.Context, dir *ops.Dir, srv *eventlog.Server) (*eventlog.Log, error) {
+func (a *app) openOwnLog(ctx context.Context, dir *ops.Dir, srv *eventlog.Server, nc *nats.Conn, logger *slog.Logger) (*eventlog.Log, error) {
 	marker, err := dir.Read(logMarker)
 	if err != nil {
 		return nil, err
@@ -136,7 +136,11 @@ func (a *app) openOwnLog(ctx context.Context, dir *ops.Dir, srv *eventlog.Server
 			return nil, err
 		}
 		defer admin.Close()
-		if id, err = eventlog.Init(ctx, admin, eventlog.InitConfig{Replicas: 1}); err != nil {
+		budget, err := srv.Budget()
+		if err != nil {
+			return nil, err
+		}
+		if id, err = eventlog.Init(ctx, admin, eventlog.InitConfig{MaxStore: budget}); err != nil {
 			return nil, err
 		}
 		// crash here: the streams exist without a marker, and Init finds them.
@@ -146,11 +150,7 @@ func (a *app) openOwnLog(ctx context.Context, dir *ops.Dir, srv *eventlog.Server
 	} else if id, err = events.ParseLogID(marker); err != nil {
 		return nil, fmt.Errorf("%s: %w", dir.Sub(logMarker), err)
 	}
-	nc, err := srv.Connect()
-	if err != nil {
-		return nil, err
-	}
-	return eventlog.Open(ctx, nc, eventlog.Options{Expect: id})
+	return eventlog.Open(ctx, nc, eventlog.Options{AtLeast: events.Position{Log: id}, Logger: logger})
 }
 
 // checkLog reads the whole log once before anything relies on it.
