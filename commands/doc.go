@@ -55,5 +55,5 @@
 // because no history is common to both. Ids, not names, identify keys. The guard
 // against revoking the last administrator is of the same strength.
 //
-// Read on in this order: create.go, rules.go, handler.go, http.go.
+// Read on in this order: create.go, rules.go, run.go, handler.go, http.go.
 package commands
