@@ -13,17 +13,17 @@ const module = "github.com/keytrail/keytrail/"
 // and tracing. Names that end in / admit everything below.
 var arrows = map[string][]string{
 	"events":                  {"github.com/oklog/ulid/v2", "github.com/go-json-experiment/", "google.golang.org/protobuf/encoding/protowire"},
-	"events/logtest":          {"events", "github.com/oklog/ulid/v2", "pgregory.net/rapid"},
+	"events/logtest":          {"events", "github.com/oklog/ulid/v2", "github.com/go-json-experiment/", "pgregory.net/rapid"},
 	"events/eventlog":         {"events", "github.com/nats-io/", "github.com/oklog/ulid/v2"},
 	"schemas":                 {},
 	"schemas/clickhouse":      {},
 	"schemas/internal/freeze": {"schemas"},
 	"schemas/api":             {"events", "github.com/go-json-experiment/"},
-	"projections":             {"events", "github.com/gaissmai/bart"},
-	"commands":                {"events", "projections", "schemas", "schemas/api", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2"},
+	"projections":             {"events", "github.com/gaissmai/bart", "github.com/go-json-experiment/"},
+	"commands":                {"events", "projections", "schemas", "schemas/api", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2", "golang.org/x/sync/errgroup"},
 	"verifier":                {"events", "projections", "schemas/api", "github.com/go-json-experiment/"},
 	"audit": {"events", "projections", "schemas", "schemas/api", "schemas/clickhouse", "github.com/ClickHouse/",
-		"github.com/pressly/goose/v3", "github.com/pressly/goose/v3/", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2"},
+		"github.com/pressly/goose/v3", "github.com/pressly/goose/v3/", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2", "golang.org/x/sync/errgroup"},
 	"audit/engine": {"github.com/ebitengine/purego", "golang.org/x/sys/unix", "golang.org/x/term"},
 	// For tests only: TestNothingShipsTheTestServers.
 	"audit/engine/enginetest":   {"audit/engine", "github.com/ClickHouse/", "github.com/testcontainers/testcontainers-go", "github.com/testcontainers/testcontainers-go/"},
