@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/keytrail/keytrail/events"
 )
@@ -55,10 +55,12 @@ func (x *Expirer) Collectors() []prometheus.Collector { return []prometheus.Coll
 // Run keeps the timers in step with the log and records what falls due, until
 // ctx ends (it then returns ctx's error) or the timers fail.
 func (x *Expirer) Run(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return x.cfg.Timers.Changes(ctx, x.changed) })
-	g.Go(func() error { return x.cfg.Timers.Due(ctx, x.due) })
-	return g.Wait()
+	ctx, stop := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { stop(x.cfg.Timers.Changes(ctx, x.changed)) })
+	wg.Go(func() { stop(x.cfg.Timers.Due(ctx, x.due)) })
+	wg.Wait()
+	return context.Cause(ctx) // ctx's own, or that of whichever failed first
 }
 
 // changed sets or clears the key's timer after one of its events. An error hands
