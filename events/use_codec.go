@@ -61,20 +61,6 @@ type holder struct {
 	tenant   TenantID
 }
 
-// validate insists on a key with keyspace and tenant, or a keyspace alone.
-func (h *holder) validate() error {
-	if err := h.keyspace.Validate(); err != nil {
-		return err
-	}
-	if h.key.IsZero() && h.tenant != "" {
-		return fmt.Errorf("tenant: want none where there is no key")
-	}
-	if h.key.IsZero() {
-		return nil
-	}
-	return h.tenant.Validate()
-}
-
 // validate checks all of the batch but its uses.
 func (b *UseBatch) validate() error {
 	if b.Log.IsZero() {
@@ -248,16 +234,39 @@ func (e *useEncoder) str(f protowire.Number, s string) {
 	e.columns[f] = protowire.AppendString(protowire.AppendTag(e.columns[f], f, protowire.BytesType), s)
 }
 
+// addHolder insists on a key with keyspace and tenant, or a keyspace alone.
 func (e *useEncoder) addHolder(h holder) error {
-	if err := h.validate(); err != nil {
+	if h.keyspace == "" {
+		return h.keyspace.Validate()
+	}
+	if h.key.IsZero() && h.tenant != "" {
+		return fmt.Errorf("tenant: want none where there is no key")
+	}
+	if !h.key.IsZero() && h.tenant == "" {
+		return h.tenant.Validate()
+	}
+	keyspace, err := ref(e.keyspaces, h.keyspace, e.addKeyspace)
+	if err != nil {
 		return err
 	}
-	keyspace, _ := ref(e.keyspaces, h.keyspace, func(k KeyspaceID) error { e.str(fKeyspaces, string(k)); return nil })
-	tenant, _ := ref(e.tenants, h.tenant, func(t TenantID) error { e.str(fTenants, string(t)); return nil })
+	tenant, err := ref(e.tenants, h.tenant, e.addTenant)
+	if err != nil {
+		return err
+	}
 	e.columns[fHolderKey] = append(e.columns[fHolderKey], h.key[:]...)
 	e.put(fHolderKeyspace, keyspace)
 	e.put(fHolderTenant, tenant)
 	return nil
+}
+
+func (e *useEncoder) addKeyspace(k KeyspaceID) error {
+	e.str(fKeyspaces, string(k))
+	return k.Validate()
+}
+
+func (e *useEncoder) addTenant(t TenantID) error {
+	e.str(fTenants, string(t))
+	return t.Validate()
 }
 
 func (e *useEncoder) addScope(s string) error {
