@@ -532,7 +532,7 @@ func logLoad(t *testing.T, ctx context.Context, log events.Log) {
 		events.RoleAggregate("shop", "acme", "dev"), events.RoleAggregate("shop", "acme", "dev2"),
 		events.RoleAggregate("shop", "acme2", "dev"), events.RoleAggregate("shop2", "acme", "dev"),
 	}
-	const rounds = 30 // more than one page of any paging reader is projections' to test
+	const rounds = 30
 	for i := range rounds {
 		for _, a := range aggs {
 			Append(t, log, a, &events.RoleDefined{Scopes: []string{fmt.Sprint("s", i)}})
