@@ -76,7 +76,9 @@ func (h *Handler) observe(ctx context.Context, call *Call, command string, start
 		attrs = append(attrs, slog.String("key_id", done.Key.ID.String()), slog.String("tenant", string(done.Key.Tenant)))
 	}
 	if *err != nil {
-		level = slog.LevelWarn
+		if outcome == "unknown" || outcome == "unavailable" || outcome == "error" {
+			level = slog.LevelWarn // ours to mend; a refusal is the caller's
+		}
 		attrs = append(attrs, slog.Any("err", *err))
 	} else {
 		attrs = append(attrs, slog.Uint64("seq", uint64(done.Seq)))

@@ -255,7 +255,7 @@ func (*AuditExported) aggregate() AggregateKind        { return KindReader }
 func (d *KeyspaceDefined) Validate() error { return d.Definition.Validate().OrNil() }
 
 func (d *RoleDefined) Validate() error {
-	if d.Level != "" && !kindRE.MatchString(d.Level) {
+	if d.Level != "" && !kindWord.match(d.Level) {
 		return fmt.Errorf("level: want tenant or a resource kind")
 	}
 	if err := CheckText(d.Description, 500); err != nil {
@@ -273,10 +273,10 @@ func (d *KeyCreated) Validate() error {
 	if err := CheckText(d.Hint, 64); err != nil {
 		return fmt.Errorf("hint: %w", err)
 	}
-	if !kindRE.MatchString(d.KeyType) {
+	if !kindWord.match(d.KeyType) {
 		return fmt.Errorf("key_type: want the name of a key type")
 	}
-	if d.Environment != "" && !kindRE.MatchString(d.Environment) {
+	if d.Environment != "" && !kindWord.match(d.Environment) {
 		return fmt.Errorf("environment: want a name")
 	}
 	if err := (Label{d.Name, d.Metadata}).Validate(); err != nil {
@@ -442,7 +442,7 @@ func validLimit(l *Limit) error {
 	}
 	var f FieldErrors
 	if l.Plan != "" {
-		if !kindRE.MatchString(l.Plan) || l.PerMinute != 0 || l.Burst != 0 {
+		if !kindWord.match(l.Plan) || l.PerMinute != 0 || l.Burst != 0 {
 			return fmt.Errorf("limit: want either the name of a plan or per_minute and burst")
 		}
 		return nil
@@ -452,17 +452,17 @@ func validLimit(l *Limit) error {
 }
 
 func validFilter(kind, format string, filter map[string]string) error {
-	if !kindRE.MatchString(kind) {
+	if !kindWord.match(kind) {
 		return fmt.Errorf("kind: want a name")
 	}
-	if format != "" && !kindRE.MatchString(format) {
+	if format != "" && !kindWord.match(format) {
 		return fmt.Errorf("format: want a name")
 	}
 	if len(filter) > 32 {
 		return fmt.Errorf("filter: want at most 32 members")
 	}
 	for k, v := range filter {
-		if !kindRE.MatchString(k) || CheckText(v, 256) != nil {
+		if !kindWord.match(k) || CheckText(v, 256) != nil {
 			return fmt.Errorf("filter: want names with values of at most 256 characters")
 		}
 	}

@@ -21,12 +21,11 @@ import (
 	"github.com/keytrail/keytrail/events/logtest"
 )
 
-// Whatever is valid encodes, reads back the same, and prints the same (E4).
+// Whatever is valid encodes, reads back the same, and prints the same (E4). Each
+// type once for certain is TestGolden.
 func TestRoundTrip(t *testing.T) {
-	seen := map[events.Type]bool{}
 	rapid.Check(t, func(r *rapid.T) {
 		e := logtest.GenEvent().Draw(r, "event")
-		seen[e.Type()] = true
 		m, err := events.Encode(&e)
 		if err != nil {
 			r.Fatalf("encode: %v", err)
@@ -41,11 +40,6 @@ func TestRoundTrip(t *testing.T) {
 			r.Fatalf("came back as\n%+v\nwant\n%+v", got, e)
 		}
 	})
-	for _, typ := range logtest.Types() {
-		if !seen[typ] {
-			t.Errorf("%s was never drawn", typ)
-		}
-	}
 }
 
 var update = flag.Bool("update", false, "write the golden files that do not exist yet")

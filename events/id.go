@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"regexp"
 	"strings"
 
 	"github.com/oklog/ulid/v2"
@@ -227,17 +226,52 @@ type RoleID string
 // Builtin is the keyspace whose keys guard Keytrail's own doors.
 const Builtin KeyspaceID = "keytrail"
 
+// The grammars are byte tables, not regular expressions: they are checked for
+// each name of each batch of uses.
+type class [256]bool
+
+func classOf(chars string) (c class) {
+	for i := 0; i < len(chars); i++ {
+		c[chars[i]] = true
+	}
+	return c
+}
+
+const (
+	lower  = "abcdefghijklmnopqrstuvwxyz"
+	upper  = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	digits = "0123456789"
+)
+
+// grammar is a set of words: a first character, further ones, a greatest length.
+type grammar struct {
+	first, rest class
+	max         int
+}
+
+func (g *grammar) match(s string) bool {
+	if s == "" || len(s) > g.max || !g.first[s[0]] {
+		return false
+	}
+	for i := 1; i < len(s); i++ {
+		if !g.rest[s[i]] {
+			return false
+		}
+	}
+	return true
+}
+
 var (
-	keyspaceRE = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
-	nameRE     = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$`)
-	scopeRE    = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.:/*-]{0,99}$`)
-	resourceRE = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,127}$`)
-	kindRE     = regexp.MustCompile(`^[a-z][a-z0-9_]{0,31}$`)
+	keyspaceWord = grammar{classOf(lower), classOf(lower + digits + "-"), 63}
+	nameWord     = grammar{classOf(lower + upper + digits + "_"), classOf(lower + upper + digits + "_-"), 64}
+	scopeWord    = grammar{classOf(lower + upper + digits + "_"), classOf(lower + upper + digits + "_.:/*-"), 100}
+	resourceWord = grammar{classOf(lower + upper + digits + "_"), classOf(lower + upper + digits + "_.:@-"), 128}
+	kindWord     = grammar{classOf(lower), classOf(lower + digits + "_"), 32}
 )
 
 // Validate reports whether the id follows the grammar of its type.
 func (k KeyspaceID) Validate() error {
-	if !keyspaceRE.MatchString(string(k)) {
+	if !keyspaceWord.match(string(k)) {
 		return fmt.Errorf("keyspace %q: want a lower-case letter, then lower-case letters, digits or '-', 63 characters at most", clip(string(k)))
 	}
 	return nil
@@ -245,7 +279,7 @@ func (k KeyspaceID) Validate() error {
 
 // Validate reports whether the id follows the grammar of its type; NoTenant does not.
 func (t TenantID) Validate() error {
-	if !nameRE.MatchString(string(t)) {
+	if !nameWord.match(string(t)) {
 		return fmt.Errorf("tenant %q: want 1 to 64 letters, digits, '_' or '-', not starting with '-'", clip(string(t)))
 	}
 	return nil
@@ -253,7 +287,7 @@ func (t TenantID) Validate() error {
 
 // Validate reports whether the id follows the grammar of its type.
 func (r RoleID) Validate() error {
-	if !nameRE.MatchString(string(r)) {
+	if !nameWord.match(string(r)) {
 		return fmt.Errorf("role %q: want 1 to 64 letters, digits, '_' or '-', not starting with '-'", clip(string(r)))
 	}
 	return nil
@@ -262,7 +296,7 @@ func (r RoleID) Validate() error {
 // ValidScope reports whether s can name a scope: letters, digits and
 // "_ . : / * -", starting with a letter, digit or '_', 100 characters at most.
 func ValidScope(s string) error {
-	if !scopeRE.MatchString(s) {
+	if !scopeWord.match(s) {
 		return fmt.Errorf("scope %q: want 1 to 100 letters, digits or any of _ . : / * -, starting with a letter, digit or '_'", clip(s))
 	}
 	return nil
@@ -283,10 +317,10 @@ func (r Resource) IsZero() bool { return r == Resource{} }
 
 // Validate reports whether both halves follow their grammar.
 func (r Resource) Validate() error {
-	if !kindRE.MatchString(r.Kind) {
+	if !kindWord.match(r.Kind) {
 		return fmt.Errorf("resource kind %q: want a lower-case letter, then lower-case letters, digits or '_', 32 characters at most", clip(r.Kind))
 	}
-	if !resourceRE.MatchString(r.ID) {
+	if !resourceWord.match(r.ID) {
 		return fmt.Errorf("resource id %q: want 1 to 128 letters, digits or any of _ . : @ -", clip(r.ID))
 	}
 	return nil
@@ -315,7 +349,7 @@ func (a Actor) Validate() error {
 			return fmt.Errorf("actor: %w", err)
 		}
 	case ActorSystem:
-		if !nameRE.MatchString(a.ID) {
+		if !nameWord.match(a.ID) {
 			return fmt.Errorf("actor id %q: want the name of a component", clip(a.ID))
 		}
 	default:

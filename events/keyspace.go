@@ -334,13 +334,13 @@ func (d *Definition) Validate() FieldErrors {
 	for i := range d.KeyTypes {
 		t := &d.KeyTypes[i]
 		p := fmt.Sprintf("key_types[%d]", i)
-		if !kindRE.MatchString(t.Name) {
+		if !kindWord.match(t.Name) {
 			f.Add(p+".name", "invalid", "want a lower-case letter, then lower-case letters, digits or '_', 32 characters at most")
 		} else if names[t.Name] {
 			f.Add(p+".name", "duplicate", fmt.Sprintf("key type %q stands twice", t.Name))
 		}
 		names[t.Name] = true
-		if t.Environment != "" && !kindRE.MatchString(t.Environment) {
+		if t.Environment != "" && !kindWord.match(t.Environment) {
 			f.Add(p+".environment", "invalid", "want a lower-case letter, then lower-case letters, digits or '_', 32 characters at most")
 		}
 		if len(t.Prefix) > 32 || strings.ContainsFunc(t.Prefix, func(r rune) bool { return !strings.ContainsRune(Base62.Chars()+"_-", r) }) {
@@ -381,7 +381,7 @@ func (d *Definition) Validate() FieldErrors {
 		f.Add("credential.scheme", "invalid", "want the name of an authentication scheme, as Bearer")
 	}
 	for i, k := range d.Resources {
-		if !kindRE.MatchString(k) {
+		if !kindWord.match(k) {
 			f.Add(fmt.Sprintf("resources[%d]", i), "invalid", "want a lower-case letter, then lower-case letters, digits or '_', 32 characters at most")
 		} else if slices.Contains(d.Resources[:i], k) {
 			f.Add(fmt.Sprintf("resources[%d]", i), "duplicate", fmt.Sprintf("resource kind %q stands twice", k))
@@ -397,7 +397,7 @@ func (d *Definition) Validate() FieldErrors {
 	plans := map[string]bool{}
 	for i, p := range d.Plans {
 		path := fmt.Sprintf("plans[%d]", i)
-		if !kindRE.MatchString(p.Name) {
+		if !kindWord.match(p.Name) {
 			f.Add(path+".name", "invalid", "want a lower-case letter, then lower-case letters, digits or '_', 32 characters at most")
 		} else if plans[p.Name] {
 			f.Add(path+".name", "duplicate", fmt.Sprintf("plan %q stands twice", p.Name))

@@ -96,7 +96,7 @@ func (a Aggregate) Validate() error {
 		}
 		return nil
 	case KindReader:
-		if !nameRE.MatchString(a.ID) || a.Keyspace != Builtin || a.Tenant != NoTenant {
+		if !nameWord.match(a.ID) || a.Keyspace != Builtin || a.Tenant != NoTenant {
 			return fmt.Errorf("reader aggregate: want an actor id in keyspace %q, tenant %q", Builtin, NoTenant)
 		}
 		return nil

@@ -77,7 +77,7 @@ type NodeID string
 
 // Validate reports whether the id follows its grammar.
 func (n NodeID) Validate() error {
-	if !nameRE.MatchString(string(n)) {
+	if !nameWord.match(string(n)) {
 		return fmt.Errorf("node %q: want 1 to 64 letters, digits, '_' or '-', not starting with '-'", clip(string(n)))
 	}
 	return nil

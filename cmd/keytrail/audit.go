@@ -138,7 +138,7 @@ against the server's: a copy that was cut off is an error.`,
 				defer fh.Close()
 				out = fh
 			}
-			return a.saveExport(resp, out)
+			return a.saveExport(resp, out, format == "csv")
 		}}
 	c.Flags().StringVar(&kind, "kind", "events", "events or uses")
 	c.Flags().StringVar(&format, "format", "jsonl", "csv or jsonl")
@@ -169,15 +169,18 @@ func (p *progress) Write(b []byte) (int, error) {
 }
 
 func (p *progress) print(lead string) {
-	fmt.Fprintf(p.w, "%sexported %d lines of %s rows", lead, p.rows, dash(p.total))
+	fmt.Fprintf(p.w, "%sexported %d of %s rows", lead, max(0, p.rows), dash(p.total))
 }
 
-func (a *app) saveExport(resp *http.Response, out io.Writer) error {
+func (a *app) saveExport(resp *http.Response, out io.Writer, header bool) error {
 	p := &progress{w: a.err, total: resp.Header.Get("Keytrail-Total-Rows"), last: time.Now()}
+	if header {
+		p.rows = -1 // the first line names the columns
+	}
 	sum := newDigest()
 	w := bufio.NewWriterSize(out, 1<<20)
 	if _, err := io.Copy(io.MultiWriter(w, p, sum), resp.Body); err != nil {
-		return fmt.Errorf("the export was cut off after %d lines: %w", p.rows, err)
+		return fmt.Errorf("the export was cut off after %d rows: %w", p.rows, err)
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("write the export: %w", err)
@@ -186,7 +189,7 @@ func (a *app) saveExport(resp *http.Response, out io.Writer) error {
 	fmt.Fprintln(a.err)
 	rows, digest := resp.Trailer.Get("Keytrail-Rows"), resp.Trailer.Get("Keytrail-Digest")
 	if digest == "" {
-		return fmt.Errorf("the export was cut off after %d lines: the server did not finish it", p.rows)
+		return fmt.Errorf("the export was cut off after %d rows: the server did not finish it", p.rows)
 	}
 	if digest != sum.String() {
 		return fmt.Errorf("the export is damaged: its SHA-256 is %s, the server's %s", sum, digest)
