@@ -2,11 +2,13 @@ package eventlog
 
 import (
 	"context"
-	"log/slog"
+	"strconv"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/oklog/ulid/v2"
 	"go.uber.org/goleak"
 
 	"github.com/keytrail/keytrail/events"
@@ -116,5 +118,96 @@ func (e edgeReader) Append(ctx context.Context, w ...events.Write) (events.Seq, 
 	return e.ctrl.Append(ctx, w...)
 }
 
-var _ = slog.New
-var _ = time.Second
+// note is an event that is legal at any time: a reader's history is a plain list.
+func note(i int) events.Data {
+	return &events.AuditQueried{Kind: "events", Filter: map[string]string{"n": strconv.Itoa(i)}}
+}
+
+func reader(name string) events.Aggregate {
+	return events.ReaderAggregate(events.Actor{Kind: events.ActorSystem, ID: name})
+}
+
+// first is the write that starts a history.
+func first(a events.Aggregate, d events.Data) events.Write {
+	return logtest.Stamp(&events.Chain{}, logtest.Event(a, d))
+}
+
+// fill appends n events in appends of up to 100, to histories of ten events.
+func fill(t testing.TB, l events.Log, n int) {
+	t.Helper()
+	for n > 0 {
+		var ws []events.Write
+		for h := 0; len(ws) < min(n, 100); h++ {
+			var c events.Chain
+			a := reader(ulid.Make().String())
+			for i := 0; i < 10 && len(ws) < min(n, 100); i++ {
+				ws = append(ws, logtest.Stamp(&c, logtest.Event(a, note(i))))
+			}
+		}
+		if _, err := l.Append(t.Context(), ws...); err != nil {
+			t.Fatal(err)
+		}
+		n -= len(ws)
+	}
+}
+
+// until polls cond.
+func until(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !cond(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within 30 s", what)
+		}
+		if waitFor(t.Context(), 5*time.Millisecond) != nil {
+			t.Fatal("the test's time is over")
+		}
+	}
+}
+
+// view is a follower that counts.
+type view struct {
+	mu     sync.Mutex
+	next   events.Seq
+	wrong  int
+	fresh  events.Seq
+	slow   func() // called in each Apply
+	future bool   // a Fresh came from the future, or an event out of nowhere
+}
+
+func (v *view) Apply(batch []events.Recorded) error {
+	if v.slow != nil {
+		v.slow()
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for i := range batch {
+		if v.next++; batch[i].Seq != v.next || batch[i].Aggregate.ID == "evil" {
+			v.wrong++
+		}
+	}
+	return nil
+}
+
+func (v *view) Fresh(at events.Time, last events.Seq) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.fresh = last
+	v.future = v.future || at > events.At(time.Now().Add(time.Minute))
+}
+
+func (v *view) at() (next events.Seq, wrong int, fresh events.Seq) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.next, v.wrong, v.fresh
+}
+
+// beside runs f beside the test; stop ends it and returns its error.
+func beside(t testing.TB, f func(context.Context) error) (stop func() error) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- f(ctx) }()
+	return sync.OnceValue(func() error {
+		cancel()
+		return <-done
+	})
+}

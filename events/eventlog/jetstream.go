@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -307,6 +308,9 @@ func (l *Log) leaderGet(ctx context.Context, stream string, req getRequest) (*st
 		return nil, fmt.Errorf("read %s: %w", stream, err)
 	}
 	s := &stored{seq: events.Seq(a.Message.Seq), at: events.At(a.Message.Time), subject: a.Message.Subject, data: a.Message.Data}
+	if want := cmp.Or(req.LastFor, req.NextFor, s.subject); s.subject != want || s.seq < req.Seq {
+		return nil, fmt.Errorf("read %s: %w: an answer to another question came", stream, events.ErrUnavailable)
+	}
 	if len(a.Message.Header) > 0 {
 		if s.header, err = nats.DecodeHeadersMsg(a.Message.Header); err != nil {
 			return nil, unreadable(s.seq, err)
@@ -317,7 +321,10 @@ func (l *Log) leaderGet(ctx context.Context, stream string, req getRequest) (*st
 
 // fromReply reads a message that was got directly or published again: where it
 // stands is in headers of the server's own.
-func fromReply(m *nats.Msg) (stored, error) {
+func fromReply(m *nats.Msg, stream string) (stored, error) {
+	if m.Header.Get("Nats-Stream") != stream {
+		return stored{}, fmt.Errorf("a message came that is not of %s", stream)
+	}
 	seq, err := strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64)
 	if err != nil {
 		return stored{}, fmt.Errorf("a message of the log came without its sequence: %w", err)

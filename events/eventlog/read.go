@@ -2,12 +2,14 @@ package eventlog
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"runtime"
+	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/keytrail/keytrail/events"
 )
@@ -17,28 +19,35 @@ import (
 // still missing after that the caller asks for again. It needs no consumer, so
 // that it works for a verifier too.
 func (l *Log) get(ctx context.Context, stream string, req getRequest, f func(*stored) error) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
 	inbox := l.nc.NewInbox()
-	sub, err := l.nc.SubscribeSync(inbox)
+	ch := make(chan *nats.Msg, req.Batch+1) // the whole answer fits: nothing is dropped while f is slow
+	sub, err := l.nc.ChanSubscribe(inbox, ch)
 	if err != nil {
 		return err
 	}
 	defer sub.Unsubscribe()
-	if err := sub.SetPendingLimits(-1, -1); err != nil { // the request bounds the answer
+	body, err := json.Marshal(req)
+	if err != nil {
 		return err
-	}
-	body := fmt.Appendf(nil, `{"seq":%d,"batch":%d,"max_bytes":%d}`, req.Seq, req.Batch, req.MaxBytes)
-	if req.NextFor != "" {
-		body = fmt.Appendf(nil, `{"seq":%d,"next_by_subj":%q,"batch":%d,"max_bytes":%d}`, req.Seq, req.NextFor, req.Batch, req.MaxBytes)
 	}
 	if err := l.nc.PublishRequest(l.api+"DIRECT.GET."+stream, inbox, body); err != nil {
 		return err
 	}
+	quiet := time.NewTimer(patience)
+	defer quiet.Stop()
 	for {
-		m, err := sub.NextMsgWithContext(ctx)
-		if err != nil {
-			return err
+		var m *nats.Msg
+		select {
+		case m = <-ch:
+		default:
+			quiet.Reset(patience)
+			select {
+			case m = <-ch:
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-quiet.C:
+				return nats.ErrTimeout
+			}
 		}
 		if status := m.Header.Get("Status"); status != "" {
 			switch status {
@@ -49,7 +58,7 @@ func (l *Log) get(ctx context.Context, stream string, req getRequest, f func(*st
 			}
 			return fmt.Errorf("direct get of %s: %s %s", stream, status, m.Header.Get("Description"))
 		}
-		s, err := fromReply(m)
+		s, err := fromReply(m, stream)
 		if err != nil {
 			return err
 		}
@@ -83,12 +92,11 @@ func (l *Log) replay(ctx context.Context, next, last events.Seq, apply func([]ev
 		done chan struct{}
 	}
 	workers := runtime.GOMAXPROCS(0)
-	g, ctx := errgroup.WithContext(ctx)
 	queue := make(chan *chunk, 2*workers) // in order of sequence
 	todo := make(chan *chunk, 2*workers)  // the same chunks, for whoever is free
-	g.Go(func() error {                   // reader
-		defer close(queue)
-		defer close(todo)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	read := func() error {
 		c := &chunk{done: make(chan struct{})}
 		put := func() error {
 			if len(c.msgs) == 0 {
@@ -104,8 +112,7 @@ func (l *Log) replay(ctx context.Context, next, last events.Seq, apply func([]ev
 			c = &chunk{done: make(chan struct{}), msgs: make([]stored, 0, chunkEvents)}
 			return nil
 		}
-		from := next
-		for from <= last {
+		for from := next; from <= last; {
 			start := from
 			err := l.get(ctx, lifeStream, getRequest{Seq: from, Batch: bulkMessages, MaxBytes: bulkBytes}, func(s *stored) error {
 				if s.seq != from {
@@ -129,9 +136,16 @@ func (l *Log) replay(ctx context.Context, next, last events.Seq, apply func([]ev
 			}
 		}
 		return nil
+	}
+	var wg sync.WaitGroup
+	var readErr error // owned by the reader until wg.Wait
+	wg.Go(func() {
+		defer close(queue)
+		defer close(todo)
+		readErr = read()
 	})
 	for range workers {
-		g.Go(func() error {
+		wg.Go(func() {
 			for c := range todo {
 				c.out = make([]events.Recorded, len(c.msgs))
 				for i := range c.msgs {
@@ -142,26 +156,27 @@ func (l *Log) replay(ctx context.Context, next, last events.Seq, apply func([]ev
 				}
 				close(c.done)
 			}
-			return nil
 		})
 	}
 	var final error
 	for c := range queue {
 		<-c.done
-		if final != nil {
-			continue
-		}
-		if len(c.out) > 0 {
+		n := len(c.out)
+		if final == nil && n > 0 {
 			if final = apply(c.out); final == nil {
-				next += events.Seq(len(c.out))
+				next += events.Seq(n)
 			}
 		}
 		if final == nil {
 			final = c.err
 		}
+		if final != nil {
+			cancel() // the rest of the queue is only emptied
+		}
 	}
-	if err := g.Wait(); final == nil {
-		final = err
+	wg.Wait()
+	if final == nil {
+		final = readErr
 	}
 	return next, final
 }
@@ -172,7 +187,6 @@ func (l *Log) replay(ctx context.Context, next, last events.Seq, apply func([]ev
 func (l *Log) missing(ctx context.Context, seq events.Seq) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	var first *stored
 	first, err := l.leaderGet(ctx, lifeStream, getRequest{Seq: seq})
 	if err != nil || first != nil {
 		return nil

@@ -32,49 +32,21 @@ func (l *Log) Publish(ctx context.Context, node events.NodeID, id string, data [
 	return events.Seq(ack.Seq), nil
 }
 
-// Tail implements events.UseSink. On a cluster a replica may answer that is
-// milliseconds behind.
+// Tail implements events.UseSink; the stream's leader answers.
 func (l *Log) Tail(ctx context.Context, node events.NodeID) (events.UseMessage, bool, error) {
 	if err := node.Validate(); err != nil {
 		return events.UseMessage{}, false, fmt.Errorf("tail of uses: %w", err)
 	}
 	ctx, cancel := l.bound(ctx)
 	defer cancel()
-	subject := l.api + "DIRECT.GET." + useStream + "." + events.UsePrefix + string(node)
-	for {
-		m, err := l.tail(ctx, subject)
-		if err == nil {
-			if m == nil {
-				return events.UseMessage{}, false, nil
-			}
-			s, err := fromReply(m)
-			if err != nil {
-				return events.UseMessage{}, false, &events.CorruptError{Reason: err.Error()}
-			}
-			return useMessage(&s), true, nil
-		}
-		if l.nc.IsClosed() || waitFor(ctx, pause) != nil {
-			return events.UseMessage{}, false, fmt.Errorf("tail of uses of %s: %w: %w", node, events.ErrUnavailable, err)
-		}
-	}
-}
-
-// tail returns nil when there is no message.
-func (l *Log) tail(ctx context.Context, subject string) (*nats.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	m, err := l.nc.RequestWithContext(ctx, subject, nil)
+	s, err := l.leaderGet(ctx, useStream, getRequest{LastFor: events.UsePrefix + string(node)})
 	if err != nil {
-		return nil, err
+		return events.UseMessage{}, false, fmt.Errorf("tail of uses of %s: %w", node, err)
 	}
-	switch status := m.Header.Get("Status"); status {
-	case "":
-		return m, nil
-	case "404":
-		return nil, nil
-	default:
-		return nil, fmt.Errorf("direct get: %s %s", status, m.Header.Get("Description"))
+	if s == nil {
+		return events.UseMessage{}, false, nil
 	}
+	return useMessage(s), true, nil
 }
 
 func useMessage(s *stored) events.UseMessage {
@@ -143,7 +115,7 @@ func (l *Log) usesAfter(ctx context.Context, after events.Seq, most int) ([]even
 	}
 	var out []events.UseMessage
 	gap := false
-	err = l.get(ctx, useStream, getRequest{Seq: after + 1, Batch: most, MaxBytes: useBytes}, func(s *stored) error {
+	err = l.get(ctx, useStream, getRequest{Seq: after + 1, Batch: min(most, bulkMessages), MaxBytes: useBytes}, func(s *stored) error {
 		if s.seq != after+1+events.Seq(len(out)) {
 			gap = true
 			return errBehind
