@@ -11,8 +11,10 @@ import (
 )
 
 // Keys is the verifier's view: every key there ever was by its digest, in under
-// 200 bytes a key, with reads that take no lock (P1). It implements
-// events.Follower; Apply and Fresh belong to one goroutine, all else to any.
+// 200 bytes a key, with reads that take no lock (P1). What a key shares with no
+// other (the only key of its tenant, a restriction or allowlist of its own) comes
+// on top, some 100 to 200 bytes each. It implements events.Follower; Apply and
+// Fresh belong to one goroutine, all else to any.
 type Keys struct {
 	position
 	fresh   atomic.Int64  // the log's clock at the last heartbeat that was fully applied

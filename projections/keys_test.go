@@ -118,6 +118,12 @@ func TestBucketOutlivesRecords(t *testing.T) {
 	w.define("ks", definition())
 	ref := w.create("ks", "acme", "1", nil)
 	apply(t, v, w)
+	held := v.ByID(ref.Key) // by a reader that has not asked for the bucket yet
+	w.add(ref.Aggregate(), &events.KeyRenamed{After: events.Label{Name: "w"}})
+	apply(t, v, w)
+	if held.Bucket() != v.ByID(ref.Key).Bucket() {
+		t.Fatal("a replaced record spends from a bucket of its own")
+	}
 	buckets := make(chan *Bucket, 64)
 	for range 8 { // readers race with the writer for who makes the bucket
 		w.add(ref.Aggregate(), &events.KeyRenamed{After: events.Label{Name: "x"}})
