@@ -21,9 +21,9 @@ trap 'rm -rf "$work"' EXIT
 # taken TAG: is there an image that needs no building? A vendor's image is never
 # replaced.
 taken() {
-	local label
-	label=$(docker image inspect -f '{{index .Config.Labels "keytrail.standin"}}' "$1" 2>/dev/null) || return 1
-	if [ "$label" != true ]; then
+	local labels
+	labels=$(docker image inspect -f '{{json .Config.Labels}}' "$1" 2>/dev/null) || return 1
+	if [[ "$labels" != *'"keytrail.standin":"true"'* ]]; then
 		echo "$1 is here and is not a stand-in: kept"
 	elif [ "${force:-}" != 1 ]; then
 		echo "$1 is here already, as a stand-in"

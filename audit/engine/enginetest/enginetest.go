@@ -2,10 +2,11 @@
 // database per test.
 //
 // The server is the one named by the environment variable
-// KEYTRAIL_TEST_CLICKHOUSE (a DSN), else a local engine, started by the first
-// test that asks and stopped by Main. A test gets a database of its own, so that
-// tests need no order and no cleaning; the database of a failed test is kept, to
-// be looked at.
+// KEYTRAIL_TEST_CLICKHOUSE (a DSN); or, with KEYTRAIL_TEST_CONTAINERS=1, one in a
+// container; else a local engine. The last two are started by the first test that
+// asks and stopped by Main. A test gets a database of its own, so that tests need
+// no order and no cleaning; the database of a failed test is kept, to be looked
+// at, but for one in a container.
 //
 //	func TestMain(m *testing.M) { enginetest.Main(m) }
 //
@@ -27,6 +28,7 @@ import (
 	"testing"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/testcontainers/testcontainers-go"
 
 	"github.com/keytrail/keytrail/audit/engine"
 )
@@ -35,15 +37,17 @@ import (
 // must be allowed to create and drop databases.
 const EnvServer = "KEYTRAIL_TEST_CLICKHOUSE"
 
-// shared is the engine of this test process.
+// shared is the server of this test process.
 var shared struct {
 	start sync.Once
 	err   error
 
 	mu   sync.Mutex
-	dir  string         // guarded by mu
-	eng  *engine.Engine // guarded by mu; nil if none was started
-	kept []string       // guarded by mu; databases of failed tests
+	dsn  string                   // guarded by mu; of eng or box
+	dir  string                   // guarded by mu; of eng
+	eng  *engine.Engine           // guarded by mu; nil if none was started
+	box  testcontainers.Container // guarded by mu; nil if none was started
+	kept []string                 // guarded by mu; databases of failed tests
 }
 
 // Main is the body of TestMain of every package that uses this one: an engine's
@@ -59,20 +63,26 @@ func Main(m *testing.M) {
 }
 
 // DSN returns the server's address with user and password, starting the engine
-// if there is no server yet. It fails the test if that does not work: a test
+// or the container if there is no server yet. It fails the test if that does not work: a test
 // that needs ClickHouse is not skipped.
 func DSN(t testing.TB) string {
 	t.Helper()
 	if dsn := os.Getenv(EnvServer); dsn != "" {
 		return dsn
 	}
-	shared.start.Do(func() { shared.err = startShared() })
+	shared.start.Do(func() {
+		if os.Getenv(EnvContainers) == "1" {
+			shared.err = startContainer()
+		} else {
+			shared.err = startEngine()
+		}
+	})
 	if shared.err != nil {
-		t.Fatalf("start the tests' ClickHouse engine: %v", shared.err)
+		t.Fatalf("start the tests' ClickHouse: %v", shared.err)
 	}
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
-	return shared.eng.DSN()
+	return shared.dsn
 }
 
 // Database makes a new, empty database on the server and returns the DSN to it.
@@ -126,7 +136,7 @@ func Start(t testing.TB, cfg engine.Config) *engine.Engine {
 	return e
 }
 
-func startShared() error {
+func startEngine() error {
 	dir, err := os.MkdirTemp("", "keytrail-enginetest-")
 	if err != nil {
 		return err
@@ -137,7 +147,7 @@ func startShared() error {
 	}
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
-	shared.dir, shared.eng = dir, e
+	shared.dir, shared.eng, shared.dsn = dir, e, e.DSN()
 	return nil
 }
 
@@ -147,11 +157,14 @@ func keep(database string) {
 	shared.kept = append(shared.kept, database)
 }
 
-// stop ends the shared engine and removes its directory, unless a failed test
-// left a database in it.
+// stop ends the shared server: the container, or the engine with its directory,
+// unless a failed test left a database in it.
 func stop() error {
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
+	if shared.box != nil {
+		return testcontainers.TerminateContainer(shared.box, testcontainers.StopTimeout(0))
+	}
 	if shared.eng == nil {
 		return nil
 	}
