@@ -55,7 +55,7 @@ func (q *question) request(log events.LogID, path string, f *events.FieldErrors)
 	if q.Keyspace != "" {
 		check("keyspace", q.Keyspace.Validate())
 	}
-	if q.Scope != "" && !plain(q.Scope, 100) {
+	if q.Scope != "" {
 		check("scope", events.ValidScope(q.Scope))
 	}
 	if !q.Resource.IsZero() {

@@ -35,9 +35,10 @@ const clockSlack = 1000
 
 // take takes cost tokens from b if it holds that many, and says where it
 // stands. A bucket that was never used is full; it is the node's own, so n
-// nodes behind one balancer admit n times the limit.
-func take(b *projections.Bucket, now events.Time, perMinute, burst, cost int64) (l Limit, ok bool) {
-	at := lock(b)
+// nodes behind one balancer admit n times the limit. seen is b.At as the caller
+// last saw it.
+func take(b *projections.Bucket, seen int64, now events.Time, perMinute, burst, cost int64) (l Limit, ok bool) {
+	at := lock(b, seen)
 	owed := refill(b.Owed.Load(), at, int64(now), perMinute, burst)
 	l, ok = spend(&owed, perMinute, burst, cost)
 	if int64(now) > at || at-int64(now) > clockSlack {
@@ -50,13 +51,12 @@ func take(b *projections.Bucket, now events.Time, perMinute, burst, cost int64) 
 
 // lock takes the bucket, for some nanoseconds: no time is negative, so a
 // negative At says that somebody has it. A mutex would double its size.
-func lock(b *projections.Bucket) (at int64) {
-	for {
-		if at = b.At.Load(); at >= 0 && b.At.CompareAndSwap(at, -1) {
-			return at
-		}
+func lock(b *projections.Bucket, at int64) int64 {
+	for at < 0 || !b.At.CompareAndSwap(at, -1) {
 		runtime.Gosched()
+		at = b.At.Load()
 	}
+	return at
 }
 
 // refill returns what is owed at now, of what was owed at an earlier instant.

@@ -50,6 +50,10 @@ func ceilSeconds(ms *big.Rat) int64 {
 	return n.Quo(n, s.Denom()).Int64()
 }
 
+func takeNow(b *projections.Bucket, now events.Time, perMinute, burst, cost int64) (Limit, bool) {
+	return take(b, b.At.Load(), now, perMinute, burst, cost)
+}
+
 func TestLimitEqualsItsTwin(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		small := rapid.Int64Range(1, 100)
@@ -64,7 +68,7 @@ func TestLimitEqualsItsTwin(t *testing.T) {
 		for range rapid.IntRange(1, 60).Draw(t, "requests") {
 			now += step.Draw(t, "step")
 			c := cost.Draw(t, "cost")
-			got, ok := take(&b, events.Time(now), perMinute, burst, c)
+			got, ok := takeNow(&b, events.Time(now), perMinute, burst, c)
 			want, wantOK := w.take(now, perMinute, burst, c)
 			if got != want || ok != wantOK {
 				t.Fatalf("%d a minute, burst %d, cost %d: %+v %v, want %+v %v", perMinute, burst, c, got, ok, want, wantOK)
@@ -133,7 +137,7 @@ func TestLimitTable(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var b projections.Bucket
 			for i, s := range c.steps {
-				if got, ok := take(&b, start+s.after, c.perMinute, c.burst, s.cost); got != s.want || ok != s.ok {
+				if got, ok := takeNow(&b, start+s.after, c.perMinute, c.burst, s.cost); got != s.want || ok != s.ok {
 					t.Fatalf("step %d: %+v %v, want %+v %v", i, got, ok, s.want, s.ok)
 				}
 			}
@@ -145,11 +149,11 @@ func TestLimitTable(t *testing.T) {
 func TestLimitChanges(t *testing.T) {
 	const now = events.Time(1_790_000_000_000)
 	var b projections.Bucket
-	take(&b, now, 60, 10, 8)
-	if l, ok := take(&b, now, 6000, 100, 90); !ok || l.Remaining != 2 {
+	takeNow(&b, now, 60, 10, 8)
+	if l, ok := takeNow(&b, now, 6000, 100, 90); !ok || l.Remaining != 2 {
 		t.Fatalf("raised: %+v %v", l, ok)
 	}
-	if l, ok := take(&b, now, 60, 5, 1); ok || l.Remaining != 0 || l.RetryAfter != 1 {
+	if l, ok := takeNow(&b, now, 60, 5, 1); ok || l.Remaining != 0 || l.RetryAfter != 1 {
 		t.Fatalf("lowered below what is owed: empty, and no worse than empty: %+v %v", l, ok)
 	}
 }
@@ -162,7 +166,7 @@ func TestLimitUnderContention(t *testing.T) {
 	for g := range allowed {
 		wg.Go(func() {
 			for range 2000 {
-				if _, ok := take(&b, now, 1, 5000, 1); ok {
+				if _, ok := takeNow(&b, now, 1, 5000, 1); ok {
 					allowed[g]++
 				}
 			}

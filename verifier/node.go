@@ -142,28 +142,13 @@ func record(d *Decision, req *Request) events.Use {
 	} else if req.Keyspace.Validate() == nil {
 		u.Keyspace = req.Keyspace
 	}
-	if u.Scope != "" && !plain(u.Scope, 100) && events.ValidScope(u.Scope) != nil {
+	if u.Scope != "" && events.ValidScope(u.Scope) != nil {
 		u.Scope = ""
 	}
-	if !u.Resource.IsZero() && !(plain(u.Resource.Kind, 32) && plain(u.Resource.ID, 128)) && u.Resource.Validate() != nil {
+	if !u.Resource.IsZero() && u.Resource.Validate() != nil {
 		u.Resource = events.Resource{}
 	}
 	return u
-}
-
-// plain reports whether s is a lower-case letter and then such letters, digits
-// and '_'. All grammars of events admit that, so that most names need not be
-// matched against them.
-func plain(s string, max int) bool {
-	if s == "" || len(s) > max || s[0] < 'a' || s[0] > 'z' {
-		return false
-	}
-	for i := 1; i < len(s); i++ {
-		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' {
-			return false
-		}
-	}
-	return true
 }
 
 var _ api.Authenticator = (*Node)(nil)

@@ -83,6 +83,13 @@ func check(key *projections.Key, req *Request, now events.Time) (reason events.R
 	default:
 		return events.ReasonKeyRevoked, limit
 	}
+	perMinute, burst, limited := key.Limit()
+	var bucket *projections.Bucket
+	var seen int64
+	if limited { // looked at early, so that its memory arrives while the checks run: a tenth of all
+		bucket = key.Bucket()
+		seen = bucket.At.Load()
+	}
 	switch {
 	case !key.AllowsAddr(req.IP):
 		return events.ReasonAddressNotAllowed, limit
@@ -91,11 +98,10 @@ func check(key *projections.Key, req *Request, now events.Time) (reason events.R
 	case !key.AllowsResource(req.Resource):
 		return events.ReasonResourceNotAllowed, limit
 	}
-	perMinute, burst, limited := key.Limit()
 	if !limited {
 		return events.ReasonOK, limit
 	}
-	limit, ok := take(key.Bucket(), now, perMinute, burst, int64(req.cost()))
+	limit, ok := take(bucket, seen, now, perMinute, burst, int64(req.cost()))
 	if !ok {
 		return events.ReasonRateLimited, limit
 	}
