@@ -106,7 +106,11 @@ func (h *Handler) Create(ctx context.Context, call *Call, ks events.KeyspaceID, 
 			if err != nil {
 				return *k, err
 			}
-			r.NameHolder = h.holder(ks, c.Tenant, c.Name, b.now)
+			// The same command on another node may have made this very key since the
+			// load; then the append conflicts and the history answers.
+			if holder := h.holder(ks, c.Tenant, c.Name, b.now); holder != id {
+				r.NameHolder = holder
+			}
 			var hint string
 			if t, err := c.KeyType(r.Definition); err == nil {
 				if secret, err = NewSecret(t, h.cfg.Rand); err != nil {

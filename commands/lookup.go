@@ -28,20 +28,10 @@ func noKeyspace(ks events.KeyspaceID) error {
 
 // holder returns the active or disabled key of the tenant that has the name.
 func (h *Handler) holder(ks events.KeyspaceID, tenant events.TenantID, name string, now events.Time) events.KeyID {
-	q := projections.ListQuery{Keyspace: ks, Tenant: tenant, Name: name, Limit: pageMax, Now: now}
-	for {
-		keys, next := h.cfg.Dir.List(q)
-		for i := range keys {
-			s := keys[i].StatusAt(now)
-			if keys[i].Label.Name == name && (s == events.StatusActive || s == events.StatusDisabled) {
-				return keys[i].ID
-			}
-		}
-		if next == 0 {
-			return events.KeyID{}
-		}
-		q.After = next
+	if keys := h.cfg.Dir.Named(ks, tenant, name, now); len(keys) > 0 {
+		return keys[0].ID
 	}
+	return events.KeyID{}
 }
 
 // otherAdmin reports whether a key besides id can administer all of Keytrail.

@@ -22,6 +22,7 @@ type Directory struct {
 	keys    map[events.KeyID]*entry
 	digests map[events.Digest]events.KeyID
 	lists   map[events.KeyspaceID]*spaceLists
+	names   map[nameRef][]*entry // of keys that are active or disabled, as the events say
 	spaces  map[events.KeyspaceID]*events.Keyspace
 	roles   map[roleRef]*events.Role
 	readers map[string]events.Chain
@@ -32,6 +33,13 @@ type Directory struct {
 type entry struct {
 	created events.Seq
 	key     atomic.Pointer[events.Key] // the current record; replaced, never changed
+}
+
+// nameRef is a name within its tenant.
+type nameRef struct {
+	space  events.KeyspaceID
+	tenant events.TenantID
+	name   string
 }
 
 // spaceLists are the keys of one keyspace in the order of their creation: all,
@@ -47,6 +55,7 @@ func NewDirectory() *Directory {
 		keys:    map[events.KeyID]*entry{},
 		digests: map[events.Digest]events.KeyID{},
 		lists:   map[events.KeyspaceID]*spaceLists{},
+		names:   map[nameRef][]*entry{},
 		spaces:  map[events.KeyspaceID]*events.Keyspace{},
 		roles:   map[roleRef]*events.Role{},
 		readers: map[string]events.Chain{},
@@ -83,6 +92,22 @@ func (d *Directory) Digest(digest events.Digest) (events.KeyID, bool) {
 	id, ok := d.digests[digest]
 	return id, ok
 }
+
+// Named returns the keys of the tenant that have exactly this name and have not
+// ended at the instant now, in no order. It costs what it returns.
+func (d *Directory) Named(ks events.KeyspaceID, tenant events.TenantID, name string, now events.Time) []events.Key {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	var out []events.Key
+	for _, e := range d.names[nameRef{ks, tenant, name}] {
+		if k := e.key.Load(); lives(k.StatusAt(now)) {
+			out = append(out, *k)
+		}
+	}
+	return out
+}
+
+func lives(s events.Status) bool { return s == events.StatusActive || s == events.StatusDisabled }
 
 // Len returns how many keys there are, the ended ones included.
 func (d *Directory) Len() int {
@@ -218,8 +243,26 @@ func (d *Directory) applyKey(r *events.Recorded) error {
 			d.digests[k.Digest] = id
 		}
 	}
+	if was, is := lives(old.Status), lives(k.Status); was != is || old.Label.Name != k.Label.Name {
+		if was {
+			d.unname(nameRef{old.Keyspace, old.Tenant, old.Label.Name}, e)
+		}
+		if is {
+			ref := nameRef{k.Keyspace, k.Tenant, k.Label.Name}
+			d.names[ref] = append(d.names[ref], e)
+		}
+	}
 	e.key.Store(&k)
 	return nil
+}
+
+func (d *Directory) unname(ref nameRef, e *entry) {
+	rest := slices.DeleteFunc(d.names[ref], func(x *entry) bool { return x == e })
+	if len(rest) == 0 {
+		delete(d.names, ref)
+		return
+	}
+	d.names[ref] = rest
 }
 
 func (d *Directory) list(k *events.Key, e *entry) {

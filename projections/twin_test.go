@@ -264,6 +264,20 @@ func compareDirectory(t rapid.TB, w *world, d *Directory) {
 		}
 		equal(t, "list", got, want)
 	}
+	for _, k := range all {
+		byID := func(a, b events.Key) int { return strings.Compare(a.ID.String(), b.ID.String()) }
+		var want []events.Key
+		for _, o := range all {
+			if s := o.StatusAt(w.now); o.Keyspace == k.Keyspace && o.Tenant == k.Tenant && o.Label.Name == k.Label.Name &&
+				(s == events.StatusActive || s == events.StatusDisabled) {
+				want = append(want, o)
+			}
+		}
+		got := d.Named(k.Keyspace, k.Tenant, k.Label.Name, w.now)
+		slices.SortFunc(want, byID)
+		slices.SortFunc(got, byID)
+		equal(t, "named", got, want)
+	}
 	for _, ks := range someSpaces {
 		defs := w.definitions(ks)
 		got, ok := d.Keyspace(ks)
