@@ -1,3 +1,550 @@
 package audit
 
-func crashChildMain() {}
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	mrand "math/rand/v2"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/oklog/ulid/v2"
+
+	"github.com/keytrail/keytrail/audit/engine"
+	"github.com/keytrail/keytrail/audit/engine/enginetest"
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/logtest"
+)
+
+// The crash test: the writer runs in a process of its own on a log that is a pure
+// function of the seed; the writer, the engine or both are killed at random. At
+// the end everything must be there exactly once. The truth comes from the
+// generator below and the tables are read with SQL of this file: nothing here
+// shares code with the writer.
+//
+// KEYTRAIL_CRASH_SEED replays a seed, KEYTRAIL_CRASH_ROUNDS sets the rounds.
+const (
+	crashRounds   = 40
+	crashMessages = 4000
+	crashEvents   = 2000
+	crashEnvDSN   = "KEYTRAIL_TEST_CRASH_DSN"
+	crashEnvSeed  = "KEYTRAIL_CRASH_SEED"
+	crashEnvFast  = "KEYTRAIL_TEST_CRASH_FAST" // set for the writer that finishes
+)
+
+// crashChildMain is the writer's process.
+func crashChildMain() {
+	dsn := os.Getenv(crashEnvDSN)
+	if dsn == "" {
+		return
+	}
+	err := func() error {
+		seed, err := strconv.ParseUint(os.Getenv(crashEnvSeed), 10, 64)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		go func() { // no orphan: the pipe ends with the parent
+			io.Copy(io.Discard, os.Stdin)
+			cancel()
+		}()
+		logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
+		var store *Store
+		for store == nil {
+			if store, err = Open(ctx, StoreConfig{DSN: dsn, Logger: logger}); err != nil {
+				if err := pause(ctx, 20*time.Millisecond); err != nil {
+					return nil
+				}
+			}
+		}
+		cfg := WriterConfig{Store: store, Log: newPureLog(seed), Uses: pureUses{seed: seed, pace: true}, Linger: 5 * time.Millisecond, MaxRows: 500, Logger: logger}
+		if os.Getenv(crashEnvFast) != "" {
+			cfg.Log, cfg.Uses, cfg.MaxRows = newFastLog(seed), pureUses{seed: seed}, 0
+		}
+		w := NewWriter(cfg)
+		w.rollupEvery = 40 * time.Millisecond
+		return w.Run(ctx)
+	}()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "crash child:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// crashLogID is the identity of the pure log.
+func crashLogID(seed uint64) events.LogID {
+	return events.LogID(ulid.ULID{0, 1, 2, 3, 4, 5, 6, 7, byte(seed)})
+}
+
+// pureUses is the use stream as a function of the seed. Three nodes; each epoch is
+// 40 messages: open, uses, a gap in the middle, close. One message an hour, so
+// that the partitions change every 700 messages or so.
+type pureUses struct {
+	seed uint64
+	pace bool // a few messages at a time, slowly, so that there is something to kill
+}
+
+// epochFirst[j] is the first number of the j-th message of an epoch.
+var epochFirst = func() (out [41]uint64) {
+	out[1] = 1
+	for j := 1; j < 40; j++ {
+		out[j+1] = out[j] + epochCount(j)
+	}
+	return out
+}()
+
+func epochCount(j int) uint64 {
+	switch j {
+	case 0, 39:
+		return 0
+	case 20:
+		return 5
+	}
+	return uint64(20 + 7*j%61)
+}
+
+func (p pureUses) batch(seq events.Seq) (events.UseBatch, events.Time) {
+	i := int(seq - 1)
+	stored := start.Add(time.Duration(i) * time.Hour)
+	j := i / 3 % 40
+	b := events.UseBatch{Log: crashLogID(p.seed), Node: events.NodeID("node-" + strconv.Itoa(i%3)), Epoch: int64(1 + i/120), First: epochFirst[j]}
+	switch j {
+	case 0:
+		b.Kind, b.First = events.BatchOpen, 0
+	case 20:
+		b.Kind, b.Count, b.Note = events.BatchGap, epochCount(j), "buffer full"
+	case 39:
+		b.Kind = events.BatchClose
+	default:
+		b.Kind = events.BatchUses
+		r := mrand.New(mrand.NewPCG(p.seed, uint64(seq)))
+		for range epochCount(j) {
+			b.Uses = append(b.Uses, pureUse(r, stored))
+		}
+	}
+	return b, stored
+}
+
+func pureUse(r *mrand.Rand, stored events.Time) events.Use {
+	u := events.Use{Time: stored - events.Time(r.IntN(2*3600_000)), Reason: events.Reason(1 + r.IntN(12)), Cost: uint32(1 + r.IntN(5)), Seq: events.Seq(1 + r.IntN(1000))}
+	switch r.IntN(4) {
+	case 0:
+		u.IP = netip.AddrFrom4([4]byte{203, 0, 113, byte(r.IntN(256))})
+	case 1:
+		u.IP = netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 15: byte(1 + r.IntN(255))})
+	}
+	if r.IntN(3) > 0 {
+		u.Scope = []string{"read", "write", "admin:*"}[r.IntN(3)]
+		u.Resource = events.Resource{Kind: "project", ID: "proj_" + strconv.Itoa(r.IntN(50))}
+	}
+	if r.IntN(10) > 0 {
+		k := r.IntN(400)
+		u.Key, u.Keyspace, u.Tenant = keyID(k), events.KeyspaceID("ks-"+strconv.Itoa(k%3)), events.TenantID("tenant-"+strconv.Itoa(k%17))
+	} else if r.IntN(2) == 0 {
+		u.Keyspace = "ks-1"
+	}
+	return u
+}
+
+func (p pureUses) LastUse(context.Context) (events.Seq, error) { return crashMessages, nil }
+
+func (p pureUses) ReadUses(ctx context.Context, after events.Seq, max int) (out []events.UseMessage, err error) {
+	if p.pace {
+		max = min(max, 6)
+	}
+	for seq := after + 1; seq <= crashMessages && len(out) < max; seq++ {
+		b, stored := p.batch(seq)
+		data, err := events.EncodeUses(&b)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, events.UseMessage{Seq: seq, Stored: stored, Node: b.Node, Data: data})
+	}
+	if len(out) == 0 {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	if p.pace {
+		return out, pause(ctx, time.Millisecond)
+	}
+	return out, nil
+}
+
+// pureLog is the lifecycle log as a function of the seed.
+type pureLog struct {
+	seed    uint64
+	records []events.Recorded
+}
+
+func newPureLog(seed uint64) *pureLog {
+	l := &pureLog{seed: seed}
+	chains := map[events.Aggregate]*events.Chain{}
+	for i := range crashEvents {
+		k := keyID(i % 97)
+		a := events.KeyAggregate("ks-0", events.TenantID("tenant-"+strconv.Itoa(i%97%5)), k)
+		c := chains[a]
+		if c == nil {
+			c = new(events.Chain)
+			chains[a] = c
+		}
+		var data events.Data = &events.KeyRenamed{After: events.Label{Name: "name " + strconv.FormatUint(seed, 16), Metadata: map[string]string{"i": strconv.Itoa(i)}}}
+		if c.Rev == 0 {
+			data = logtest.Created(k.String())
+		}
+		var id ulid.ULID
+		binary.BigEndian.PutUint64(id[8:], uint64(i+1))
+		at := start.Add(time.Duration(i) * 2 * time.Hour)
+		w := logtest.Stamp(c, events.Event{ID: events.EventID(id), Aggregate: a, Time: at - 3, Source: "/keytrail/test",
+			Actor: events.Actor{Kind: events.ActorSystem, ID: "test"}, IP: netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), Data: data})
+		c.Seq = events.Seq(i + 1)
+		l.records = append(l.records, events.Recorded{Event: w.Event, Seq: c.Seq, Stored: at, Hash: c.Head})
+	}
+	return l
+}
+
+func (l *pureLog) ID() events.LogID { return crashLogID(l.seed) }
+func (l *pureLog) Append(context.Context, ...events.Write) (events.Seq, error) {
+	return 0, events.ErrUnavailable
+}
+func (l *pureLog) Load(context.Context, events.Aggregate) ([]events.Recorded, error) {
+	return nil, events.ErrUnavailable
+}
+func (l *pureLog) Last(context.Context) (events.Seq, error) { return crashEvents, nil }
+
+func (l *pureLog) Follow(ctx context.Context, after events.Seq, f events.Follower) error {
+	for ctx.Err() == nil {
+		batch := l.records[after:min(len(l.records), int(after)+4)]
+		if len(batch) > 0 {
+			if err := f.Apply(batch); err != nil {
+				return err
+			}
+			after = batch[len(batch)-1].Seq
+		} else {
+			f.Fresh(start, crashEvents)
+		}
+		if err := pause(ctx, 8*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// child is one writer process.
+type child struct {
+	cmd  *exec.Cmd
+	done chan error
+}
+
+func spawnWriter(t *testing.T, dsn string, seed uint64, env ...string) *child {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &child{cmd: exec.Command(exe), done: make(chan error, 1)}
+	c.cmd.Env = append(append(os.Environ(), crashEnvDSN+"="+dsn, crashEnvSeed+"="+strconv.FormatUint(seed, 10)), env...)
+	in, err := c.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.cmd.Stderr = testLog{t}
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { c.done <- c.cmd.Wait() }()
+	t.Cleanup(func() {
+		in.Close()
+		c.cmd.Process.Kill()
+	})
+	return c
+}
+
+func (c *child) kill(t *testing.T) {
+	t.Helper()
+	if err := c.cmd.Process.Kill(); err != nil {
+		t.Fatalf("the writer ended by itself: %v, %v", err, <-c.done)
+	}
+	<-c.done
+}
+
+type testLog struct{ t *testing.T }
+
+func (l testLog) Write(b []byte) (int, error) {
+	if strings.Contains(string(b), "ERROR") || strings.Contains(string(b), "crash child") {
+		l.t.Error(string(b))
+	}
+	return len(b), nil
+}
+
+func TestCrash(t *testing.T) {
+	rounds := crashRounds
+	if s := os.Getenv("KEYTRAIL_CRASH_ROUNDS"); s != "" {
+		rounds, _ = strconv.Atoi(s)
+	}
+	var raw [8]byte
+	rand.Read(raw[:])
+	seed := binary.BigEndian.Uint64(raw[:]) >> 1
+	if s := os.Getenv(crashEnvSeed); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fmt.Printf("crash test: %d rounds, replay with %s=%d\n", rounds, crashEnvSeed, seed)
+	r := mrand.New(mrand.NewPCG(seed, 0))
+
+	e := enginetest.Start(t, engine.Config{})
+	ectx, stopEngine := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- e.Run(ectx) }()
+	defer func() {
+		stopEngine()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+	}()
+	o, err := clickhouse.ParseDSN(e.DSN())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := clickhouse.Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	look := func() (p crashProgress) {
+		p.err = conn.QueryRow(t.Context(), "SELECT (SELECT max(seq) FROM events), (SELECT max(seq) FROM use_batches), (SELECT count() FROM uses), "+
+			"(SELECT least((SELECT sum(n) FROM use_hour), (SELECT sum(n) FROM use_day_key), (SELECT sum(n) FROM use_key)))").Scan(&p.events, &p.messages, &p.uses, &p.rolled)
+		return p
+	}
+	kills := map[string]int{}
+	writer := spawnWriter(t, e.DSN(), seed)
+	for range rounds {
+		// Most crashes hit a writer at work, some one that is starting.
+		if seen := look(); r.IntN(4) > 0 {
+			until := time.Now().Add(3 * time.Second)
+			for now := seen; now.messages == seen.messages && now.messages < crashMessages && time.Now().Before(until); now = look() {
+				time.Sleep(5 * time.Millisecond)
+			}
+		}
+		time.Sleep(time.Duration(r.IntN(300)) * time.Millisecond) // the instant of the crash: the point of the test
+		switch r.IntN(4) {
+		case 0:
+			kills["writer"]++
+			writer.kill(t)
+			writer = spawnWriter(t, e.DSN(), seed)
+		case 1:
+			kills["engine"]++
+			if err := e.Kill(); err != nil {
+				t.Fatal(err)
+			}
+		case 2:
+			kills["both"]++
+			if err := e.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			writer.kill(t)
+			writer = spawnWriter(t, e.DSN(), seed)
+		case 3: // a second writer comes while the first still runs
+			kills["takeover"]++
+			next := spawnWriter(t, e.DSN(), seed)
+			time.Sleep(time.Duration(r.IntN(100)) * time.Millisecond)
+			writer.kill(t)
+			writer = next
+		}
+		if err := e.WaitReady(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("kills: %v; after the last: %+v of %d events, %d messages", kills, look(), crashEvents, crashMessages)
+	writer.kill(t)
+	writer = spawnWriter(t, e.DSN(), seed, crashEnvFast+"=1")
+	deadline := time.Now().Add(60 * time.Second)
+	for p := look(); p.err != nil || p.events != crashEvents || p.messages != crashMessages || p.rolled < p.uses; p = look() {
+		if time.Now().After(deadline) {
+			t.Fatalf("not complete: %+v", p)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	writer.kill(t)
+	checkTruth(t, conn, seed)
+
+	// The product's own checker agrees.
+	s := openStore(t, e.DSN())
+	report, err := Reconcile(t.Context(), s, newFastLog(seed), pureUses{seed: seed})
+	if err != nil || len(report.Mismatches) > 0 {
+		t.Errorf("reconcile: %v, %v", err, report.Mismatches)
+	}
+}
+
+// crashProgress is how far the copy is.
+type crashProgress struct {
+	events, messages, uses, rolled uint64
+	err                            error
+}
+
+// newFastLog is the pure log without its pace.
+func newFastLog(seed uint64) events.Log { return fastLog{newPureLog(seed)} }
+
+type fastLog struct{ *pureLog }
+
+func (l fastLog) Follow(ctx context.Context, after events.Seq, f events.Follower) error {
+	if err := f.Apply(l.records[after:]); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// keyTruth is what use_key must say of one key.
+type keyTruth struct {
+	n, denied               uint64
+	first, last, lastDenied int64
+	ip                      string
+}
+
+// checkTruth compares every row and every cell with the generator.
+func checkTruth(t *testing.T, conn driver.Conn, seed uint64) {
+	t.Helper()
+	var wantRaw, wantBatches []string
+	hours, days, keys := map[string]uint64{}, map[string]uint64{}, map[string]*keyTruth{}
+	for seq := events.Seq(1); seq <= crashMessages; seq++ {
+		b, stored := pureUses{seed: seed}.batch(seq)
+		n := uint64(len(b.Uses)) + b.Count
+		wantBatches = append(wantBatches, line(seq, int64(stored), b.Node, b.Epoch, []string{"", "uses", "open", "close", "gap"}[b.Kind], b.First, n, b.Note))
+		for i, u := range b.Uses {
+			ip := "::"
+			if u.IP.Is4() {
+				ip = "::ffff:" + u.IP.String()
+			} else if u.IP.IsValid() {
+				ip = u.IP.String()
+			}
+			wantRaw = append(wantRaw, line(seq, int64(stored), b.Node, b.Epoch, b.First+uint64(i), int64(u.Time), u.Keyspace, u.Tenant, u.Key,
+				u.Reason, u.Scope, u.Resource.Kind, u.Resource.ID, ip, u.Cost, u.Seq))
+			ms := int64(u.Time)
+			hours[fmt.Sprint(u.Keyspace, "|", u.Tenant, "|", ms-ms%3600_000, "|", u.Reason, "|n")]++
+			hours[fmt.Sprint(u.Keyspace, "|", u.Tenant, "|", ms-ms%3600_000, "|", u.Reason, "|cost")] += uint64(u.Cost)
+			days[fmt.Sprint(u.Keyspace, "|", u.Tenant, "|", u.Key, "|", ms-ms%86400_000, "|", u.Reason, "|n")]++
+			days[fmt.Sprint(u.Keyspace, "|", u.Tenant, "|", u.Key, "|", ms-ms%86400_000, "|", u.Reason, "|cost")] += uint64(u.Cost)
+			name := fmt.Sprint(u.Key, "|", u.Keyspace, "|", u.Tenant)
+			k := keys[name]
+			if k == nil {
+				k = &keyTruth{first: math.MaxInt64, ip: "::"}
+				keys[name] = k
+			}
+			k.n++
+			if u.Reason != events.ReasonOK {
+				k.denied++
+				k.lastDenied = max(k.lastDenied, ms)
+				continue
+			}
+			k.first = min(k.first, ms)
+			if ms > k.last || ms == k.last && lessIP(k.ip, ip) {
+				k.last, k.ip = ms, ip
+			}
+		}
+	}
+	compare(t, conn, "uses", wantRaw, `SELECT arrayStringConcat([toString(seq), toString(toUnixTimestamp64Milli(stored)), node, toString(epoch), toString(n),
+		toString(toUnixTimestamp64Milli(time)), keyspace, tenant, key_id, reason, scope, resource_kind, resource_id, toString(ip), toString(cost), toString(position)], char(1)) FROM uses ORDER BY seq, n`)
+	compare(t, conn, "use_batches", wantBatches, `SELECT arrayStringConcat([toString(seq), toString(toUnixTimestamp64Milli(stored)), node, toString(epoch), toString(kind),
+		toString(first), toString(count), note], char(1)) FROM use_batches ORDER BY seq`)
+	var wantEvents []string
+	for _, r := range newPureLog(seed).records {
+		wantEvents = append(wantEvents, line(r.Seq, strings.ToUpper(r.Hash.String())))
+	}
+	compare(t, conn, "events", wantEvents, `SELECT arrayStringConcat([toString(seq), hex(hash)], char(1)) FROM events ORDER BY seq`)
+	compareCells(t, conn, "use_hour", hours, `SELECT concat(keyspace, '|', tenant, '|', toString(toUnixTimestamp64Second(hour) * 1000), '|', reason), sum(n), sum(cost) FROM use_hour GROUP BY 1`)
+	compareCells(t, conn, "use_day_key", days, `SELECT concat(keyspace, '|', tenant, '|', key_id, '|', toString(toInt64(day) * 86400000), '|', reason), sum(n), sum(cost) FROM use_day_key GROUP BY 1`)
+
+	rows, err := conn.Query(t.Context(), `SELECT concat(key_id, '|', keyspace, '|', tenant), sum(n), sum(denied), coalesce(toUnixTimestamp64Milli(min(first_used)), 9223372036854775807),
+		toUnixTimestamp64Milli(max(last).1), toUnixTimestamp64Milli(max(last_denied)), toString(max(last).2) FROM use_key GROUP BY 1`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	found := 0
+	for rows.Next() {
+		var name string
+		var k keyTruth
+		if err := rows.Scan(&name, &k.n, &k.denied, &k.first, &k.last, &k.lastDenied, &k.ip); err != nil {
+			t.Fatal(err)
+		}
+		if want := keys[name]; want == nil || k != *want {
+			t.Errorf("use_key %s: %+v, want %+v", name, k, want)
+		}
+		found++
+	}
+	if rows.Err() != nil || found != len(keys) {
+		t.Errorf("use_key: %d keys of %d, %v", found, len(keys), rows.Err())
+	}
+	t.Logf("exact: %d uses, %d cells per hour, %d per key and day, %d keys", len(wantRaw), len(hours)/2, len(days)/2, len(keys))
+}
+
+// line prints a row as the queries below do.
+func line(cells ...any) string {
+	out := make([]string, len(cells))
+	for i, c := range cells {
+		out[i] = fmt.Sprint(c)
+	}
+	return strings.Join(out, "\x01")
+}
+
+func lessIP(a, b string) bool { return netip.MustParseAddr(a).Compare(netip.MustParseAddr(b)) < 0 }
+
+// compare reads one line a row and stops at the first that differs.
+func compare(t *testing.T, conn driver.Conn, table string, want []string, sql string) {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), sql)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	n := 0
+	for ; rows.Next(); n++ {
+		var got string
+		if err := rows.Scan(&got); err != nil {
+			t.Fatal(err)
+		}
+		if n >= len(want) || got != want[n] {
+			t.Fatalf("%s: row %d is %q, want %q", table, n, got, want[min(n, len(want)-1)])
+		}
+	}
+	if rows.Err() != nil || n != len(want) {
+		t.Fatalf("%s: %d rows, want %d, %v", table, n, len(want), rows.Err())
+	}
+}
+
+func compareCells(t *testing.T, conn driver.Conn, table string, want map[string]uint64, sql string) {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), sql)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	n := 0
+	for ; rows.Next(); n++ {
+		var cell string
+		var count, cost uint64
+		if err := rows.Scan(&cell, &count, &cost); err != nil {
+			t.Fatal(err)
+		}
+		if count != want[cell+"|n"] || cost != want[cell+"|cost"] {
+			t.Errorf("%s %s: %d (cost %d), want %d (cost %d)", table, cell, count, cost, want[cell+"|n"], want[cell+"|cost"])
+		}
+	}
+	if rows.Err() != nil || 2*n != len(want) {
+		t.Errorf("%s: %d cells, want %d, %v", table, n, len(want)/2, rows.Err())
+	}
+}

@@ -21,8 +21,9 @@ const (
 	leaseBeat  = 100 * time.Millisecond // between two rows of the query
 	leaseQuiet = 10 * time.Second       // without a row for this long the lease is lost
 	leaseRetry = 50 * time.Millisecond  // between two tries to take it
-	leaseSQL   = "SELECT sleepEachRow(0.1) FROM numbers(1000000000000) SETTINGS max_block_size = 1, max_threads = 1, " +
-		"max_execution_time = 0, max_rows_to_read = 0, max_result_rows = 0"
+	// The first row comes at once: it says that the id was admitted.
+	leaseSQL = "SELECT if(number = 0, 0, sleepEachRow(0.1)) AS beat FROM numbers(1000000000000) SETTINGS max_block_size = 1, max_threads = 1, " +
+		"short_circuit_function_evaluation = 'force_enable', max_execution_time = 0, max_rows_to_read = 0, max_result_rows = 0"
 )
 
 func (s *Store) queryPrefix(shard string) string { return "keytrail:" + s.database + "." + shard + ":" }
@@ -92,7 +93,7 @@ func (s *Store) holdOnce(ctx context.Context, shard string, held func()) error {
 	err = c.Do(ctx, ch.Query{
 		Body:    leaseSQL,
 		QueryID: s.queryPrefix(shard) + "lease",
-		Result:  proto.Results{{Name: "sleepEachRow(0.1)", Data: &beat}},
+		Result:  proto.Results{{Name: "beat", Data: &beat}},
 		OnResult: func(context.Context, proto.Block) error {
 			if beat.Rows() > 0 {
 				held()

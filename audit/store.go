@@ -118,22 +118,19 @@ func (s *Store) createDatabase(ctx context.Context) error {
 // migrate takes the steps that the database has not taken yet. The lease keeps a
 // second process out meanwhile; its turn then finds nothing to do.
 func (s *Store) migrate(ctx context.Context) error {
+	o := s.options
+	db := clickhouse.OpenDB(&o)
+	defer db.Close()
+	p, err := goose.NewProvider(goose.DialectClickHouse, db, schema.Migrations,
+		goose.WithTableName(migrationsTable), goose.WithDisableGlobalRegistry(true), goose.WithSlog(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		return fmt.Errorf("read the migrations: %w", err)
+	}
+	have, want, err := s.versions(ctx, p)
+	if err != nil || have == want {
+		return err
+	}
 	return s.withLease(ctx, "migrate", func(ctx context.Context) error {
-		o := s.options
-		db := clickhouse.OpenDB(&o)
-		defer db.Close()
-		p, err := goose.NewProvider(goose.DialectClickHouse, db, schema.Migrations,
-			goose.WithTableName(migrationsTable), goose.WithDisableGlobalRegistry(true), goose.WithSlog(slog.New(slog.DiscardHandler)))
-		if err != nil {
-			return fmt.Errorf("read the migrations: %w", err)
-		}
-		have, want, err := p.GetVersions(ctx)
-		if err != nil {
-			return s.fault(ctx, "read which migrations the database has", err)
-		}
-		if have > want {
-			return fmt.Errorf("database %s is at step %d, this release knows %d: it was used by a newer Keytrail; upgrade this process", s, have, want)
-		}
 		// crash here: each step is idempotent and noted after it is taken.
 		done, err := p.Up(ctx)
 		for _, r := range done {
@@ -141,6 +138,25 @@ func (s *Store) migrate(ctx context.Context) error {
 		}
 		return s.fault(ctx, "bring the tables to this release's shape", err)
 	})
+}
+
+// versions returns the last step that the database has taken, 0 for none, and the
+// last one that there is.
+func (s *Store) versions(ctx context.Context, p *goose.Provider) (have, want int64, err error) {
+	sources := p.ListSources()
+	want = sources[len(sources)-1].Version
+	var exists uint8
+	err = s.conn.QueryRow(ctx, "EXISTS TABLE "+migrationsTable).Scan(&exists)
+	if err == nil && exists == 1 {
+		err = s.conn.QueryRow(ctx, "SELECT max(version_id) FROM "+migrationsTable).Scan(&have)
+	}
+	if err != nil {
+		return 0, 0, s.fault(ctx, "read which migrations the database has", err)
+	}
+	if have > want {
+		return 0, 0, fmt.Errorf("database %s is at step %d, this release knows %d: it was used by a newer Keytrail; upgrade this process", s, have, want)
+	}
+	return have, want, nil
 }
 
 // Close closes the connections.

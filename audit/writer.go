@@ -23,10 +23,9 @@ const (
 	rollupEvery    = 500 * time.Millisecond
 
 	// A failed epoch is followed by the next after retryMin, then twice as long
-	// each time, up to retryMax; after retryCalm of work it begins anew.
-	retryMin  = 100 * time.Millisecond
-	retryMax  = 5 * time.Second
-	retryCalm = 10 * time.Second
+	// each time, up to retryMax; one that inserted something begins anew.
+	retryMin = 100 * time.Millisecond
+	retryMax = 5 * time.Second
 )
 
 // WriterConfig says what is copied where.
@@ -57,8 +56,9 @@ type WriterConfig struct {
 // token and the rename of the part swallows the retry), and materialized views
 // (not atomic with their source).
 type Writer struct {
-	cfg     WriterConfig
-	metrics *writerMetrics
+	cfg         WriterConfig
+	rollupEvery time.Duration // shortened by tests
+	metrics     *writerMetrics
 }
 
 // NewWriter makes a writer; Run does the work.
@@ -72,7 +72,7 @@ func NewWriter(cfg WriterConfig) *Writer {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Writer{cfg: cfg, metrics: newWriterMetrics()}
+	return &Writer{cfg: cfg, rollupEvery: rollupEvery, metrics: newWriterMetrics()}
 }
 
 // Collectors returns the writer's metrics.
@@ -103,8 +103,7 @@ const (
 func (w *Writer) forever(ctx context.Context, source string, copy func(context.Context, *session) error) error {
 	wait := retryMin
 	for {
-		began := time.Now()
-		err := w.epoch(ctx, source, copy)
+		worked, err := w.epoch(ctx, source, copy)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -114,7 +113,7 @@ func (w *Writer) forever(ctx context.Context, source string, copy func(context.C
 			w.cfg.Logger.ErrorContext(ctx, "the audit copy stops", "source", source, "err", err)
 			return err
 		}
-		if time.Since(began) > retryCalm {
+		if worked {
 			wait = retryMin
 		}
 		w.metrics.restarts.WithLabelValues(source).Inc()
@@ -126,10 +125,11 @@ func (w *Writer) forever(ctx context.Context, source string, copy func(context.C
 	}
 }
 
-// epoch is steps 1 and 2 of the writer: alone, and after whoever was before.
-func (w *Writer) epoch(ctx context.Context, source string, copy func(context.Context, *session) error) error {
+// epoch is steps 1 and 2 of the writer: alone, and after whoever was before. It
+// reports whether anything was inserted.
+func (w *Writer) epoch(ctx context.Context, source string, copy func(context.Context, *session) error) (worked bool, err error) {
 	store := w.cfg.Store
-	return store.withLease(ctx, source, func(ctx context.Context) error {
+	err = store.withLease(ctx, source, func(ctx context.Context) error {
 		if err := store.fence(ctx, source); err != nil {
 			return err
 		}
@@ -141,9 +141,13 @@ func (w *Writer) epoch(ctx context.Context, source string, copy func(context.Con
 			return err
 		}
 		s := &session{store: store, client: client, prefix: store.queryPrefix(source) + strconv.FormatInt(time.Now().UnixMicro(), 10) + ":"}
-		defer s.close()
+		defer func() {
+			worked = s.n > 0
+			s.close()
+		}()
 		return copy(ctx, s)
 	})
+	return worked, err
 }
 
 // session is one epoch's connection for inserts. One goroutine uses it at a time.
@@ -151,7 +155,7 @@ type session struct {
 	store  *Store
 	client *ch.Client
 	prefix string // of its query ids, for the fence: keytrail:<database>.<source>:<epoch>:
-	n      int
+	n      int    // stored so far
 }
 
 func (s *session) close() {
@@ -181,10 +185,13 @@ func (s *session) insert(ctx context.Context, table string, rows proto.Input) er
 }
 
 func (s *session) do(ctx context.Context, doing string, q ch.Query) error {
-	s.n++
 	q.QueryID = s.prefix + strconv.Itoa(s.n)
 	q.Settings = oneBlock
-	return s.store.fault(ctx, doing, s.client.Do(ctx, q))
+	err := s.client.Do(ctx, q)
+	if err == nil {
+		s.n++
+	}
+	return s.store.fault(ctx, doing, err)
 }
 
 // offset returns the highest seq in a table of raw rows, and when the log stored

@@ -54,7 +54,7 @@ func (w *Writer) copyUses(ctx context.Context, s *session) error {
 
 // insertUses stores blocks as they come, and rolls up now and then.
 func (w *Writer) insertUses(ctx context.Context, s *session, roll *roller, full <-chan *useBlock, empty chan<- *useBlock) error {
-	tick := time.NewTicker(rollupEvery)
+	tick := time.NewTicker(w.rollupEvery)
 	defer tick.Stop()
 	for {
 		select {
