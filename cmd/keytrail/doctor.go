@@ -194,4 +194,15 @@ func (d *doctor) record(ctx context.Context, nf *natsFlags, dsn string) {
 		return
 	}
 	defer store.Close()
+	found, err := audit.Reconcile(ctx, store, log, log)
+	if err != nil {
+		d.fail("copy", err, "")
+		return
+	}
+	for _, m := range found.Mismatches {
+		d.fail("copy", errors.New(m.String()), "the log wins: rebuild the copy in a fresh database")
+	}
+	if len(found.Mismatches) == 0 {
+		d.ok("copy", found.String())
+	}
 }

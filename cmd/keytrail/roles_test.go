@@ -27,6 +27,7 @@ func passwords() []string {
 type cluster struct {
 	log, control, auditor *proc
 	verifiers             []*proc
+	engine                *engine.Engine
 	root                  string
 	nats, dsn             string
 	env                   []string
@@ -37,7 +38,7 @@ func startCluster(t *testing.T, verifiers int) *cluster {
 	dir := t.TempDir()
 	c := &cluster{}
 	eng := enginetest.Start(t, engine.Config{Dir: filepath.Join(dir, "clickhouse")})
-	c.dsn = eng.DSN()
+	c.engine, c.dsn = eng, eng.DSN()
 	addr := freeAddr(t)
 	c.nats = "nats://" + addr
 	c.env = append(passwords(), "KEYTRAIL_NATS="+c.nats)
@@ -59,18 +60,21 @@ func startCluster(t *testing.T, verifiers int) *cluster {
 		t.Fatal(err)
 	}
 	c.root = strings.TrimSpace(string(b))
-	role := func(name string, more ...string) *proc {
-		p := spawn(t, c.env, append([]string{name, "--nats", c.nats, "--listen", "127.0.0.1:0"}, more...)...)
-		p.root = c.root
-		return p
-	}
-	c.control = role("control", "--name", "control-1", "--clickhouse", c.dsn)
+	c.control = c.role(t, "control", "--name", "control-1", "--clickhouse", c.dsn)
 	for i := range verifiers {
 		name := fmt.Sprintf("verifier-%d", i+1)
-		c.verifiers = append(c.verifiers, role("verifier", "--name", name, "--dir", filepath.Join(dir, name)))
+		c.verifiers = append(c.verifiers, c.role(t, "verifier", "--name", name, "--dir", filepath.Join(dir, name)))
 	}
-	c.auditor = role("auditor", "--name", "auditor-1", "--clickhouse", c.dsn)
+	c.auditor = c.role(t, "auditor", "--name", "auditor-1", "--clickhouse", c.dsn)
 	return c
+}
+
+// role runs one role of the deployment.
+func (c *cluster) role(t testing.TB, name string, more ...string) *proc {
+	t.Helper()
+	p := spawn(t, c.env, append([]string{name, "--nats", c.nats, "--listen", "127.0.0.1:0"}, more...)...)
+	p.root = c.root
+	return p
 }
 
 // freeAddr returns a loopback address that nobody listens on.
@@ -129,10 +133,8 @@ func TestRoles(t *testing.T) {
 
 	// A verifier restarts from its snapshot and the tail.
 	c.verifiers[0].stop(t)
-	name := "verifier-1"
-	again := spawn(t, c.env, "verifier", "--nats", c.nats, "--listen", "127.0.0.1:0", "--name", name,
-		"--dir", filepath.Join(filepath.Dir(c.verifiers[0].cmd.Args[len(c.verifiers[0].cmd.Args)-1]), name))
-	again.root = c.root
+	args := c.verifiers[0].cmd.Args
+	again := c.role(t, "verifier", "--name", "verifier-1", "--dir", args[len(args)-1])
 	again.wantReason(t, "key_revoked", ask)
 	if !strings.Contains(again.stderr.String(), "restored from a snapshot") {
 		t.Errorf("the restarted verifier did not use its snapshot:\n%s", again.stderr.String())

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// TestRecordSurvivesKills keeps a verifier busy while the auditor, the ClickHouse
+// engine, or both are killed again and again. Afterwards every single answer that
+// was given is on the record once: the rollups add up to the answers counted here,
+// and the doctor finds log and copy the same. KEYTRAIL_TEST_SEED replays a run.
+func TestRecordSurvivesKills(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("KEYTRAIL_TEST_SEED"); s != "" {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed = n
+	}
+	t.Logf("KEYTRAIL_TEST_SEED=%d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+
+	c := startCluster(t, 1)
+	supervised, stop := context.WithCancel(t.Context())
+	var engineRun sync.WaitGroup
+	engineRun.Go(func() { c.engine.Run(supervised) })
+	defer engineRun.Wait()
+	defer stop()
+
+	c.control.must(t, "keyspace", "apply", "-f", regime)
+	created := c.control.data(t, 201, "POST", "/v1/keyspaces/scribe-sight/keys", map[string]any{"tenant": "acme", "name": "ci"})
+	v := c.verifiers[0]
+	v.wantReason(t, "ok", map[string]any{"key": created["key"], "keyspace": "scribe-sight", "min_position": created["__position"]})
+
+	var answers atomic.Int64
+	answers.Add(1)
+	busy, rest := context.WithCancel(t.Context())
+	var load sync.WaitGroup
+	defer load.Wait()
+	defer rest()
+	for i := range 4 {
+		load.Go(func() {
+			scopes := []string{"read", "write", "delete"}
+			for n := 0; busy.Err() == nil; n++ {
+				v.verify(t, map[string]any{"key": created["key"], "keyspace": "scribe-sight", "scope": scopes[(i+n)%3]})
+				answers.Add(1)
+			}
+		})
+	}
+	rounds := 12
+	if testing.Short() {
+		rounds = 4
+	}
+	for range rounds {
+		pause(time.Duration(50+rng.IntN(450)) * time.Millisecond)
+		what := rng.IntN(3)
+		if what != 1 {
+			c.auditor.kill()
+		}
+		if what != 0 {
+			c.engine.Kill()
+		}
+		if what != 1 {
+			c.auditor = c.role(t, "auditor", "--name", "auditor-1", "--clickhouse", c.dsn)
+		}
+	}
+	rest()
+	load.Wait()
+
+	want := answers.Load()
+	eventually(t, func() string {
+		out, errs, code := c.auditor.cli(t, "--json", "audit", "usage", "--tenant", "acme", "--per", "day")
+		if code != 0 {
+			return errs
+		}
+		var got int64
+		for line := range strings.Lines(out) {
+			var cell struct{ Count int64 }
+			unjson(t, line, &cell)
+			got += cell.Count
+		}
+		if got > want {
+			t.Fatalf("%d uses on the record, %d answers were given", got, want)
+		}
+		if got < want {
+			return fmt.Sprintf("%d uses on the record, %d answers were given", got, want)
+		}
+		return ""
+	})
+	t.Setenv("KEYTRAIL_AUDIT_URL", c.auditor.url)
+	eventually(t, func() string {
+		out, errs, code := c.control.cli(t, "doctor", "--deep", "--nats", c.nats, "--clickhouse", c.dsn)
+		if code != 0 || !strings.Contains(out, "are the same") {
+			return fmt.Sprintf("doctor: exit %d\n%s%s", code, out, errs)
+		}
+		return ""
+	})
+	t.Logf("%d answers over %d kills, each on the record once", want, rounds)
+}
+
+// pause lets real processes run for a random while: where a kill lands is the
+// point of the test.
+func pause(d time.Duration) { <-time.After(d) }
