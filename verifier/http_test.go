@@ -190,6 +190,24 @@ func TestAnswerIsJSON(t *testing.T) {
 	})
 }
 
+func TestForwardedForOfAStranger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := doorsWorld(t, nil)
+		defer w.end()
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("X-Forwarded-For", inside.String())
+		for peer, want := range map[string]string{
+			"192.0.2.1:4711": "203.0.113.7", "192.0.2.2:4711": "192.0.2.2", // a neighbour of the proxy
+			"[::ffff:192.0.2.1]:4711": "203.0.113.7", "[2001:db8::1]:4711": "2001:db8::1", "": "invalid IP",
+		} {
+			r.RemoteAddr = peer
+			if got := w.node.clientIP(r); got.String() != want {
+				t.Errorf("peer %q: %s, want %s", peer, got, want)
+			}
+		}
+	})
+}
+
 func TestBodyTooLarge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := doorsWorld(t, nil)

@@ -151,7 +151,8 @@ func (l *Ledger) append(u *events.Use) (id events.UseID, wake bool, err error) {
 
 // roll returns the slab that takes the next number: an empty one, or a count of
 // lost ones while there is no room. Once full, the ledger takes uses again when
-// half of it is free, so that an outage makes few gaps and not thousands.
+// more than half of it is free, so that a slow stream makes few gaps and not
+// thousands.
 // The caller holds mu.
 func (l *Ledger) roll() *slab {
 	most := l.cfg.MaxUses / l.cfg.BatchUses

@@ -18,6 +18,7 @@ import (
 // held in memory.
 func (l *Ledger) Run(ctx context.Context) error {
 	defer close(l.done)
+	defer l.shut() // whatever happened: without Run nothing is recorded
 	// The rest is stored after ctx has ended, within Drain.
 	store, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()

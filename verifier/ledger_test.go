@@ -232,6 +232,36 @@ func TestLedgerFullBufferIsAGap(t *testing.T) {
 	})
 }
 
+// A full ledger takes uses again when more than half of it is free, so that a slow stream
+// makes a few long gaps and not one beside every batch.
+func TestLedgerMakesFewGaps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := logtest.New(t)
+		l := testLedger(log, nil)
+		stop := run(t, l)
+		synctest.Wait()
+		var pauses []*logtest.Pause
+		for range 6 {
+			pauses = append(pauses, log.PauseNext(logtest.OpPublish, logtest.BeforeEffect))
+		}
+		mustAppend(t, l, 65)
+		for i, p := range pauses { // 8 batches held, then 7 .. 3
+			<-p.Entered()
+			if _, lost := mustAppend(t, l, 1); (lost == 1) != (i < 5) {
+				t.Fatalf("%d batches stored: %d lost", i, lost)
+			}
+			p.Resume()
+			synctest.Wait()
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		if e := readLedger(t, log, testNode)[0]; len(e.gaps) != 1 || e.gaps[0].Count != 6 || e.end != 71 {
+			t.Fatalf("gaps %+v, end %d", e.gaps, e.end)
+		}
+	})
+}
+
 func TestLedgerCrashLeavesAGapOfUnknownLength(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := logtest.New(t)
