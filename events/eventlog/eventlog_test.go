@@ -9,7 +9,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/oklog/ulid/v2"
-	"go.uber.org/goleak"
 
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/logtest"
@@ -81,8 +80,6 @@ func newLog(t testing.TB) *Log {
 	initLog(t, s)
 	return openLog(t, conn(t, s.Connect), Options{})
 }
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, goleak.IgnoreCurrent()) }
 
 func TestLogContract(t *testing.T) {
 	logtest.TestLog(t, func(t *testing.T) events.Log { return contractLog(t) })

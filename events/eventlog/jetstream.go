@@ -39,7 +39,6 @@ type Options struct {
 type Log struct {
 	nc      *nats.Conn
 	api     string // what the subjects of the API start with
-	js      jetstream.JetStream
 	id      events.LogID
 	timeout time.Duration
 	log     *slog.Logger
@@ -66,11 +65,7 @@ func Open(ctx context.Context, nc *nats.Conn, o Options) (*Log, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return nil, fmt.Errorf("open the log: %w", err)
-	}
-	l := &Log{nc: nc, api: "$JS.API.", js: js, timeout: o.Timeout, log: o.Logger}
+	l := &Log{nc: nc, api: "$JS.API.", timeout: o.Timeout, log: o.Logger}
 	if o.Edge {
 		l.api = "kt.api."
 	}
@@ -247,17 +242,26 @@ func (l *Log) askOnce(ctx context.Context, subject string, body []byte, resp any
 	return json.Unmarshal(m.Data, resp)
 }
 
-// info asks the leader about a stream. A missing one is ErrNoLog.
+// info asks the leader about a stream. A missing one is ErrNoLog. While there is
+// no leader a member answers with its own state, which may end before an
+// acknowledged event: that is no answer.
 func (l *Log) info(ctx context.Context, stream string) (*jetstream.StreamInfo, error) {
-	var si jetstream.StreamInfo
-	err := l.ask(ctx, l.api+"STREAM.INFO."+stream, struct{}{}, &si)
-	if api := (*apiError)(nil); errors.As(err, &api) && api.ErrCode == codeStreamNotFound {
-		return nil, ErrNoLog
+	for {
+		var si jetstream.StreamInfo
+		err := l.ask(ctx, l.api+"STREAM.INFO."+stream, struct{}{}, &si)
+		if api := (*apiError)(nil); errors.As(err, &api) && api.ErrCode == codeStreamNotFound {
+			return nil, ErrNoLog
+		}
+		if err != nil {
+			return nil, fmt.Errorf("stream %s: %w", stream, err)
+		}
+		if si.Cluster == nil || si.Cluster.Leader != "" {
+			return &si, nil
+		}
+		if waitFor(ctx, pause) != nil {
+			return nil, fmt.Errorf("stream %s: %w: it has no leader; a majority of its servers cannot be reached", stream, events.ErrUnavailable)
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", stream, err)
-	}
-	return &si, nil
 }
 
 // Last implements events.Log: the stream's leader answers.

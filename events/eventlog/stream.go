@@ -161,11 +161,34 @@ func Init(ctx context.Context, nc *nats.Conn, c InitConfig) (events.LogID, error
 	if c.UseAge == 0 {
 		c.UseAge = 7 * 24 * time.Hour
 	}
-	id, err := initStreams(ctx, nc, c)
-	if err != nil {
-		return events.LogID{}, fmt.Errorf("initialise the log: %w", err)
+	for {
+		id, err := tryInit(ctx, nc, c)
+		if err == nil {
+			return id, nil
+		}
+		if !forming(err) || waitFor(ctx, pause) != nil {
+			return events.LogID{}, fmt.Errorf("initialise the log: %w", err)
+		}
 	}
-	return id, nil
+}
+
+// initPatience is how long one try of Init waits. A cluster that has just formed
+// may lose a request with its first leader.
+const initPatience = 5 * time.Second
+
+// tryInit may be cut off anywhere, like a crash: the next try goes on from there.
+func tryInit(ctx context.Context, nc *nats.Conn, c InitConfig) (events.LogID, error) {
+	ctx, cancel := context.WithTimeout(ctx, initPatience)
+	defer cancel()
+	return initStreams(ctx, nc, c)
+}
+
+// forming reports whether the error is of a cluster that is not ready yet, or of
+// a stream that an earlier try has made meanwhile.
+func forming(err error) bool {
+	api := (*jetstream.APIError)(nil)
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrNoResponders) ||
+		errors.As(err, &api) && api.Code == codeUnavailableHTTPLike || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse)
 }
 
 func initStreams(ctx context.Context, nc *nats.Conn, c InitConfig) (id events.LogID, err error) {

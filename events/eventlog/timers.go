@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nuid"
 
 	"github.com/keytrail/keytrail/events"
@@ -75,12 +74,12 @@ func (l *Log) Clear(ctx context.Context, key events.KeyRef) error {
 // Changes implements events.Timers: one durable consumer for all processes, one
 // event on its way at a time.
 func (l *Log) Changes(ctx context.Context, f func(context.Context, *events.Recorded) error) error {
-	return l.consume(ctx, lifeStream, timersConsumer, func(ctx context.Context, m jetstream.Msg) error {
+	return l.consume(ctx, lifeStream, timersConsumer, func(ctx context.Context, m *nats.Msg) error {
 		meta, err := m.Metadata()
 		if err != nil {
 			return err
 		}
-		s := stored{seq: events.Seq(meta.Sequence.Stream), at: events.At(meta.Timestamp), subject: m.Subject(), header: m.Headers(), data: m.Data()}
+		s := stored{seq: events.Seq(meta.Sequence.Stream), at: events.At(meta.Timestamp), subject: m.Subject, header: m.Header, data: m.Data}
 		r, err := s.decode()
 		if err != nil {
 			return err
@@ -91,89 +90,110 @@ func (l *Log) Changes(ctx context.Context, f func(context.Context, *events.Recor
 
 // Due implements events.Timers.
 func (l *Log) Due(ctx context.Context, f func(context.Context, events.KeyRef) error) error {
-	return l.consume(ctx, timerStream, expirerConsumer, func(ctx context.Context, m jetstream.Msg) error {
-		parts := strings.Split(strings.TrimPrefix(m.Subject(), duePrefix), ".")
-		if len(parts) != 3 {
-			return &events.CorruptError{Reason: fmt.Sprintf("timer subject %q: something other than Keytrail wrote to KT_TIMER; find it and stop it", m.Subject())}
-		}
-		id, err := events.ParseKeyID(parts[2])
+	return l.consume(ctx, timerStream, expirerConsumer, func(ctx context.Context, m *nats.Msg) error {
+		key, err := parseDue(m.Subject)
 		if err != nil {
-			return &events.CorruptError{Reason: fmt.Sprintf("timer subject %q: %v; something other than Keytrail wrote to KT_TIMER; find it and stop it", m.Subject(), err)}
+			return &events.CorruptError{Reason: fmt.Sprintf("timer subject %q: %v: something other than Keytrail wrote to KT_TIMER; find it and stop it", m.Subject, err)}
 		}
-		return f(ctx, events.KeyRef{Keyspace: events.KeyspaceID(parts[0]), Tenant: events.TenantID(parts[1]), Key: id})
+		return f(ctx, key)
 	})
 }
 
+func parseDue(subject string) (events.KeyRef, error) {
+	parts := strings.Split(strings.TrimPrefix(subject, duePrefix), ".")
+	if len(parts) != 3 {
+		return events.KeyRef{}, errors.New("want a keyspace, a tenant and a key")
+	}
+	id, err := events.ParseKeyID(parts[2])
+	if err != nil {
+		return events.KeyRef{}, err
+	}
+	return events.KeyRef{Keyspace: events.KeyspaceID(parts[0]), Tenant: events.TenantID(parts[1]), Key: id}, nil
+}
+
+// pullWait is how long one pull waits for a message. After a lost connection it
+// is also the longest time until the next pull.
+const pullWait = 2 * time.Second
+
 // consume hands each message of a durable consumer to f, and again a little
-// later when f fails. A message that cannot be read ends it; a lost connection
-// does not.
-func (l *Log) consume(ctx context.Context, stream, consumer string, f func(context.Context, jetstream.Msg) error) error {
+// later when f fails. It pulls one message when it is ready for one, so that
+// the end of a process holds nothing back from the others. A message that
+// cannot be read ends it; a lost connection does not.
+func (l *Log) consume(ctx context.Context, stream, consumer string, f func(context.Context, *nats.Msg) error) error {
+	ch := make(chan *nats.Msg, 16)
+	inbox := l.nc.NewInbox()
+	sub, err := l.nc.ChanSubscribe(inbox, ch)
+	if err != nil {
+		return fmt.Errorf("consumer %s: %w: %w", consumer, events.ErrUnavailable, err)
+	}
+	defer sub.Unsubscribe()
+	pull := fmt.Appendf(nil, `{"batch":1,"expires":%d}`, pullWait)
 	for {
-		err := l.consumeUntil(ctx, stream, consumer, f)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		m := l.pull(ctx, l.api+"CONSUMER.MSG.NEXT."+stream+"."+consumer, inbox, pull, ch)
+		if m != nil && ctx.Err() != nil {
+			_ = m.Nak() // if it is lost, AckWait returns the message
+			_ = l.nc.FlushTimeout(patience)
+			return ctx.Err()
+		}
+		if l.nc.IsClosed() {
+			return fmt.Errorf("consumer %s: %w: %w", consumer, events.ErrUnavailable, nats.ErrConnectionClosed)
+		}
+		if m == nil {
+			continue
+		}
+		err := f(ctx, m)
 		if corrupt := (*events.CorruptError)(nil); errors.As(err, &corrupt) {
 			return fmt.Errorf("consumer %s: %w", consumer, err)
 		}
-		if l.nc.IsClosed() {
-			return fmt.Errorf("consumer %s: %w: %w", consumer, events.ErrUnavailable, err)
+		if err == nil {
+			_ = m.Ack() // if it is lost, the message comes again after AckWait
+			continue
 		}
-		l.log.LogAttrs(ctx, slog.LevelDebug, "consumer waits", slog.String("consumer", consumer), slog.Any("err", err))
-		if waitFor(ctx, beatEvery) != nil {
-			return ctx.Err()
-		}
+		l.log.LogAttrs(ctx, slog.LevelDebug, "will try again", slog.String("consumer", consumer), slog.Any("err", err))
+		_ = m.NakWithDelay(backoff(m))
 	}
 }
 
-func (l *Log) consumeUntil(ctx context.Context, stream, consumer string, f func(context.Context, jetstream.Msg) error) error {
-	short, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	c, err := l.js.Consumer(short, stream, consumer)
-	if err != nil {
-		return err
+// pullEnds is how long the answer to the last pull is waited for when ctx has
+// ended: a message that arrived at nobody would come again only after AckWait.
+const pullEnds = 50 * time.Millisecond
+
+// pull asks for one message and waits for it; nil = none came. It may return
+// one when ctx has ended.
+func (l *Log) pull(ctx context.Context, subject, inbox string, body []byte, ch <-chan *nats.Msg) *nats.Msg {
+	if err := l.nc.PublishRequest(subject, inbox, body); err != nil {
+		_ = waitFor(ctx, pause)
+		return nil
 	}
-	msgs, err := c.Messages(jetstream.PullMaxMessages(64), jetstream.PullExpiry(5*time.Second), jetstream.PullHeartbeat(time.Second))
-	if err != nil {
-		return err
-	}
-	defer giveBack(msgs)
+	t := time.NewTimer(pullWait + pullWait/4)
+	defer t.Stop()
+	done := ctx.Done()
 	for {
-		m, err := msgs.Next(jetstream.NextContext(ctx))
-		if err != nil {
-			return err
-		}
-		err = f(ctx, m)
-		if corrupt := (*events.CorruptError)(nil); errors.As(err, &corrupt) {
-			return err
-		}
-		if err != nil {
-			l.log.LogAttrs(ctx, slog.LevelWarn, "will try again", slog.String("consumer", consumer), slog.Any("err", err))
-			err = m.NakWithDelay(backoff(m))
-		} else {
-			err = m.Ack()
-		}
-		if err != nil { // it comes again after AckWait
-			return err
+		select {
+		case <-done:
+			done = nil
+			t.Reset(pullEnds)
+		case <-t.C:
+			return nil
+		case m := <-ch:
+			switch m.Header.Get("Status") {
+			case "":
+				return m
+			case "404", "408": // none in time
+				return nil
+			default: // no responders, no leader: the server is restarting
+				_ = waitFor(ctx, pause)
+				return nil
+			}
 		}
 	}
 }
 
-// giveBack returns what was fetched and not looked at, so that the next process
-// need not wait for AckWait.
-func giveBack(msgs jetstream.MessagesContext) {
-	msgs.Drain()
-	for {
-		m, err := msgs.Next()
-		if err != nil {
-			return
-		}
-		_ = m.Nak() // if it is lost, AckWait returns the message
-	}
-}
-
-// backoff grows from 50 ms to 5 s with the deliveries of a message.
-func backoff(m jetstream.Msg) time.Duration {
+// backoff grows from 100 ms to 5 s with the deliveries of a message.
+func backoff(m *nats.Msg) time.Duration {
 	meta, err := m.Metadata()
 	if err != nil {
 		return time.Second
