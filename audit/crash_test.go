@@ -331,6 +331,11 @@ func TestCrash(t *testing.T) {
 	}
 	kills := map[string]int{}
 	writer := spawnWriter(t, e.DSN(), seed)
+	mark := time.Now()
+	lap := func(what string) {
+		t.Logf("%s: %v", what, time.Since(mark).Round(10*time.Millisecond))
+		mark = time.Now()
+	}
 	for range rounds {
 		// Most crashes hit a writer at work, some one that is starting.
 		if seen := look(); r.IntN(4) > 0 {
@@ -368,6 +373,7 @@ func TestCrash(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	lap("rounds")
 	t.Logf("kills: %v; after the last: %+v of %d events, %d messages", kills, look(), crashEvents, crashMessages)
 	writer.kill(t)
 	writer = spawnWriter(t, e.DSN(), seed, crashEnvFast+"=1")
@@ -378,8 +384,10 @@ func TestCrash(t *testing.T) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+	lap("finish")
 	writer.kill(t)
 	checkTruth(t, conn, seed)
+	lap("check")
 
 	// The product's own checker agrees.
 	s := openStore(t, e.DSN())

@@ -53,7 +53,7 @@ func scanEvent(rows driver.Rows) (r events.Recorded, err error) {
 		return r, &events.UnknownTypeError{Type: typ}
 	}
 	r.Data = empty()
-	return r, json.Unmarshal([]byte(data), r.Data)
+	return r, json.Unmarshal([]byte(data), r.Data, json.RejectUnknownMembers(true))
 }
 
 func scanUse(rows driver.Rows) (u UseRow, err error) {
