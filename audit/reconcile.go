@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
@@ -288,37 +289,47 @@ func (r *Report) compareUses(ctx context.Context, s *Store, msgs []events.UseMes
 	return nil
 }
 
-// matcher compares rows in order with what should be there. After the first
-// difference it says no more: what follows is shifted.
+// matcher compares rows in order with what should be there. Of each message it
+// reports the first difference only: what follows it is shifted.
 type matcher[R comparable] struct {
 	report *Report
 	table  string
 	want   []R
 	seq    func(*R) events.Seq
-	broken bool
+	bad    events.Seq // the message last reported
 }
 
 func (m *matcher[R]) next(row R, err error) {
+	seq := m.seq(&row)
+	if err != nil {
+		m.fault(seq, "a row cannot be read: %v", err)
+		return
+	}
+	m.skip(seq)
 	switch {
-	case m.broken:
-	case err != nil:
-		m.fault(m.seq(&row), "a row cannot be read: %v", err)
-	case len(m.want) == 0:
-		m.fault(m.seq(&row), "rows that the log does not have: %+v", row)
+	case seq == m.bad:
+	case len(m.want) == 0 || m.seq(&m.want[0]) != seq:
+		m.fault(seq, "a row that the log does not have: %+v", row)
 	case row != m.want[0]:
-		m.fault(min(m.seq(&row), m.seq(&m.want[0])), "the log has %+v, the copy %+v", m.want[0], row)
+		m.fault(seq, "the log has %+v, the copy %+v", m.want[0], row)
 	default:
 		m.want = m.want[1:]
 	}
 }
 
-func (m *matcher[R]) end() {
-	if !m.broken && len(m.want) > 0 {
-		m.fault(m.seq(&m.want[0]), "%d rows are missing, from %+v on", len(m.want), m.want[0])
+// skip reports the messages before seq of which rows are still wanted.
+func (m *matcher[R]) skip(before events.Seq) {
+	for len(m.want) > 0 && m.seq(&m.want[0]) < before {
+		if seq := m.seq(&m.want[0]); seq != m.bad {
+			m.fault(seq, "a row is missing: %+v", m.want[0])
+		}
+		m.want = m.want[1:]
 	}
 }
 
+func (m *matcher[R]) end() { m.skip(math.MaxUint64) }
+
 func (m *matcher[R]) fault(seq events.Seq, format string, args ...any) {
-	m.broken = true
+	m.bad = seq
 	m.report.add(m.table, seq, format, args...)
 }
