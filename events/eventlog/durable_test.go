@@ -184,14 +184,15 @@ func TestRestartKeepsEverything(t *testing.T) {
 		return nil
 	}
 	stop := beside(t, func(ctx context.Context) error { return l.Changes(ctx, changes) })
-	until(t, "100 changes", func() bool { return last.Load() >= 100 })
+	until(t, "all changes", func() bool { return last.Load() == 1000 })
 	_ = stop()
+	fill(t, l, 200)
 	before := logtest.ReadAll(t, l)
 	closed(nc)
 	s.Stop()
 
 	s = testServer(t, childConfig(dir, ""))
-	l = openLog(t, conn(t, s.Connect), Options{AtLeast: events.Position{Log: id, Seq: 1000}})
+	l = openLog(t, conn(t, s.Connect), Options{AtLeast: events.Position{Log: id, Seq: 1200}})
 	if err := l.Check(t.Context(), nil); err != nil {
 		t.Error(err)
 	}
@@ -209,7 +210,7 @@ func TestRestartKeepsEverything(t *testing.T) {
 		return l.Due(ctx, func(_ context.Context, k events.KeyRef) error { due <- k; return nil })
 	})
 	stop = beside(t, func(ctx context.Context) error { return l.Changes(ctx, changes) })
-	until(t, "the other changes", func() bool { return last.Load() == 1000 })
+	until(t, "the other changes", func() bool { return last.Load() == 1200 })
 	if k := <-due; k != key {
 		t.Errorf("%v is due", k)
 	}

@@ -41,6 +41,9 @@ const MaxMessage = 1 << 20
 // headerRoom is what a message may hold beside its data.
 const headerRoom = 64 << 10
 
+// ackWait is as long as a Log's own calls may take by default.
+const ackWait = 10 * time.Second
+
 // dedup is how long the server knows a Nats-Msg-Id. Past it the expectation
 // that every append carries still keeps an event from being stored twice.
 const dedup = 2 * time.Minute
@@ -125,12 +128,13 @@ func timerConfig(id events.LogID, replicas int, maxBytes int64) jetstream.Stream
 
 // The durable consumers. Init makes them, so that nobody needs the right to
 // make consumers at run time. One unacknowledged message at a time is what
-// keeps timers in order over several processes.
+// keeps timers in order over several processes. A message whose process died,
+// or handed it back just before the server restarted, comes again after AckWait.
 var (
 	timersConfig = jetstream.ConsumerConfig{Durable: timersConsumer, AckPolicy: jetstream.AckExplicitPolicy,
-		DeliverPolicy: jetstream.DeliverAllPolicy, AckWait: 30 * time.Second, MaxDeliver: -1, MaxAckPending: 1}
+		DeliverPolicy: jetstream.DeliverAllPolicy, AckWait: ackWait, MaxDeliver: -1, MaxAckPending: 1}
 	expirerConfig = jetstream.ConsumerConfig{Durable: expirerConsumer, AckPolicy: jetstream.AckExplicitPolicy,
-		DeliverPolicy: jetstream.DeliverAllPolicy, AckWait: 30 * time.Second, MaxDeliver: -1, MaxAckPending: 256,
+		DeliverPolicy: jetstream.DeliverAllPolicy, AckWait: ackWait, MaxDeliver: -1, MaxAckPending: 256,
 		FilterSubject: dueSubjects}
 )
 

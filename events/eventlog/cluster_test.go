@@ -1,0 +1,274 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/logtest"
+)
+
+// cluster is three servers in this process, over loopback TCP.
+type cluster struct {
+	t       *testing.T
+	configs []ServerConfig
+	servers []*Server // nil while stopped
+}
+
+// freePorts returns addresses that were free a moment ago.
+func freePorts(t *testing.T, n int) (addrs []string) {
+	t.Helper()
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		addrs = append(addrs, l.Addr().String())
+	}
+	return addrs
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := &cluster{t: t, servers: make([]*Server, 3)}
+	ports := freePorts(t, 6)
+	for i := range 3 {
+		config := childConfig(t.TempDir(), ports[3+i])
+		config.Name = fmt.Sprint("n", i)
+		config.Cluster = &Cluster{Listen: ports[i], Routes: ports[:3]}
+		config.Passwords.Route = "r"
+		config.MaxStore = DefaultMaxStore // a deleted stream's share is given back only after a while
+		c.configs = append(c.configs, config)
+	}
+	for i := range c.configs {
+		c.start(i)
+	}
+	t.Cleanup(func() {
+		var wg sync.WaitGroup
+		for i := range c.servers {
+			wg.Go(func() { c.stop(i) })
+		}
+		wg.Wait()
+	})
+	c.ready()
+	return c
+}
+
+func (c *cluster) start(i int) {
+	c.t.Helper()
+	s, err := StartServer(c.configs[i])
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.servers[i] = s
+}
+
+func (c *cluster) stop(i int) {
+	if c.servers[i] != nil {
+		c.servers[i].Stop()
+		c.servers[i] = nil
+	}
+}
+
+func (c *cluster) ready() {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), 30*time.Second)
+	defer cancel()
+	for _, s := range c.servers {
+		if s != nil {
+			if err := s.WaitReady(ctx); err != nil {
+				c.t.Fatal(err)
+			}
+		}
+	}
+}
+
+func (c *cluster) url() string {
+	var urls []string
+	for _, config := range c.configs {
+		urls = append(urls, "nats://"+config.Listen)
+	}
+	return strings.Join(urls, ",")
+}
+
+func (c *cluster) as(user, password string) *nats.Conn {
+	c.t.Helper()
+	return conn(c.t, func() (*nats.Conn, error) { return Connect(c.url(), Login{User: user, Password: password}) })
+}
+
+// wipe makes the log anew: it is what gives each case of the suite an empty one.
+func (c *cluster) wipe(t *testing.T) {
+	t.Helper()
+	admin := c.as("admin", "a")
+	for _, name := range []string{lifeStream, useStream, timerStream} {
+		_, err := admin.Request("$JS.API.STREAM.DELETE."+name, nil, 10*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := Init(ctx, admin, InitConfig{Replicas: 3, MaxStore: testStore / 4}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// leader returns the index of the server that leads KT_LIFE.
+func (c *cluster) leader(l *Log) int {
+	c.t.Helper()
+	si, err := l.info(c.t.Context(), lifeStream)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for i := range c.configs {
+		if c.configs[i].Name == si.Cluster.Leader {
+			return i
+		}
+	}
+	c.t.Fatalf("no leader: %+v", si.Cluster)
+	return -1
+}
+
+func TestCluster(t *testing.T) {
+	c := newCluster(t)
+	if err := CheckServers(t.Context(), c.as("sys", "s"), 3); err != nil { // L1 on every member
+		t.Error(err)
+	}
+	t.Run("contract", func(t *testing.T) {
+		logtest.TestLog(t, func(t *testing.T) events.Log {
+			c.wipe(t)
+			return openLog(t, conn(t, func() (*nats.Conn, error) { return Connect(c.url(), Login{User: "ctrl", Password: "c"}) }), Options{Replicas: 3, Timeout: 20 * time.Second})
+		})
+	})
+	t.Run("codes", c.codes)
+	t.Run("leader stops", c.leaderStops)
+}
+
+// codes pins that a write in conflict with one in flight gets the other code,
+// and that Append waits such a conflict out.
+func (c *cluster) codes(t *testing.T) {
+	c.wipe(t)
+	nc := c.as("ctrl", "c")
+	l := openLog(t, nc, Options{})
+	seen := map[int]int{}
+	for i := range 40 {
+		inbox := nc.NewInbox()
+		sub, err := nc.SubscribeSync(inbox)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := range 2 { // both expect nothing, at once
+			msgs, err := messages([]events.Write{first(reader(fmt.Sprint("r", i)), note(n))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			msgs[0].Reply = inbox
+			if err := nc.PublishMsg(msgs[0]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 2 {
+			m, err := sub.NextMsg(10 * time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, code := range []int{codeWrongLast, codeWrongLastConstant} {
+				if strings.Contains(string(m.Data), fmt.Sprint(`"err_code":`, code)) {
+					seen[code]++
+				}
+			}
+		}
+		_ = sub.Unsubscribe()
+	}
+	if seen[codeWrongLastConstant] == 0 || seen[codeWrongLast]+seen[codeWrongLastConstant] != 40 {
+		t.Errorf("codes of 40 conflicts with a write in flight: %v", seen)
+	}
+	logtest.CheckLog(t, l)
+}
+
+// leaderStops stops the leader twice while writers append and a verifier
+// follows: nothing acknowledged is lost, nothing is stored twice, and the
+// follower sees every event once.
+func (c *cluster) leaderStops(t *testing.T) {
+	c.wipe(t)
+	l := openLog(t, c.as("ctrl", "c"), Options{Timeout: 30 * time.Second})
+	node := openLog(t, c.as("edge", "e"), Options{Edge: true})
+	v := &view{}
+	stop := beside(t, func(ctx context.Context) error { return node.Follow(ctx, 0, v) })
+	stopBeat := beside(t, l.Heartbeat)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var mu sync.Mutex
+	acked := map[events.Seq]events.EventID{}
+	count := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(acked)
+	}
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			var chain events.Chain
+			a := reader(fmt.Sprint("w", w))
+			for n := 0; ctx.Err() == nil; n++ {
+				ws := []events.Write{logtest.Stamp(&chain, logtest.Event(a, note(n)))}
+				if n%3 == 0 {
+					ws = append(ws, logtest.Stamp(&chain, logtest.Event(a, note(n))))
+				}
+				seq, err := l.Append(t.Context(), ws...)
+				if err != nil {
+					t.Errorf("append: %v", err)
+					return
+				}
+				chain.Seq = seq
+				func() {
+					mu.Lock()
+					defer mu.Unlock()
+					acked[seq] = ws[len(ws)-1].Event.ID
+				}()
+			}
+		})
+	}
+	for range 2 {
+		n := count()
+		until(t, "appends go on", func() bool { return count() > n+100 })
+		i := c.leader(l)
+		c.stop(i)
+		n = count()
+		until(t, "appends go on without the leader", func() bool { return count() > n+100 })
+		c.start(i)
+		c.ready()
+	}
+	cancel()
+	wg.Wait()
+	last, err := l.Last(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := logtest.ReadAll(t, l)
+	for seq, id := range acked {
+		if int(seq) > len(all) || all[seq-1].ID != id {
+			t.Errorf("event %d was acknowledged and is lost", seq)
+		}
+	}
+	until(t, "the verifier has everything", func() bool { next, wrong, fresh := v.at(); return next == last && fresh == last && wrong == 0 })
+	for _, err := range []error{stop(), stopBeat()} {
+		if !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}
+	if err := l.Check(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	logtest.CheckLog(t, l)
+	t.Logf("%d events, 2 stops of the leader", last)
+}
