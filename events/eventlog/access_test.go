@@ -306,9 +306,15 @@ func TestOpenRefuses(t *testing.T) {
 		spoil func(*testing.T, setup) Options
 		want  []string // in the sentence
 	}{
-		"missing":          {remove(lifeStream), []string{"no Keytrail log", "restore"}},
-		"uses missing":     {remove(useStream), []string{"KT_USE is missing", "restore"}},
-		"timers missing":   {remove(timerStream), []string{"KT_TIMER is missing", "run the initialisation again"}},
+		"missing":        {remove(lifeStream), []string{"no Keytrail log", "restore"}},
+		"uses missing":   {remove(useStream), []string{"KT_USE is missing", "restore"}},
+		"timers missing": {remove(timerStream), []string{"KT_TIMER is missing", "run the initialisation again"}},
+		"consumer missing": {func(t *testing.T, s setup) Options {
+			if err := s.admin.DeleteConsumer(t.Context(), timerStream, expirerConsumer); err != nil {
+				t.Fatal(err)
+			}
+			return Options{}
+		}, []string{"lost its consumer expirer", "run the initialisation again"}},
 		"foreign":          {update(func(c *jetstream.StreamConfig) { c.Metadata = nil }, lifeStream), []string{"no identity", "own server"}},
 		"mixed":            {update(func(c *jetstream.StreamConfig) { c.Metadata[metaLog] = events.LogID(ulid.Make()).String() }, useStream), []string{"two installations"}},
 		"forgets by age":   {update(func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }, lifeStream), []string{"max_age set is true, want false", "set it back"}},
@@ -379,20 +385,41 @@ func TestInit(t *testing.T) {
 			t.Errorf("Init after the loss of KT_TIMER made log %s of log %s", again, id)
 		}
 	}
-	if _, err := l.Publish(t.Context(), "n1", "1", []byte("x")); err != nil {
-		t.Fatal(err)
-	}
-	for _, lost := range []string{lifeStream, useStream} {
-		if lost == useStream { // put KT_LIFE back, empty, by hand
-			if _, err := js.CreateStream(t.Context(), lifeConfig(id, 1, 1<<20)); err != nil {
-				t.Fatal(err)
-			}
-		}
+	for _, lost := range []string{useStream, lifeStream} {
 		if err := js.DeleteStream(t.Context(), lost); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := Init(t.Context(), admin, InitConfig{MaxStore: testStore}); err == nil || !strings.Contains(err.Error(), "restore") {
 			t.Errorf("Init after the loss of %s: %v", lost, err)
+		}
+	}
+}
+
+// An Init that ended half way is finished by the next one.
+func TestInitGoesOn(t *testing.T) {
+	s := testServer(t, ServerConfig{})
+	js, err := jetstream.New(conn(t, s.ConnectAdmin))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := initLog(t, s)
+	for _, step := range []func() error{
+		func() error { return js.DeleteConsumer(t.Context(), lifeStream, timersConsumer) },
+		func() error { return js.DeleteConsumer(t.Context(), timerStream, expirerConsumer) },
+		func() error { return js.DeleteStream(t.Context(), timerStream) },
+		func() error { return js.DeleteStream(t.Context(), useStream) },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+		if again := initLog(t, s); again != id {
+			t.Errorf("log %s became %s", id, again)
+		}
+		openLog(t, conn(t, s.Connect), Options{})
+		for stream, consumer := range map[string]string{lifeStream: timersConsumer, timerStream: expirerConsumer} {
+			if _, err := js.Consumer(t.Context(), stream, consumer); err != nil {
+				t.Errorf("consumer %s: %v", consumer, err)
+			}
 		}
 	}
 }

@@ -99,12 +99,16 @@ func (l *Log) check(ctx context.Context, o *Options) error {
 	if o.Edge {
 		return nil
 	}
+	const again = "it can be rebuilt from KT_LIFE; run the initialisation again, it makes what is missing"
+	if life.State.Consumers == 0 {
+		return fmt.Errorf("stream %s has lost its consumer %s: %s", lifeStream, timersConsumer, again)
+	}
 	for _, name := range []string{useStream, timerStream} {
 		si, err := l.info(ctx, name)
 		if errors.Is(err, ErrNoLog) {
 			return fmt.Errorf("stream %s is missing: %s", name, map[string]string{
 				useStream:   "uses that the auditor has not read may be lost; restore the server's store directory or a backup",
-				timerStream: "it can be rebuilt from KT_LIFE; run the initialisation again, it makes what is missing"}[name])
+				timerStream: again}[name])
 		}
 		if err != nil {
 			return err
@@ -122,6 +126,9 @@ func (l *Log) check(ctx context.Context, o *Options) error {
 		}
 		if err := compare(&si.Config, &want); err != nil {
 			return err
+		}
+		if name == timerStream && si.State.Consumers == 0 {
+			return fmt.Errorf("stream %s has lost its consumer %s: %s", timerStream, expirerConsumer, again)
 		}
 	}
 	return nil

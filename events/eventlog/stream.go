@@ -200,46 +200,39 @@ func initStreams(ctx context.Context, nc *nats.Conn, c InitConfig) (id events.Lo
 	if err != nil {
 		return id, err
 	}
-	life, err := findStream(ctx, js, lifeStream)
-	if err != nil {
-		return id, err
+	var found [3]*jetstream.StreamInfo
+	for i, name := range []string{lifeStream, useStream, timerStream} {
+		if found[i], err = findStream(ctx, js, name); err != nil {
+			return id, err
+		}
 	}
-	use, err := findStream(ctx, js, useStream)
-	if err != nil {
-		return id, err
-	}
+	life, use, timer := found[0], found[1], found[2]
+	// KT_LIFE is made first: where another stream exists without it, it is lost;
+	// where it is empty, an earlier Init may have ended anywhere below.
 	switch {
-	case life != nil && use == nil:
-		return id, errors.New("KT_LIFE is there but KT_USE is gone, and with it uses that the auditor may not have read: restore the server's store directory or a backup")
 	case life != nil:
 		if id, err = identity(&life.Config); err != nil {
 			return id, err
 		}
-	case use != nil && use.State.LastSeq > 0:
-		return id, errors.New("KT_USE holds uses but KT_LIFE is gone: restore the server's store directory or a backup; a new log needs an empty server")
-	case use != nil: // crash here: an earlier Init came this far
-		if id, err = identity(&use.Config); err != nil {
-			return id, err
+		if use == nil && life.State.LastSeq > 0 {
+			return id, errors.New("KT_LIFE is there but KT_USE is gone, and with it uses that the auditor may not have read: restore the server's store directory or a backup")
 		}
+	case use != nil || timer != nil:
+		return id, errors.New("KT_LIFE is gone, or its store is damaged, but other streams of a Keytrail log are there: restore the server's store directory or a backup; a new log needs an empty server")
 	default:
 		id = events.LogID(ulid.MustNew(ulid.Now(), rand.Reader))
+		if _, err = js.CreateStream(ctx, lifeConfig(id, c.Replicas, c.MaxStore/2)); err != nil {
+			return id, fmt.Errorf("stream %s: %w", lifeStream, err)
+		}
 	}
-	// KT_LIFE comes after the others: where it exists, Init got past them.
 	if use == nil {
 		if _, err = js.CreateStream(ctx, useConfig(id, c.Replicas, c.MaxStore/8*3, c.UseAge)); err != nil {
 			return id, fmt.Errorf("stream %s: %w", useStream, err)
 		}
 	}
-	timer, err := findStream(ctx, js, timerStream)
-	if err != nil {
-		return id, err
-	}
-	if timer == nil {
-		if life != nil { // rebuild: read KT_LIFE from its beginning again
-			err = js.DeleteConsumer(ctx, lifeStream, timersConsumer)
-			if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-				return id, err
-			}
+	if timer == nil { // and if there was one: read KT_LIFE from its beginning again
+		if err = js.DeleteConsumer(ctx, lifeStream, timersConsumer); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return id, fmt.Errorf("consumer %s: %w", timersConsumer, err)
 		}
 		if _, err = js.CreateStream(ctx, timerConfig(id, c.Replicas, c.MaxStore/16)); err != nil {
 			return id, fmt.Errorf("stream %s: %w", timerStream, err)
@@ -247,11 +240,6 @@ func initStreams(ctx context.Context, nc *nats.Conn, c InitConfig) (id events.Lo
 	}
 	if _, err = js.CreateOrUpdateConsumer(ctx, timerStream, expirerConfig); err != nil {
 		return id, fmt.Errorf("consumer %s: %w", expirerConsumer, err)
-	}
-	if life == nil {
-		if _, err = js.CreateStream(ctx, lifeConfig(id, c.Replicas, c.MaxStore/2)); err != nil {
-			return id, fmt.Errorf("stream %s: %w", lifeStream, err)
-		}
 	}
 	if _, err = js.CreateOrUpdateConsumer(ctx, lifeStream, timersConfig); err != nil {
 		return id, fmt.Errorf("consumer %s: %w", timersConsumer, err)
