@@ -9,7 +9,8 @@
 #   CLICKHOUSE_IMAGE=clickhouse/clickhouse-server:26.7
 #   CONTROL_PORT=7070  VERIFIER_1_PORT=7071  VERIFIER_2_PORT=7072
 #   AUDITOR_PORT=7073  NATS_PORT=4222        (all on 127.0.0.1)
-#   NATS_MAX_STORE=16GB            quota of each NATS server, below its disk
+#   MAX_STORE=17179869184          bytes of all streams on each NATS server,
+#                                  below its disk; set it before the first start
 #   KEYTRAIL_LOG_LEVEL=info
 set -eu
 for name in KEYTRAIL_ADMIN KEYTRAIL_CTRL KEYTRAIL_EDGE KEYTRAIL_SYS KEYTRAIL_ROUTE CLICKHOUSE; do

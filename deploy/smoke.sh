@@ -19,6 +19,7 @@ VERIFIER_1_PORT=17071
 VERIFIER_2_PORT=17072
 AUDITOR_PORT=17073
 NATS_PORT=14222
+MAX_STORE=1073741824
 END
 dc() { timeout 300 "${compose[@]}" -p "$project" --env-file "$work/env" "$@"; }
 
@@ -144,13 +145,21 @@ say "verifier-2 is back and knows the key made meanwhile"
 
 dc stop -t 15 clickhouse >/dev/null 2>&1
 within 30 answers 503 "$KEYTRAIL_AUDIT_URL/v1/audit/events?limit=1"
+curl -s -m 5 -D - -o /dev/null -H "Authorization: Bearer $(cat "$work/root.key")" "$KEYTRAIL_AUDIT_URL/v1/audit/events?limit=1" |
+	grep -qi '^Retry-After:' || fail "the 503 has no Retry-After"
 create_and_verify "without-clickhouse"
-say "ClickHouse stopped: audit answers 503; creating and verifying go on"
+say "ClickHouse stopped: audit answers 503 with Retry-After; creating and verifying go on"
 dc start clickhouse >/dev/null 2>&1
 within 60 trail_has "$id" key.created
 within 30 ledger_has "$id" verifier- 2
 within 30 doctor
 say "ClickHouse is back: the copy has caught up, and the doctor finds it equal to the log"
+
+curl -fs -m 5 http://127.0.0.1:1707{0,1,2,3}/metrics >"$work/metrics"
+for metric in $(grep -o 'keytrail_[a-z_]*' deploy/prometheus/alerts.yml | sort -u); do
+	grep -q "^$metric" "$work/metrics" || fail "alerts.yml waits for $metric, which no role exports"
+done
+say "every metric of the alert rules is exported"
 
 dc logs >"$work/logs" 2>&1
 for s in "${secrets[@]}" "$(cat "$work/root.key")" $(sed -n 's/.*_PASSWORD=//p' "$work/env"); do

@@ -134,6 +134,7 @@ func (a *app) initCmd() *cobra.Command {
 	nf := natsFlags{user: "admin"}
 	var keyFile string
 	var replicas int
+	var maxStore int64
 	c := &cobra.Command{Use: "init", Short: "Prepare a NATS server or cluster: streams, built-in keyspace, root key", Args: none,
 		Long: `Create the streams, the built-in keyspace and the root key on a NATS server or
 cluster, with its admin user. Nothing else ever creates a stream. Running it again
@@ -152,7 +153,7 @@ The root key is read from --root-key-file, or made and written there (mode 0600)
 			defer nc.Close()
 			ctx, cancel := context.WithTimeout(c.Context(), time.Minute)
 			defer cancel()
-			id, err := eventlog.Init(ctx, nc, eventlog.InitConfig{Replicas: replicas})
+			id, err := eventlog.Init(ctx, nc, eventlog.InitConfig{Replicas: replicas, MaxStore: maxStore})
 			if err != nil {
 				return err
 			}
@@ -177,6 +178,7 @@ The root key is read from --root-key-file, or made and written there (mode 0600)
 	nf.register(c)
 	c.Flags().StringVar(&keyFile, "root-key-file", env("KEYTRAIL_ROOT_KEY_FILE", "root.key"), "file that holds the root key (KEYTRAIL_ROOT_KEY_FILE)")
 	c.Flags().IntVar(&replicas, "replicas", 1, "copies of each stream: 1, or 3 on a cluster")
+	c.Flags().Int64Var(&maxStore, "max-store", 0, "bytes for all streams together, at most what each server has (default 16 GiB)")
 	return c
 }
 
