@@ -57,7 +57,7 @@ type Config struct {
 func (c Config) Validate() error {
 	var faults []error
 	if c.Dir == "" {
-		faults = append(faults, errors.New("Dir is empty: the engine needs a directory of its own"))
+		faults = append(faults, errors.New("no Dir: the engine needs a directory of its own"))
 	}
 	if c.MemoryLimit != 0 && c.MemoryLimit < minMemoryLimit {
 		faults = append(faults, fmt.Errorf("MemoryLimit is %d bytes: the engine needs at least %d", c.MemoryLimit, minMemoryLimit))

@@ -11,10 +11,9 @@ import (
 	"github.com/keytrail/keytrail/events"
 )
 
-const (
-	maxTime events.Time = 253402300799999 // the last instant of the year 9999
-	textMax             = 12              // the bounds are table-tested; here the alphabet matters
-)
+const maxTime events.Time = 253402300799999 // the last instant of the year 9999
+
+const textMax = 12 // the bounds are table-tested; here the alphabet matters
 
 // The grammars of the ids, beside the code that checks them.
 const (
