@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
 
 	"github.com/keytrail/keytrail/audit/engine/enginetest"
 	"github.com/keytrail/keytrail/events"
@@ -237,8 +238,12 @@ func TestTrimmed(t *testing.T) {
 	}
 }
 
-// TestWriterWaits takes the log away and gives it back.
+// TestWriterWaits takes the log away and gives it back. Nothing runs on after the
+// writer and the store are closed.
 func TestWriterWaits(t *testing.T) {
+	enginetest.DSN(t) // the engine stays
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
 	s := openStore(t, enginetest.Database(t))
 	log := logtest.New(t)
 	log.SetDown(true)
