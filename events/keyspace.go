@@ -32,7 +32,7 @@ type KeyType struct {
 	Alphabet    Alphabet `json:"alphabet,omitzero"`     // "base62" (default) or "hex"
 	Length      int      `json:"length,omitzero"`       // random characters after the prefix; default 32
 	Defaults    []string `json:"defaults,omitempty"`    // scopes given when none are asked for
-	Ceiling     []string `json:"ceiling,omitempty"`     // scopes it may hold at most; absent = all
+	Ceiling     []string `json:"ceiling,omitempty"`     // scopes it may hold at most, one at least; absent = all
 	Description string   `json:"description,omitempty"` // for people
 }
 
@@ -359,6 +359,10 @@ func (d *Definition) Validate() FieldErrors {
 		}
 		known(p+".defaults", t.Defaults)
 		known(p+".ceiling", t.Ceiling)
+		if t.Ceiling != nil && len(t.Ceiling) == 0 {
+			// On the log an empty list is an absent one, which would mean all.
+			f.Add(p+".ceiling", "invalid", "want at least one scope; left out, the type may hold all")
+		}
 		if t.Ceiling != nil && len(t.Ceiling) <= MaxScopes && len(t.Defaults) <= MaxScopes {
 			ceiling := d.Expand(t.Ceiling)
 			for j, s := range t.Defaults {

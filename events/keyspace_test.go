@@ -138,7 +138,7 @@ func TestDefinitionValidate(t *testing.T) {
 			d.Scopes = catalogue("r")
 			d.KeyTypes[0].Defaults = []string{"r"}
 			d.KeyTypes[0].Ceiling = []string{}
-		}, "key_types[0].defaults[0] above_ceiling"},
+		}, "key_types[0].ceiling invalid, key_types[0].defaults[0] above_ceiling"},
 		"one form twice":  {types(events.KeyType{Name: "a", Prefix: "p_"}, events.KeyType{Name: "b", Prefix: "p_"}), "key_types[1].prefix duplicate"},
 		"two lengths":     {types(events.KeyType{Name: "a", Prefix: "p_"}, events.KeyType{Name: "b", Prefix: "p_", Length: 33}), ""},
 		"prefix in form":  {types(events.KeyType{Name: "a", Prefix: "p", Length: 34}, events.KeyType{Name: "b", Prefix: "pab", Length: 32}), "key_types[1].prefix duplicate"},
