@@ -1,6 +1,7 @@
 package commands_test
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -298,6 +299,10 @@ func TestDecideRotate(t *testing.T) {
 	ends := func(d time.Duration) []events.Data { return []events.Data{&events.KeyExpiryChanged{After: t0.Add(d)}} }
 	overlap := func(s string) commands.Rotate { return commands.Rotate{Overlap: &s} }
 	at := func(d time.Duration) events.Time { return t0.Add(d) }
+	end9999, err := events.ParseTime("9999-12-31T23:59:59.999Z")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		name      string
 		given     []events.Data
@@ -311,6 +316,7 @@ func TestDecideRotate(t *testing.T) {
 		{name: "an overlap within the old life", given: ends(10 * day), when: overlap("2d"), rules: rules(), old: at(3 * day), next: now.Add(10 * day)},
 		{name: "an overlap past the old life", given: ends(2 * day), when: overlap("30d"), rules: rules(), old: at(2 * day), next: now.Add(2 * day)},
 		{name: "an overlap below zero", when: overlap("-1s"), rules: rules(), want: "overlap:invalid"},
+		{name: "a life past what a duration holds", given: []events.Data{&events.KeyExpiryChanged{After: end9999}}, when: overlap("1h"), rules: rules(), old: now.Add(time.Hour), next: now.Add(100 * 365 * day)},
 		{name: "the policy shortens the successor", given: ends(10 * day), rules: rules(policy(events.ExpiryPolicy{MaxSeconds: 86400})), old: now, next: now.Add(day)},
 		{name: "a policy that came later", rules: rules(policy(events.ExpiryPolicy{Required: true, MaxSeconds: 86400})), old: now, next: now.Add(day)},
 		{name: "a policy with a default", rules: rules(policy(events.ExpiryPolicy{Required: true, DefaultSeconds: 60})), old: now, next: now.Add(time.Minute)},
@@ -376,6 +382,20 @@ func TestDecideKeyspaceAndRole(t *testing.T) {
 	bad := commands.DefineKeyspace{Reason: "\n"}
 	if _, err := bad.Decide(&none, "A"); codeOf(err) != "key_types:required keyspace:invalid reason:invalid" {
 		t.Errorf("bad: %s", codeOf(err))
+	}
+	big := commands.DefineKeyspace{Definition: acme}
+	for i := range 900 {
+		big.Scopes = append(big.Scopes, events.ScopeDef{Name: fmt.Sprintf("%s%03d", strings.Repeat("s", 60), i), Description: strings.Repeat("d", 500)})
+	}
+	if _, err := big.Decide(&none, "acme"); codeOf(err) != "body:too_large" {
+		t.Errorf("a definition that could never be replaced within one event: %s", codeOf(err))
+	}
+	big.Scopes = big.Scopes[:len(acme.Scopes)+855]
+	had.Definition, big.Title = big.Definition, "Acme"
+	if data, err := big.Decide(&had, "acme"); err != nil {
+		t.Errorf("a large definition: %v", err)
+	} else if b, err := json.Marshal(data); err != nil || len(b) > 1_030_000 { // of the log's 1 MiB, with envelope and headers
+		t.Errorf("replacing a large definition takes %d bytes: %v", len(b), err)
 	}
 
 	for _, tt := range []struct {

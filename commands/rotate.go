@@ -69,8 +69,8 @@ func (c *Rotate) successorExpiry(f *events.FieldErrors, k *events.Key, p events.
 		longest = p.Max()
 	}
 	if k.ExpiresAt != 0 {
-		life := time.Duration(k.ExpiresAt-k.CreatedAt) * time.Millisecond
-		return now.Add(min(life, longest))
+		// In milliseconds: a life until the year 9999 is more than a Duration holds.
+		return min(now+k.ExpiresAt-k.CreatedAt, now.Add(longest))
 	}
 	if p.MaxSeconds == 0 && !p.Required {
 		return 0
