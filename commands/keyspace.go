@@ -2,6 +2,7 @@ package commands
 
 import (
 	"bytes"
+	"fmt"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -15,6 +16,10 @@ type DefineKeyspace struct {
 	Reason string `json:"reason,omitzero"`
 }
 
+// maxDefinition bounds a definition in bytes: the event that replaces it holds
+// both, and the log takes no event past 1 MiB.
+const maxDefinition = 500 << 10
+
 // Decide returns the definition as an event, nil when it stands as asked, or why
 // not. The built-in keyspace is never defined through a door.
 func (c *DefineKeyspace) Decide(ks *events.Keyspace, id events.KeyspaceID) (*events.KeyspaceDefined, error) {
@@ -22,6 +27,9 @@ func (c *DefineKeyspace) Decide(ks *events.Keyspace, id events.KeyspaceID) (*eve
 		return nil, refuse(CodeBuiltinProtected, "", "keyspace %q guards Keytrail itself and cannot be defined anew", id)
 	}
 	f := c.Definition.Validate()
+	if len(canonical(&c.Definition)) > maxDefinition {
+		f.Add("body", "too_large", fmt.Sprintf("want a definition of at most %d bytes", maxDefinition))
+	}
 	if err := id.Validate(); err != nil {
 		f.Add("keyspace", "invalid", err.Error())
 	}
