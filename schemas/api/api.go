@@ -91,7 +91,9 @@ func Write(w http.ResponseWriter, r *http.Request, err error) {
 	if p.Status == http.StatusUnauthorized && w.Header().Get("WWW-Authenticate") == "" { // RFC 9110, 11.6.1
 		w.Header().Set("WWW-Authenticate", `Bearer realm="`+string(events.Builtin)+`"`)
 	}
-	b, merr := json.Marshal(p, json.Deterministic(true))
+	// What an answer repeats of its question may be no text, or cut in the middle
+	// of a character.
+	b, merr := json.Marshal(p, json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
 	if merr != nil {
 		b = []byte(`{"type":"about:blank","title":"Internal Server Error","status":500,"code":"internal"}`)
 	}
