@@ -30,7 +30,7 @@ func (a *app) benchCmd() *cobra.Command {
 	var clients int
 	var length time.Duration
 	var remote bool
-	c := &cobra.Command{Use: "bench [SECRET]", Short: "Measure verifications a second against a running verifier", Args: cobra.MaximumNArgs(1),
+	c := &cobra.Command{Use: "bench [SECRET]", Short: "Measure verifications a second against a running verifier", Args: atMost("one SECRET"),
 		Long: `Send verifications of one key over HTTP from a few clients for a few seconds and
 print how many were answered and how fast. Every one of them is a use on the
 record. Beside it the same clients call /healthz, which does nothing: the ratio

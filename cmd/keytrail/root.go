@@ -7,9 +7,11 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/keytrail/keytrail/cmd/internal/client"
 	"github.com/keytrail/keytrail/cmd/internal/ops"
@@ -58,7 +60,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) 
 		return 0
 	case errors.Is(err, errDenied):
 		return exitDenied
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"): // the latter is cobra's own
 		fmt.Fprintf(errw, "keytrail: %v\n", err)
 		return exitUsage
 	case errors.As(err, &p):
@@ -99,6 +101,12 @@ Start here:
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
+		if err := errors.Join(c.ValidateRequiredFlags(), c.ValidateFlagGroups()); err != nil {
+			return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
+		}
+		return notEmpty(c)
+	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
 	})
@@ -111,6 +119,9 @@ Start here:
 	add := func(group string, cs ...*cobra.Command) {
 		for _, c := range cs {
 			c.GroupID = group
+			if c.HasSubCommands() {
+				c.RunE = subcommand
+			}
 			root.AddCommand(c)
 		}
 	}
@@ -162,6 +173,45 @@ func exactly(names ...string) cobra.PositionalArgs {
 		}
 		return nil
 	}
+}
+
+// atMost is cobra.MaximumNArgs(1) as a mistake in the command line.
+func atMost(name string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return usageError{fmt.Errorf("want %s at most; see '%s --help'", name, c.CommandPath())}
+		}
+		return nil
+	}
+}
+
+// subcommand is what a group of commands does by itself: it shows its help, or
+// refuses what is none of its commands.
+func subcommand(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("unknown command %q; see '%s --help'", args[0], c.CommandPath())}
+	}
+	return c.Help()
+}
+
+// notEmpty refuses a flag that is given but says nothing: --allow "$CIDR" with an
+// unset variable must not open a key to every address. Scopes and roles may be
+// none, a text may be empty, and a first page has no cursor.
+func notEmpty(c *cobra.Command) error {
+	var err error
+	c.Flags().Visit(func(f *pflag.Flag) {
+		if slices.Contains([]string{"reason", "description", "cursor"}, f.Name) {
+			return
+		}
+		empty := f.Value.Type() == "string" && f.Value.String() == ""
+		if list, ok := f.Value.(pflag.SliceValue); ok && f.Name != "scope" && f.Name != "role" {
+			empty = len(list.GetSlice()) == 0
+		}
+		if empty && err == nil {
+			err = usageError{fmt.Errorf("--%s is empty: give it a value, or leave it out", f.Name)}
+		}
+	})
+	return err
 }
 
 // none refuses arguments.

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+// TestCommandLineMistakes: what is typed wrongly is refused with exit code 2 and
+// reaches no door.
+func TestCommandLineMistakes(t *testing.T) {
+	door := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		t.Errorf("%s %s came through", r.Method, r.URL)
+	}))
+	defer door.Close()
+	create := []string{"key", "create", "--keyspace", "k", "--tenant", "t", "--name", "n"}
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"bogus"}, "unknown command"},
+		{[]string{"key", "bogus"}, "unknown command"},
+		{[]string{"key", "create"}, "keyspace"},
+		{[]string{"key", "get"}, "want KEY"},
+		{[]string{"verify", "a", "b"}, "SECRET"},
+		{[]string{"key", "list", "--keyspace", "k", "--no-such-flag"}, "no-such-flag"},
+		{[]string{"key", "update", "K", "--expires-in", "1h", "--never-expires"}, "never-expires"},
+		// A shell variable that is not set lifts no restriction.
+		{append(create, "--allow", ""), "--allow is empty"},
+		{append(create, "--resource", ""), "--resource is empty"},
+		{append(create, "--expires-in", ""), "--expires-in is empty"},
+		{[]string{"key", "allowlist", "K", "--allow", ""}, "--allow is empty"},
+		{[]string{"key", "rotate", "K", "--expires-at", ""}, "--expires-at is empty"},
+		{[]string{"verify", "--scope", "", "secret"}, "--scope is empty"},
+		{[]string{"audit", "export", "--tenant", ""}, "--tenant is empty"},
+	} {
+		_, errs, code := cliAt(t, door.URL, "kt_x", tt.args...)
+		if code != exitUsage || !strings.Contains(errs, tt.want) {
+			t.Errorf("%q: exit %d, %s", tt.args, code, errs)
+		}
+	}
+}
+
+func TestVerifySendsNoOperatorKey(t *testing.T) {
+	door := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if v := r.Header.Values("Authorization"); len(v) > 0 {
+			t.Error("the verifier saw the operator key")
+		}
+		w.Write([]byte(`{"allowed":true,"reason":"ok","status":200}`))
+	}))
+	defer door.Close()
+	if out, errs, code := cliAt(t, door.URL, "kt_x", "verify", "secret"); code != 0 || !strings.HasPrefix(out, "allowed") {
+		t.Fatalf("exit %d: %s%s", code, out, errs)
+	}
+}
