@@ -29,8 +29,10 @@ func TestEveryDoorOfTheDocumentAnswers(t *testing.T) {
 			}
 		}
 	}
-	if status, _, raw := p.raw(t, "GET", "/no/such/door", nil, nil); status != 404 || !strings.Contains(string(raw), "no such door") {
-		t.Errorf("an unknown path: %d %s", status, raw)
+	for _, path := range []string{"/no/such/door", "/v1/audit/no-such-door"} {
+		if status, _, raw := p.raw(t, "GET", path, nil, nil); status != 404 || !strings.Contains(string(raw), "no such door") {
+			t.Errorf("an unknown path: %d %s", status, raw)
+		}
 	}
 	// Nothing of it was written.
 	out := p.must(t, "--json", "audit", "events", "--all")

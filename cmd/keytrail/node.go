@@ -184,6 +184,7 @@ func (au *auditor) run(ctx context.Context) error {
 	defer store.Close()
 	w := audit.NewWriter(audit.WriterConfig{Store: store, Log: n.log, Uses: n.log, Logger: n.logger})
 	mux := http.NewServeMux()
+	ops.Fallback(mux)
 	audit.NewDoor(audit.DoorConfig{Store: store, Log: n.log, Now: time.Now, Node: n.id, Logger: n.logger}).Routes(mux, n.verifier)
 	n.server.Registry.MustRegister(w.Collectors()...)
 	au.store.Store(store)

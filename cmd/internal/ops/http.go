@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -48,10 +49,29 @@ func Listen(addr string, logger *slog.Logger) (*Server, error) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Write(schemas.OpenAPI())
 	})
-	s.Mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+	Fallback(s.Mux)
+	return s, nil
+}
+
+// Fallback makes mux answer what it has no door for with a problem document: 405
+// with Allow where the path is a door for other methods, else 404.
+func Fallback(mux *http.ServeMux) {
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		var allow []string
+		for _, method := range []string{http.MethodDelete, http.MethodGet, http.MethodHead, http.MethodPatch, http.MethodPost, http.MethodPut} {
+			other := *r
+			other.Method = method
+			if _, pattern := mux.Handler(&other); pattern != "/" {
+				allow = append(allow, method)
+			}
+		}
+		if len(allow) > 0 {
+			w.Header().Set("Allow", strings.Join(allow, ", "))
+			api.Write(w, r, api.Errorf(http.StatusMethodNotAllowed, "method_not_allowed", "this door takes %s", strings.Join(allow, ", ")))
+			return
+		}
 		api.Write(w, r, api.Errorf(http.StatusNotFound, "not_found", "no such door here; /openapi.json lists them"))
 	})
-	return s, nil
 }
 
 // URL returns where the server can be reached.
