@@ -121,6 +121,9 @@ func demand(r *http.Request) (*Request, error) {
 		if len(values) == 0 {
 			return ""
 		}
+		if values[0] == "" { // a variable that the gateway did not fill in asks for less than was meant
+			f.Add(field, "invalid", "want a value, or leave it out")
+		}
 		return values[0]
 	}
 	if req.Scope = one("scope", HeaderScope); req.Scope != "" {
