@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -306,15 +307,6 @@ func TestCrash(t *testing.T) {
 	r := mrand.New(mrand.NewPCG(seed, 0))
 
 	e := enginetest.Start(t, engine.Config{})
-	ectx, stopEngine := context.WithCancel(context.Background())
-	ran := make(chan error, 1)
-	go func() { ran <- e.Run(ectx) }()
-	defer func() {
-		stopEngine()
-		if err := <-ran; err != nil {
-			t.Error(err)
-		}
-	}()
 	o, err := clickhouse.ParseDSN(e.DSN())
 	if err != nil {
 		t.Fatal(err)
@@ -369,9 +361,7 @@ func TestCrash(t *testing.T) {
 			writer.kill(t)
 			writer = next
 		}
-		if err := e.WaitReady(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		revive(t, e)
 	}
 	lap("rounds")
 	t.Logf("kills: %v; after the last: %+v of %d events, %d messages", kills, look(), crashEvents, crashMessages)
@@ -394,6 +384,20 @@ func TestCrash(t *testing.T) {
 	report, err := Reconcile(t.Context(), s, newFastLog(seed), pureUses{seed: seed})
 	if err != nil || len(report.Mismatches) > 0 {
 		t.Errorf("reconcile: %v, %v", err, report.Mismatches)
+	}
+}
+
+// revive starts the engine again if it was killed. Run is started anew each time:
+// its pauses would grow with every crash.
+func revive(t *testing.T, e *engine.Engine) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- e.Run(ctx) }()
+	err := e.WaitReady(t.Context())
+	stop()
+	if err := errors.Join(err, <-ran); err != nil {
+		t.Fatal(err)
 	}
 }
 
