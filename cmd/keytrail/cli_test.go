@@ -1,10 +1,15 @@
 package main
 
 import (
+	"bytes"
+	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/keytrail/keytrail/schemas/api"
 )
 
 // TestCommandLineMistakes: what is typed wrongly is refused with exit code 2 and
@@ -39,6 +44,18 @@ func TestCommandLineMistakes(t *testing.T) {
 		if code != exitUsage || !strings.Contains(errs, tt.want) {
 			t.Errorf("%q: exit %d, %s", tt.args, code, errs)
 		}
+	}
+}
+
+func TestDoorsLogThroughTheRolesLogger(t *testing.T) {
+	defer slog.SetDefault(slog.Default())
+	var errw bytes.Buffer
+	if _, err := (&app{err: &errw}).logger(slog.LevelWarn); err != nil {
+		t.Fatal(err)
+	}
+	api.Write(httptest.NewRecorder(), httptest.NewRequest("GET", "/v1/keys", nil), errors.New("boom"))
+	if line := errw.String(); !strings.HasPrefix(line, "{") || !strings.Contains(line, `"err":"boom"`) {
+		t.Errorf("a 500 was logged as %q", line)
 	}
 }
 

@@ -155,14 +155,17 @@ func (a *app) client(override string) (*client.Client, error) {
 	return c, nil
 }
 
-// logger returns the logger of a role: JSON lines on standard error.
+// logger returns the logger of a role: JSON lines on standard error. It is the
+// default too, for what is given none: the doors report a 500 through it.
 func (a *app) logger(l slog.Level) (*slog.Logger, error) {
 	if a.level == "" {
 		// the role's own default
 	} else if err := l.UnmarshalText([]byte(a.level)); err != nil {
 		return nil, usageError{fmt.Errorf("--log-level %q: want debug, info, warn or error", a.level)}
 	}
-	return slog.New(slog.NewJSONHandler(a.err, &slog.HandlerOptions{Level: l})), nil
+	logger := slog.New(slog.NewJSONHandler(a.err, &slog.HandlerOptions{Level: l}))
+	slog.SetDefault(logger)
+	return logger, nil
 }
 
 // exactly is cobra.ExactArgs with a sentence that names what is missing.
