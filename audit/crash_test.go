@@ -357,7 +357,7 @@ func TestCrash(t *testing.T) {
 		case 3: // a second writer comes while the first still runs
 			kills["takeover"]++
 			next := spawnWriter(t, e.DSN(), seed)
-			time.Sleep(time.Duration(r.IntN(100)) * time.Millisecond)
+			time.Sleep(time.Duration(100+r.IntN(500)) * time.Millisecond) // long enough to do harm without the lease
 			writer.kill(t)
 			writer = next
 		}
