@@ -16,7 +16,7 @@
 // # The streams
 //
 //	KT_LIFE   one subject per aggregate. Full = refuse (DiscardNew, MaxBytes); no age, no
-//	          count, no rollup; DenyDelete, DenyPurge; atomic publish; direct get; S2;
+//	          count, no rollup; DenyDelete, DenyPurge; atomic publish; direct get; no compression;
 //	          published again as kt.rp.life.> after commit
 //	KT_USE    one subject per verifier node. Full or old = forget the oldest
 //	KT_TIMER  message schedules. They need rollup and purge, hence a stream of their own;

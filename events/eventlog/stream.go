@@ -52,6 +52,9 @@ const dedup = 2 * time.Minute
 // rollup, and a full stream refuses (10077) instead of forgetting. One subject
 // per aggregate is what makes expectations exact on a cluster (L3).
 func lifeConfig(id events.LogID, replicas int, maxBytes int64) jetstream.StreamConfig {
+	// No compression, here and for uses: with S2, nats-server 2.15.2 appends plain
+	// records to a compressed block after crashes in a cluster, and then can
+	// neither read nor write that block ("s2: unsupported input").
 	return jetstream.StreamConfig{
 		Name:               lifeStream,
 		Description:        "Keytrail: the lifecycle of every key. Kept for ever; never edit, purge or delete.",
@@ -69,7 +72,6 @@ func lifeConfig(id events.LogID, replicas int, maxBytes int64) jetstream.StreamC
 		DenyPurge:          true,
 		AllowDirect:        true,
 		AllowAtomicPublish: true,
-		Compression:        jetstream.S2Compression,
 		RePublish:          &jetstream.RePublish{Source: lifeSubjects, Destination: lifeTail},
 		Metadata:           map[string]string{metaLog: id.String()},
 	}
@@ -96,7 +98,6 @@ func useConfig(id events.LogID, replicas int, maxBytes int64, age time.Duration)
 		DenyDelete:        true,
 		DenyPurge:         true,
 		AllowDirect:       true,
-		Compression:       jetstream.S2Compression,
 		RePublish:         &jetstream.RePublish{Source: events.UsePrefix + ">", Destination: useTail, HeadersOnly: true},
 		Metadata:          map[string]string{metaLog: id.String()},
 	}
