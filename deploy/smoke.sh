@@ -165,5 +165,6 @@ dc logs >"$work/logs" 2>&1
 for s in "${secrets[@]}" "$(cat "$work/root.key")" $(sed -n 's/.*_PASSWORD=//p' "$work/env"); do
 	! grep -qF "$s" "$work/logs" || fail "a secret is in the logs of the parts"
 done
+grep -E 'critical write error|[Cc]orrupt' "$work/logs" && fail "a NATS server has trouble with its store"
 say "no secret, no password in $(wc -l <"$work/logs") lines of log"
 say "done"
