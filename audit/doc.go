@@ -13,7 +13,8 @@
 //	    max(max_seq) of a rollup. It is read after the fence, and a table only takes
 //	    what lies after its own offset.
 //	A2  One insert is one block is one partition, which ClickHouse stores whole or
-//	    not at all; it holds whole messages of one month of the log's own time.
+//	    not at all; it holds whole messages of one month of the log's own time,
+//	    which in the tables never runs backwards, whatever the log's clock did.
 //	A3  An insert whose outcome is unknown is never repeated. The writer starts
 //	    over at the fence, under a new epoch, and reads what happened.
 //	A4  One writer per source: it holds a lease, a query that runs for as long as

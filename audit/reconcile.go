@@ -95,6 +95,7 @@ type eventChecker struct {
 	store  *Store
 	report *Report
 	to     events.Seq
+	stored events.Time // of the last event seen, as the trail should have it
 	batch  []events.Recorded
 }
 
@@ -103,7 +104,10 @@ var errChecked = errors.New("everything is compared")
 // Apply implements events.Follower.
 func (c *eventChecker) Apply(batch []events.Recorded) error {
 	for i := range batch {
-		c.batch = append(c.batch, batch[i])
+		r := batch[i]
+		c.stored = max(c.stored, r.Stored)
+		r.Stored = c.stored
+		c.batch = append(c.batch, r)
 		done := batch[i].Seq == c.to
 		if done || len(c.batch) == checkEvents {
 			if err := c.compare(); err != nil {
@@ -209,12 +213,16 @@ func (r *Report) checkUses(ctx context.Context, s *Store, uses events.UseSource,
 		to = last
 	}
 	r.UsesFrom = 1
+	var stored events.Time // of the last message seen, as the copy should have it
 	for after := events.Seq(0); after < to && !r.full(); {
 		msgs, err := uses.ReadUses(ctx, after, checkMessages)
 		var trimmed *events.TrimmedError
 		if errors.As(err, &trimmed) && trimmed.First > after+1 {
 			after = trimmed.First - 1 // past retention: the copy alone has them
 			r.UsesFrom = trimmed.First
+			if stored, err = s.storedUpTo(ctx, after); err != nil {
+				return err
+			}
 			continue
 		}
 		if err != nil {
@@ -226,6 +234,10 @@ func (r *Report) checkUses(ctx context.Context, s *Store, uses events.UseSource,
 		if len(msgs) == 0 {
 			break
 		}
+		for i := range msgs {
+			stored = max(stored, msgs[i].Stored)
+			msgs[i].Stored = stored
+		}
 		if err := r.compareUses(ctx, s, msgs); err != nil {
 			return err
 		}
@@ -233,6 +245,13 @@ func (r *Report) checkUses(ctx context.Context, s *Store, uses events.UseSource,
 		r.UsesTo = after
 	}
 	return nil
+}
+
+// storedUpTo returns the latest time that the copy gives a message up to seq.
+func (s *Store) storedUpTo(ctx context.Context, seq events.Seq) (events.Time, error) {
+	var ms int64
+	err := s.conn.QueryRow(ctx, "SELECT toUnixTimestamp64Milli(max(stored)) FROM use_batches WHERE seq <= {seq:UInt64}", named("seq", uint64(seq))).Scan(&ms)
+	return events.Time(ms), s.fault(ctx, "read when a message was stored", err)
 }
 
 // compareUses compares some messages with both tables.

@@ -195,13 +195,23 @@ func (s *session) do(ctx context.Context, doing string, q ch.Query) error {
 }
 
 // offset returns the highest seq in a table of raw rows, and when the log stored
-// it; 0 for an empty table. stored never falls as seq grows, and its maximum
-// costs nothing (it is the partition key), so only the last part is read.
+// it; 0 for an empty table. In the tables stored never falls as seq grows (see
+// notBefore), and its maximum costs nothing (it is the partition key), so only the
+// last part is read.
 func (s *Store) offset(ctx context.Context, table string) (seq events.Seq, stored events.Time, err error) {
 	var n uint64
 	var ms int64
 	err = s.conn.QueryRow(ctx, fmt.Sprintf("SELECT max(seq), toUnixTimestamp64Milli(max(stored)) FROM %s WHERE stored = (SELECT max(stored) FROM %[1]s)", table)).Scan(&n, &ms)
 	return events.Seq(n), events.Time(ms), s.fault(ctx, "read how far table "+table+" is", err)
+}
+
+// notBefore gives a message at least the time of the one before it. The log's
+// clock may be set back, or be another server's after a change of leader; offsets,
+// partitions and ranges of the rollups need one that does not. last comes out of
+// the table at first, so that every epoch gives a message the same time.
+func notBefore(last, stored *events.Time) {
+	*last = max(*last, *stored)
+	*stored = *last
 }
 
 // month is the partition of a row: the month of the log's time, as toYYYYMM.

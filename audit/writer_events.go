@@ -18,7 +18,7 @@ const maxEventRows = 20_000
 
 // copyEvents is one epoch of the trail.
 func (w *Writer) copyEvents(ctx context.Context, s *session) error {
-	last, hash, err := s.store.lastEvent(ctx)
+	last, stored, hash, err := s.store.lastEvent(ctx)
 	if err != nil {
 		return err
 	}
@@ -32,7 +32,7 @@ func (w *Writer) copyEvents(ctx context.Context, s *session) error {
 	}
 	w.metrics.move(sourceEvents, last, end)
 	out := make(chan []events.Recorded)
-	feed := &eventFeed{last: last, hash: hash, out: out, metrics: w.metrics, store: s.store}
+	feed := &eventFeed{last: last, stored: stored, hash: hash, out: out, metrics: w.metrics, store: s.store}
 	g, ctx := errgroup.WithContext(ctx)
 	feed.ctx = ctx
 	g.Go(func() error { return w.cfg.Log.Follow(ctx, max(last, 1)-1, feed) }) // from the last event that the copy has
@@ -40,19 +40,19 @@ func (w *Writer) copyEvents(ctx context.Context, s *session) error {
 	return g.Wait()
 }
 
-// lastEvent returns the sequence and the hash of the trail's last row.
-func (s *Store) lastEvent(ctx context.Context) (events.Seq, events.Hash, error) {
-	seq, _, err := s.offset(ctx, "events")
+// lastEvent returns the sequence, the time and the hash of the trail's last row.
+func (s *Store) lastEvent(ctx context.Context) (events.Seq, events.Time, events.Hash, error) {
+	seq, stored, err := s.offset(ctx, "events")
 	if err != nil || seq == 0 {
-		return 0, events.Hash{}, err
+		return 0, 0, events.Hash{}, err
 	}
 	var hash string
 	err = s.conn.QueryRow(ctx, "SELECT hash FROM events WHERE stored = (SELECT max(stored) FROM events) AND seq = {seq:UInt64}",
 		named("seq", uint64(seq))).Scan(&hash)
 	if err != nil {
-		return 0, events.Hash{}, s.fault(ctx, "read the trail's last row", err)
+		return 0, 0, events.Hash{}, s.fault(ctx, "read the trail's last row", err)
 	}
-	return seq, events.Hash([]byte(hash)), nil
+	return seq, stored, events.Hash([]byte(hash)), nil
 }
 
 // eventFeed is the follower: it hands on what the trail does not have.
@@ -62,8 +62,10 @@ type eventFeed struct {
 	out     chan<- []events.Recorded
 	metrics *writerMetrics
 
-	last events.Seq  // owned by Follow: everything up to here is in the trail or handed on
-	hash events.Hash // of the trail's last row, until it has been seen again in the log
+	// Owned by Follow.
+	last   events.Seq  // everything up to here is in the trail or handed on
+	stored events.Time // of event last, as the trail has it
+	hash   events.Hash // of the trail's last row, until it has been seen again in the log
 }
 
 // Apply implements events.Follower.
@@ -83,8 +85,12 @@ func (f *eventFeed) Apply(batch []events.Recorded) error {
 		return stop("the lifecycle log delivered event %d where %d belongs; nothing may be skipped", batch[0].Seq, f.last+1)
 	}
 	f.last = batch[len(batch)-1].Seq
+	batch = slices.Clone(batch)
+	for i := range batch {
+		notBefore(&f.stored, &batch[i].Stored)
+	}
 	select {
-	case f.out <- slices.Clone(batch):
+	case f.out <- batch:
 		return nil
 	case <-f.ctx.Done():
 		return context.Cause(f.ctx)

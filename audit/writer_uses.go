@@ -20,7 +20,7 @@ const readMessages = 256
 func (w *Writer) copyUses(ctx context.Context, s *session) error {
 	// use_batches is inserted last, so its offset is where all tables are
 	// complete; uses may be one block ahead, and takes only what it lacks.
-	after, _, err := s.store.offset(ctx, "use_batches")
+	after, stored, err := s.store.offset(ctx, "use_batches")
 	if err != nil {
 		return err
 	}
@@ -41,7 +41,7 @@ func (w *Writer) copyUses(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	r := &useReader{w: w, after: after, have: have, log: w.cfg.Log.ID()}
+	r := &useReader{w: w, after: after, stored: stored, have: have, log: w.cfg.Log.ID()}
 	full, empty := make(chan *useBlock), make(chan *useBlock, 2)
 	empty <- newUseBlock()
 	empty <- newUseBlock()
@@ -98,10 +98,11 @@ func (w *Writer) watchUses(ctx context.Context) error {
 
 // useReader turns messages into blocks.
 type useReader struct {
-	w     *Writer
-	log   events.LogID
-	after events.Seq // read and in a block
-	have  events.Seq // in the table uses already
+	w      *Writer
+	log    events.LogID
+	after  events.Seq  // read and in a block
+	stored events.Time // of the last message read, as use_batches has it or will
+	have   events.Seq  // in the table uses already
 
 	pending []events.UseMessage  // read, not yet in a block
 	trimmed *events.TrimmedError // to be written down with the next message
@@ -176,6 +177,9 @@ func (r *useReader) read(ctx context.Context) error {
 	}
 	if err != nil {
 		return err
+	}
+	for i := range msgs {
+		notBefore(&r.stored, &msgs[i].Stored)
 	}
 	r.pending = msgs
 	return nil

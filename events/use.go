@@ -170,7 +170,7 @@ const UsePrefix = "kt.use."
 // UseMessage is one stored message of the use stream.
 type UseMessage struct {
 	Seq    Seq  // in the use stream
-	Stored Time // by the log's own clock; never before that of a lower Seq
+	Stored Time // by the log's own clock; never before that of a lower Seq that the same reader was given
 	Node   NodeID
 	Data   []byte // DecodeUses reads it
 }
