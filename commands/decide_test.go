@@ -406,7 +406,8 @@ func TestDecideKeyspaceAndRole(t *testing.T) {
 	}{
 		{commands.DefineRole{Scopes: &[]string{"write", "read"}}, events.Role{}, "dev", `role.defined{"level":"tenant","scopes":["read","write"]}`},
 		{commands.DefineRole{Scopes: &[]string{}}, events.Role{}, "dev", `role.defined{"level":"tenant","scopes":[]}`},
-		{commands.DefineRole{Scopes: &[]string{"read"}, Level: "division"}, events.Role{Chain: events.Chain{Rev: 1}, Scopes: []string{"write"}}, "dev", `role.defined{"level":"division","scopes":["read"],"before":["write"]}`},
+		{commands.DefineRole{Scopes: &[]string{"read"}, Level: "division"}, events.Role{Chain: events.Chain{Rev: 1}, Level: "division", Scopes: []string{"write"}}, "dev", `role.defined{"level":"division","scopes":["read"],"before":["write"]}`},
+		{commands.DefineRole{Scopes: &[]string{"read"}, Level: "division"}, events.Role{Chain: events.Chain{Rev: 1}, Level: "tenant"}, "dev", "level:immutable"},
 		{commands.DefineRole{Scopes: &[]string{"read"}, Level: "planet"}, events.Role{}, "-", "role:invalid level:unknown_kind"},
 		{commands.DefineRole{Scopes: &[]string{"fly"}}, events.Role{}, "dev", "scopes[0]:unknown_scope"},
 		{commands.DefineRole{}, events.Role{}, "dev", "scopes:required"},

@@ -15,14 +15,18 @@
 //	    the end of the history that was decided on, so nothing is decided on a
 //	    history that has moved on.
 //	C3  Every decision stands on a view at least as new as the log's end when the
-//	    request came in, on whichever node that end was written.
+//	    request came in, on whichever node that end was written. So does the
+//	    caller's own power: a key that was ended or narrowed since the door let it
+//	    in is refused.
 //	C4  A secret exists from the draw to the one reply that shows it. The log gets
 //	    its SHA-256 digest; a replayed reply carries no secret.
 //	C5  Nobody gives or touches what is beyond their own power: outside its
 //	    keyspaces and tenants a principal sees nothing, and a key or role of the
 //	    built-in keyspace is written only by one who holds all that it could do
-//	    before and could do after. (Only lifting is bounded: a principal may always
-//	    disable or revoke the key it came with.)
+//	    before and could do after. What it makes or changes there neither outlives
+//	    its own key nor may be used from where its own may not. (Only lifting is
+//	    bounded: a principal may always disable or revoke the key it came with.)
+//	    Rate limits are no power.
 //	C6  Rotation never lengthens the old key's life.
 //	C7  A field that is wrong is refused together with every other that is wrong;
 //	    nothing is silently dropped, cut or switched off.

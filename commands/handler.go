@@ -108,7 +108,7 @@ func (h *Handler) Create(ctx context.Context, call *Call, ks events.KeyspaceID, 
 			}
 			// The same command on another node may have made this very key since the
 			// load; then the append conflicts and the history answers.
-			if holder := h.holder(ks, c.Tenant, c.Name, b.now); holder != id {
+			if holder := h.holder(&call.Principal, ks, c.Tenant, c.Name, b.now); holder != id {
 				r.NameHolder = holder
 			}
 			var hint string
@@ -126,7 +126,10 @@ func (h *Handler) Create(ctx context.Context, call *Call, ks events.KeyspaceID, 
 			if err != nil {
 				return *k, err
 			}
-			return after, mayTouch(&call.Principal, r, &after)
+			if err := mayTouch(&call.Principal, r, &after); err != nil {
+				return after, err
+			}
+			return after, h.mayGive(&call.Principal, k, &after)
 		},
 	})
 	if err != nil {
@@ -144,7 +147,7 @@ func (h *Handler) Change(ctx context.Context, call *Call, command string, id eve
 	defer h.observe(ctx, call, command, h.cfg.Now(), &done, &err)
 	decide := func(b *batch, agg events.Aggregate, k *events.Key, r *Rules) (events.Key, error) {
 		if p, ok := c.(*Patch); ok && p.Name != nil {
-			r.NameHolder = h.holder(k.Keyspace, k.Tenant, *p.Name, b.now)
+			r.NameHolder = h.holder(&call.Principal, k.Keyspace, k.Tenant, *p.Name, b.now)
 		}
 		datas, err := c.Decide(k, r, b.now)
 		if err != nil {
@@ -201,6 +204,9 @@ func (h *Handler) Rotate(ctx context.Context, call *Call, id events.KeyID, c *Ro
 		// The successor comes first: whoever reads that the key is rotated can look
 		// its successor up.
 		if successor, err = b.key(events.KeyAggregate(k.Keyspace, k.Tenant, next), new(events.Key), created); err != nil {
+			return *k, err
+		}
+		if err := h.mayGive(&call.Principal, new(events.Key), &successor); err != nil {
 			return *k, err
 		}
 		return b.key(agg, k, rotated)
@@ -260,7 +266,7 @@ func (h *Handler) change(ctx context.Context, call *Call, id events.KeyID, decid
 			if touch != nil && !b.onlyStops() {
 				return *k, touch
 			}
-			return after, nil
+			return after, h.mayGive(p, k, &after)
 		},
 	})
 	return Done{Key: out.state, Seq: out.seq, Replayed: out.replayed}, err

@@ -17,6 +17,9 @@ func (h *Handler) DefineKeyspace(ctx context.Context, call *Call, id events.Keys
 	if id != events.Builtin && !call.Principal.Reaches(id, events.NoTenant) {
 		return ks, done, refuse(CodeBeyondOwnPower, "", "keyspace %q as a whole is out of the reach of your own key", id)
 	}
+	if err := h.catchUp(ctx); err != nil {
+		return ks, done, err
+	}
 	agg := events.KeyspaceAggregate(id)
 	out, err := run(ctx, h, call, task[events.Keyspace]{
 		aggregate: agg,

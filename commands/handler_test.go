@@ -442,3 +442,54 @@ func TestEnvelope(t *testing.T) {
 		t.Errorf("the history goes back from %s to %s", history[0].Time, history[1].Time)
 	}
 }
+
+// TestPowerLostSinceTheDoor lets commands arrive with a principal that a lagging
+// door let in: the key behind it was ended or narrowed meanwhile (C3).
+func TestPowerLostSinceTheDoor(t *testing.T) {
+	w := newWorld(t)
+	n := w.node("one")
+	w.define(n, "acme", acme)
+	for _, tt := range []struct {
+		name string
+		lose func(id events.KeyID) error
+	}{
+		{"revoked", func(id events.KeyID) error {
+			_, err := n.Change(t.Context(), w.call("", ""), "revoke", id, &commands.Revoke{})
+			return err
+		}},
+		{"disabled", func(id events.KeyID) error {
+			_, err := n.Change(t.Context(), w.call("", ""), "disable", id, &commands.Disable{})
+			return err
+		}},
+		{"narrowed in scope", func(id events.KeyID) error {
+			_, err := n.Change(t.Context(), w.call("", ""), "scopes", id, &commands.AssignScopes{Scopes: &[]string{"keys:read"}})
+			return err
+		}},
+		{"restricted", func(id events.KeyID) error {
+			rs := []events.Resource{{Kind: events.ResourceKeyspace, ID: "zeta"}}
+			_, err := n.Change(t.Context(), w.call("", ""), "resources", id, &commands.AssignResources{Resources: &rs})
+			return err
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			made := w.create(n, events.Builtin, commands.Create{Tenant: "operators", Name: tt.name, Scopes: &[]string{"admin"}})
+			w.secrets = append(w.secrets, made.Secret)
+			call := w.call("", "")
+			call.Principal.Actor = events.Actor{Kind: events.ActorKey, ID: made.Key.ID.String()}
+			create := &commands.Create{Tenant: "t1", Name: tt.name}
+			if _, err := n.Create(t.Context(), call, "acme", create); err != nil {
+				t.Fatalf("with its power: %v", err)
+			}
+			if err := tt.lose(made.Key.ID); err != nil {
+				t.Fatal(err)
+			}
+			create = &commands.Create{Tenant: "t1", Name: tt.name + " again"}
+			if _, err := n.Create(t.Context(), call, "acme", create); codeOf(err) != "beyond_own_power" {
+				t.Errorf("create: %v", err)
+			}
+			if _, _, err := n.DefineKeyspace(t.Context(), call, "acme", &commands.DefineKeyspace{Definition: acme, Reason: "again"}); codeOf(err) != "beyond_own_power" {
+				t.Errorf("define: %v", err)
+			}
+		})
+	}
+}

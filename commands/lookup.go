@@ -26,10 +26,13 @@ func noKeyspace(ks events.KeyspaceID) error {
 	return refuse(CodeNotFound, "", "there is no keyspace %q", clip(string(ks)))
 }
 
-// holder returns the active or disabled key of the tenant that has the name.
-func (h *Handler) holder(ks events.KeyspaceID, tenant events.TenantID, name string, now events.Time) events.KeyID {
-	if keys := h.cfg.Dir.Named(ks, tenant, name, now); len(keys) > 0 {
-		return keys[0].ID
+// holder returns the active or disabled key of the tenant that has the name, of
+// those that the principal may know of.
+func (h *Handler) holder(p *events.Principal, ks events.KeyspaceID, tenant events.TenantID, name string, now events.Time) events.KeyID {
+	for _, k := range h.cfg.Dir.Named(ks, tenant, name, now) {
+		if sees(p, &k) {
+			return k.ID
+		}
 	}
 	return events.KeyID{}
 }

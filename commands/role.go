@@ -29,6 +29,9 @@ func (c *DefineRole) Decide(role *events.Role, r *Rules, id events.RoleID) (*eve
 	if atResource(level) && !slices.Contains(r.Definition.Resources, level) {
 		f.Add("level", "unknown_kind", fmt.Sprintf("level %q: want %s or a resource kind of keyspace %q", clip(level), levelTenant, r.Keyspace))
 	}
+	if role.Exists() && cmp.Or(role.Level, levelTenant) != level {
+		f.Add("level", "immutable", fmt.Sprintf("the role is at level %q and stays there: keys hold it as such; define another role", cmp.Or(role.Level, levelTenant)))
+	}
 	if err := events.CheckText(c.Description, 500); err != nil {
 		f.Add("description", "invalid", err.Error())
 	}

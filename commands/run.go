@@ -4,18 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
-	"unicode"
 
 	"github.com/oklog/ulid/v2"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/schemas/api"
 )
 
 // maxTries bounds how often a command is decided again because the history moved
 // on. Each conflict means that another command went through.
-const maxTries = 8
+const maxTries = 32
 
 // catchUpBudget is how long a command waits for this node's own view, and
 // applyBudget how long an answer waits for it to hold what was written.
@@ -61,6 +60,9 @@ func run[S any](ctx context.Context, h *Handler, call *Call, t task[S]) (out out
 			return outcome[S]{state, r.Seq, true}, nil
 		}
 		b := h.batch(call)
+		if err := h.standing(&call.Principal, b.now); err != nil {
+			return out, err
+		}
 		after, err := t.decide(b, &state)
 		if err != nil {
 			return out, err
@@ -116,8 +118,8 @@ func (h *Handler) batch(call *Call) *batch {
 		e.Command = call.Command
 		e.Actor = p.Actor
 		e.IP = p.IP.Unmap().WithZone("")
-		e.UserAgent = plain(p.UserAgent, 256)
-		e.RequestID = plain(p.RequestID, 64)
+		e.UserAgent = api.Plain(p.UserAgent, 256)
+		e.RequestID = api.Plain(p.RequestID, 64)
 		e.Reason = call.Reason
 		return err
 	}}
@@ -129,21 +131,6 @@ func (h *Handler) ulid(now events.Time) (ulid.ULID, error) {
 		return id, fmt.Errorf("draw an id: %w", err)
 	}
 	return id, nil
-}
-
-// plain makes what a client says of itself fit to be recorded: text without
-// control characters, cut to max characters.
-func plain(s string, max int) string {
-	s = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(s, "\uFFFD"))
-	if r := []rune(s); len(r) > max {
-		return string(r[:max])
-	}
-	return s
 }
 
 // catchUp waits until this node's view holds everything that the log held when

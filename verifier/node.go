@@ -7,10 +7,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"strings"
 	"sync/atomic"
 	"time"
-	"unicode"
 
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/projections"
@@ -166,7 +164,7 @@ func (n *Node) Authenticate(r *http.Request) (events.Principal, error) {
 		Actor:     events.Actor{Kind: events.ActorKey, ID: d.Key.ID.String()},
 		Scopes:    d.Key.Scopes(),
 		IP:        req.IP,
-		UserAgent: printable(r.UserAgent(), 256),
+		UserAgent: api.Plain(r.UserAgent(), 256),
 		RequestID: api.RequestID(r),
 	}
 	for _, res := range d.Key.Resources() {
@@ -178,22 +176,4 @@ func (n *Node) Authenticate(r *http.Request) (events.Principal, error) {
 		}
 	}
 	return p, nil
-}
-
-// printable returns the first max characters of s as text that an event may
-// hold: valid UTF-8 without control characters.
-func printable(s string, max int) string {
-	s = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(s, "\uFFFD"))
-	for i := range s {
-		if max == 0 {
-			return s[:i]
-		}
-		max--
-	}
-	return s
 }

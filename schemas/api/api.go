@@ -16,6 +16,8 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
+	"strings"
+	"unicode"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -246,6 +248,24 @@ func ClientIP(r *http.Request) netip.Addr {
 		return netip.Addr{}
 	}
 	return a.Unmap().WithZone("")
+}
+
+// Plain returns the first max characters of what a client says of itself as text
+// that an event may hold: valid UTF-8 without control characters.
+func Plain(s string, max int) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+	for i := range s {
+		if max == 0 {
+			return s[:i]
+		}
+		max--
+	}
+	return s
 }
 
 // Authenticator tells who stands at the door. The error is a *Problem (401, or
