@@ -36,8 +36,9 @@ the copy with the log, row by row and cell by cell.`,
 				return a.probe(c.Context())
 			}
 			d := &doctor{app: a}
-			d.doors(c.Context())
-			d.engine()
+			if !d.doors(c.Context()) {
+				d.engine() // the record is not served: can a store be had here at all?
+			}
 			if deep {
 				d.record(c.Context(), &nf, dsn)
 			}
@@ -107,19 +108,20 @@ func (d *doctor) report() error {
 	return nil
 }
 
-func (d *doctor) doors(ctx context.Context) {
+// doors asks every door, and reports whether the record is served.
+func (d *doctor) doors(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	c, err := d.app.client("")
 	if err != nil {
 		d.fail("operator key", err, "name the file with --key-file, or set KEYTRAIL_ROOT_KEY")
-		return
+		return false
 	}
 	sent := time.Now()
 	resp, err := c.Send(ctx, http.MethodGet, "/healthz", nil, nil, nil)
 	if err != nil {
 		d.fail("control door", err, "start it, or name it with --url")
-		return
+		return false
 	}
 	resp.Body.Close()
 	d.ok("control door", c.Base)
@@ -145,9 +147,10 @@ func (d *doctor) doors(ctx context.Context) {
 	ac.Base = env("KEYTRAIL_AUDIT_URL", d.app.url)
 	if err := ac.Do(ctx, http.MethodGet, "/v1/audit/events?limit=1", nil, nil, nil, nil); err != nil {
 		d.fail("audit door", err, "is ClickHouse up? Nothing is lost while it is not; name the auditor with KEYTRAIL_AUDIT_URL")
-	} else {
-		d.ok("audit door", ac.Base)
+		return false
 	}
+	d.ok("audit door", ac.Base)
+	return true
 }
 
 func (d *doctor) engine() {
@@ -160,6 +163,27 @@ func (d *doctor) engine() {
 	} else {
 		d.ok("ClickHouse", "local engine "+lib)
 	}
+}
+
+// servers asks the log's servers whether they fsync before they acknowledge, if
+// the password of the user who may ask is here.
+func (d *doctor) servers(ctx context.Context, nf natsFlags, logger *slog.Logger) {
+	nf.user = "sys"
+	if pw, err := password(nf.user); err != nil || pw == "" {
+		d.ok("fsync", "not asked: KEYTRAIL_SYS_PASSWORD is not set here")
+		return
+	}
+	nc, err := nf.connect("keytrail doctor", logger)
+	if err != nil {
+		d.fail("fsync", err, "is the password of the sys user right?")
+		return
+	}
+	defer nc.Close()
+	if err := eventlog.CheckServers(ctx, nc, 1); err != nil {
+		d.fail("fsync", err, "set sync_interval: always on every server of the log, as deploy/nats/nats.conf does")
+		return
+	}
+	d.ok("fsync", "every server syncs before it acknowledges")
 }
 
 func (d *doctor) record(ctx context.Context, nf *natsFlags, dsn string) {
@@ -185,6 +209,7 @@ func (d *doctor) record(ctx context.Context, nf *natsFlags, dsn string) {
 		return
 	}
 	d.ok("log", fmt.Sprintf("%d events, no gap, every chain whole", total))
+	d.servers(ctx, *nf, logger)
 	if dsn == "" {
 		return
 	}

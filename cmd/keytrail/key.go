@@ -3,8 +3,10 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -63,8 +65,8 @@ func printKey(w io.Writer, k *keyView) {
 	field(w, "allowlist", strings.Join(k.Allowlist, ", "))
 	field(w, "limit", limitName(k.Limit))
 	field(w, "expires", dash(k.ExpiresAt))
-	for name, v := range k.Metadata {
-		field(w, "metadata", name+"="+v)
+	for _, name := range slices.Sorted(maps.Keys(k.Metadata)) {
+		field(w, "metadata", name+"="+k.Metadata[name])
 	}
 	field(w, "created", k.CreatedAt)
 	field(w, "last used", k.LastUsedAt)
@@ -335,45 +337,72 @@ func (a *app) keyUpdate() *cobra.Command {
 	return c
 }
 
+// either insists that a list is given or lifted by name: a forgotten flag must
+// not make a key more powerful.
+func either(c *cobra.Command, given bool, flag string, lift bool, lifting string) error {
+	if given == lift {
+		return usageError{fmt.Errorf("want either --%s or --%s; see '%s --help'", flag, lifting, c.CommandPath())}
+	}
+	return nil
+}
+
 func (a *app) keyScopes() *cobra.Command {
 	var scopes, roles []string
-	c := a.change("scopes", "Replace a key's scopes and roles", "  keytrail key scopes key_… --scope read", http.MethodPut, "/scopes",
-		func(*cobra.Command) (map[string]any, error) {
-			return map[string]any{"scopes": list(scopes), "roles": list(roles)}, nil
+	var none bool
+	c := a.change("scopes", "Replace a key's scopes, its roles, or both", "  keytrail key scopes key_… --scope read\n  keytrail key scopes key_… --none", http.MethodPut, "/scopes",
+		func(c *cobra.Command) (map[string]any, error) {
+			b := map[string]any{}
+			if none || c.Flags().Changed("scope") {
+				b["scopes"] = list(scopes)
+			}
+			if none || c.Flags().Changed("role") {
+				b["roles"] = list(roles)
+			}
+			return b, either(c, len(scopes)+len(roles) > 0, "scope or --role", none, "none")
 		})
-	c.Flags().StringSliceVar(&scopes, "scope", nil, "a scope; none takes all away")
-	c.Flags().StringSliceVar(&roles, "role", nil, "a role of the tenant")
+	c.Flags().StringSliceVar(&scopes, "scope", nil, "a scope; what is not named is taken away")
+	c.Flags().StringSliceVar(&roles, "role", nil, "a role of the tenant; without it the roles stay")
+	c.Flags().BoolVar(&none, "none", false, "take all scopes and roles away")
 	return c
 }
 
 func (a *app) keyResources() *cobra.Command {
 	var resources []string
-	c := a.change("resources", "Replace what a key is restricted to; none = the whole tenant", "  keytrail key resources key_… --resource project/proj_2", http.MethodPut, "/resources",
-		func(*cobra.Command) (map[string]any, error) {
+	var all bool
+	c := a.change("resources", "Replace what a key is restricted to", "  keytrail key resources key_… --resource project/proj_2", http.MethodPut, "/resources",
+		func(c *cobra.Command) (map[string]any, error) {
+			if err := either(c, len(resources) > 0, "resource", all, "whole-tenant"); err != nil {
+				return nil, err
+			}
 			rs, err := parseResources(resources)
 			return map[string]any{"resources": rs}, err
 		})
 	c.Flags().StringSliceVar(&resources, "resource", nil, "kind/id, as project/proj_1")
+	c.Flags().BoolVar(&all, "whole-tenant", false, "lift the restriction")
 	return c
 }
 
 func (a *app) keyAllowlist() *cobra.Command {
 	var allow []string
-	c := a.change("allowlist", "Replace the networks a key may be used from; none = any", "  keytrail key allowlist key_… --allow 203.0.113.0/24 --allow 2001:db8::/32", http.MethodPut, "/allowlist",
-		func(*cobra.Command) (map[string]any, error) {
-			return map[string]any{"allowlist": list(allow)}, nil
+	var anywhere bool
+	c := a.change("allowlist", "Replace the networks a key may be used from", "  keytrail key allowlist key_… --allow 203.0.113.0/24 --allow 2001:db8::/32", http.MethodPut, "/allowlist",
+		func(c *cobra.Command) (map[string]any, error) {
+			return map[string]any{"allowlist": list(allow)}, either(c, len(allow) > 0, "allow", anywhere, "any")
 		})
 	c.Flags().StringSliceVar(&allow, "allow", nil, "address or CIDR")
+	c.Flags().BoolVar(&anywhere, "any", false, "lift the allowlist: any address")
 	return c
 }
 
 func (a *app) keyLimit() *cobra.Command {
 	var limit limitFlags
-	c := a.change("limit", "Replace a key's rate limit; no flag = the keyspace's default", "  keytrail key limit key_… --per-minute 60 --burst 120", http.MethodPut, "/limit",
-		func(*cobra.Command) (map[string]any, error) {
-			return map[string]any{"limit": limit.value()}, nil
+	var def bool
+	c := a.change("limit", "Replace a key's rate limit", "  keytrail key limit key_… --per-minute 60 --burst 120", http.MethodPut, "/limit",
+		func(c *cobra.Command) (map[string]any, error) {
+			return map[string]any{"limit": limit.value()}, either(c, limit.value() != nil, "plan or --per-minute", def, "default")
 		})
 	limit.register(c)
+	c.Flags().BoolVar(&def, "default", false, "the keyspace's own limit, if it has one")
 	return c
 }
 

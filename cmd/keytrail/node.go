@@ -62,14 +62,15 @@ func (a *app) newNode(ctx context.Context, nc *nats.Conn, log *eventlog.Log, cfg
 	}
 	ledger := verifier.NewLedger(verifier.LedgerConfig{Sink: log, Node: n.id, Log: log.ID(), Logger: logger})
 	n.verifier = verifier.NewNode(verifier.NodeConfig{View: n.keys, Ledger: ledger, Log: log.ID(), TrustedProxies: cfg.Trusted, Logger: logger})
-	n.followers = []events.Follower{n.keys, n.verifier}
+	end := new(logEnd)
+	n.followers = []events.Follower{n.keys, n.verifier, end}
 	n.after = n.keys.At()
 
 	if n.server, err = ops.Listen(cfg.Listen, logger); err != nil {
 		return nil, err
 	}
 	n.server.Registry.MustRegister(n.verifier.Collectors()...)
-	n.server.Registry.MustRegister(n.keys.Collectors(time.Now, nil)...)
+	n.server.Registry.MustRegister(n.keys.Collectors(time.Now, end.seq)...)
 	n.server.Check("verifier", n.verifier.Ready)
 	n.group.Go("ledger", ledger.Run)
 	if cfg.Dir != "" {
@@ -79,6 +80,18 @@ func (a *app) newNode(ctx context.Context, nc *nats.Conn, log *eventlog.Log, cfg
 	}
 	return n, nil
 }
+
+// logEnd remembers where the log was last heard to end, for the metrics.
+type logEnd struct{ last atomic.Uint64 }
+
+func (e *logEnd) Apply(batch []events.Recorded) error {
+	e.Fresh(0, batch[len(batch)-1].Seq)
+	return nil
+}
+
+func (e *logEnd) Fresh(_ events.Time, last events.Seq) { e.last.Store(uint64(last)) }
+
+func (e *logEnd) seq() events.Seq { return events.Seq(e.last.Load()) }
 
 var notNodeChar = regexp.MustCompile(`[^A-Za-z0-9_-]+`)
 

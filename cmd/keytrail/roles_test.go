@@ -144,7 +144,7 @@ func TestRoles(t *testing.T) {
 	eventually(t, func() string {
 		t.Setenv("KEYTRAIL_AUDIT_URL", c.auditor.url)
 		out, errs, code := c.control.cli(t, "doctor", "--deep", "--nats", c.nats, "--clickhouse", c.dsn)
-		if code != 0 || !strings.Contains(out, "every chain whole") {
+		if code != 0 || !strings.Contains(out, "every chain whole") || !strings.Contains(out, "every server syncs") {
 			return fmt.Sprintf("doctor: exit %d\n%s%s", code, out, errs)
 		}
 		return ""

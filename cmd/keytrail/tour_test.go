@@ -86,11 +86,11 @@ func TestTour(t *testing.T) {
 	p.must(t, "key", "allowlist", key.ID, "--allow", "198.51.100.0/24")
 	p.wantReason(t, "address_not_allowed", ask())
 	p.wantReason(t, "ok", ask("ip", "198.51.100.1"))
-	p.must(t, "key", "allowlist", key.ID)
+	p.must(t, "key", "allowlist", key.ID, "--any")
 	p.wantReason(t, "ok", ask())
 	p.must(t, "key", "resources", key.ID, "--resource", "project/proj_2")
 	p.wantReason(t, "resource_not_allowed", ask())
-	p.must(t, "key", "resources", key.ID)
+	p.must(t, "key", "resources", key.ID, "--whole-tenant")
 	p.must(t, "key", "disable", key.ID, "--reason", "pipeline paused")
 	p.wantReason(t, "key_disabled", ask())
 	p.must(t, "key", "enable", key.ID)
@@ -100,7 +100,7 @@ func TestTour(t *testing.T) {
 	p.wantReason(t, "ok", ask())
 	p.wantReason(t, "ok", ask())
 	p.wantReason(t, "rate_limited", ask())
-	p.must(t, "key", "limit", key.ID)
+	p.must(t, "key", "limit", key.ID, "--default")
 	p.wantReason(t, "ok", ask())
 
 	// Rotation: an overlap in which both work, a lineage that is kept.
