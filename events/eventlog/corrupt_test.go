@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -260,6 +261,43 @@ func TestSlowFollower(t *testing.T) {
 	until(t, "everything", func() bool { next, wrong, fresh := v.at(); return next == 5001 && fresh == 5001 && wrong == 0 })
 	if err := stop(); !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// heard counts heartbeats; at must not go back.
+type heard struct {
+	n    atomic.Int64
+	at   events.Time
+	back atomic.Bool
+}
+
+func (h *heard) Apply([]events.Recorded) error { return nil }
+func (h *heard) Fresh(at events.Time, _ events.Seq) {
+	if at < h.at {
+		h.back.Store(true)
+	}
+	h.at = at
+	h.n.Add(1)
+}
+
+// A publisher's clock that was set back silences no heartbeat: every verifier
+// would be stale until that clock is where it was.
+func TestHeartbeatAfterClockSetBack(t *testing.T) {
+	l := newLog(t)
+	fill(t, l, 1)
+	h := new(heard)
+	beside(t, func(ctx context.Context) error { return l.Follow(ctx, 0, h) })
+	until(t, "the first heartbeat", func() bool { return h.n.Load() > 0 })
+	before, at := h.n.Load(), time.Now().Add(-time.Hour).UnixMilli()
+	until(t, "five more", func() bool {
+		// Often enough that Follow does not ask for itself.
+		if err := l.nc.Publish(heartbeats, fmt.Appendf(nil, `{"log":%q,"last":1,"ts":%d}`, l.ID(), at)); err != nil {
+			t.Fatal(err)
+		}
+		return h.n.Load() >= before+5
+	})
+	if h.back.Load() {
+		t.Error("the time of a heartbeat went back")
 	}
 }
 

@@ -279,9 +279,12 @@ func (fw *follower) beat(ctx context.Context, b beat) error {
 			return err
 		}
 	}
-	if b.At < fw.fresh.At || b.Last < fw.fresh.Last {
+	if b.Last < fw.fresh.Last {
 		return nil // older than one already passed on: several publish
 	}
+	// Another publisher's clock may be behind, or this one's was set back. What
+	// was claimed before stays true, and the log has been heard of.
+	b.At = max(b.At, fw.fresh.At)
 	fw.fresh = b
 	fw.f.Fresh(events.Time(b.At), b.Last)
 	return nil
