@@ -47,6 +47,18 @@ func TestCommandLineMistakes(t *testing.T) {
 	}
 }
 
+// Help shows no password that came from the environment.
+func TestHelpShowsNoPassword(t *testing.T) {
+	t.Setenv("KEYTRAIL_CLICKHOUSE", "clickhouse://keytrail:hunter2@ch:9000/keytrail")
+	t.Setenv("KEYTRAIL_NATS", "nats://ctrl:hunter2@nats:4222")
+	for _, name := range []string{"up", "control", "verifier", "auditor", "init", "log", "doctor", "bench"} {
+		out, errs, code := cliAt(t, "http://127.0.0.1:1", "kt_x", name, "--help")
+		if code != 0 || strings.Contains(out+errs, "hunter2") {
+			t.Errorf("%s --help: exit %d, %s%s", name, code, out, errs)
+		}
+	}
+}
+
 func TestDoorsLogThroughTheRolesLogger(t *testing.T) {
 	defer slog.SetDefault(slog.Default())
 	var errw bytes.Buffer

@@ -48,6 +48,7 @@ the copy with the log, row by row and cell by cell.`,
 	c.Flags().BoolVar(&deep, "deep", false, "read and check the whole log, over NATS")
 	nf.register(c)
 	c.Flags().StringVar(&dsn, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), "DSN of the auditor's ClickHouse: compare the copy with the log (with --deep)")
+	hush(c.Flags(), "clickhouse", "")
 	return c
 }
 

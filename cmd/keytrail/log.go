@@ -22,7 +22,9 @@ type natsFlags struct {
 
 func (n *natsFlags) register(c *cobra.Command) {
 	f := c.Flags()
-	f.StringVar(&n.url, "nats", env("KEYTRAIL_NATS", "nats://127.0.0.1:4222"), "NATS URLs, separated by commas (KEYTRAIL_NATS)")
+	const local = "nats://127.0.0.1:4222"
+	f.StringVar(&n.url, "nats", env("KEYTRAIL_NATS", local), "NATS URLs, separated by commas (KEYTRAIL_NATS)")
+	hush(f, "nats", local)
 	f.StringVar(&n.user, "nats-user", n.user, "NATS user; its password is in KEYTRAIL_<USER>_PASSWORD, or in the file that KEYTRAIL_<USER>_PASSWORD_FILE names")
 	f.StringVar(&n.ca, "nats-ca", os.Getenv("KEYTRAIL_NATS_CA"), "PEM file of the authority of the server's certificate (KEYTRAIL_NATS_CA)")
 	f.StringVar(&n.cert, "nats-cert", os.Getenv("KEYTRAIL_NATS_CERT"), "PEM file of a client certificate (KEYTRAIL_NATS_CERT)")

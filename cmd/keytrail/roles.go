@@ -90,6 +90,7 @@ prepared. Any number of them may run; they share nothing but the log.`,
 		}}
 	r.register(c, "ctrl", "127.0.0.1:7070")
 	c.Flags().StringVar(&dsn, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), "DSN of the auditor's ClickHouse, to show when keys were last used (KEYTRAIL_CLICKHOUSE; optional)")
+	hush(c.Flags(), "clickhouse", "")
 	return c
 }
 
@@ -127,6 +128,7 @@ func (a *app) auditorCmd() *cobra.Command {
 		}}
 	r.register(c, "ctrl", "127.0.0.1:7072")
 	c.Flags().StringVar(&dsn, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), "DSN of the ClickHouse server (KEYTRAIL_CLICKHOUSE)")
+	hush(c.Flags(), "clickhouse", "")
 	return c
 }
 

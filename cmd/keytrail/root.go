@@ -139,6 +139,10 @@ func env(name, def string) string {
 	return def
 }
 
+// hush keeps what a flag took from the environment out of --help: an address may
+// hold a password.
+func hush(f *pflag.FlagSet, name, def string) { f.Lookup(name).DefValue = def }
+
 // client returns a client of the base URL that the named variable overrides
 // (KEYTRAIL_AUDIT_URL and KEYTRAIL_VERIFY_URL, where roles are separate).
 func (a *app) client(override string) (*client.Client, error) {
