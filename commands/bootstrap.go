@@ -28,7 +28,7 @@ func Bootstrap(ctx context.Context, log events.Log, secret events.Secret, now ev
 		return events.KeyID{}, fmt.Errorf("bootstrap: the root key's secret does not have the form of keyspace %q", events.Builtin)
 	}
 	d := secret.Digest()
-	sum := digest("keytrail/bootstrap/root/v1", string(d[:]))
+	sum := digest("keytrail/bootstrap/v1", string(d[:]))
 	id := events.KeyID(sum[:16])
 	root := &events.KeyCreated{
 		Digest: d, Hint: t.Hint(secret.Reveal()),
