@@ -2,13 +2,17 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/keytrail/keytrail/cmd/internal/ops"
+	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/schemas/api"
 )
 
@@ -56,6 +60,25 @@ func TestHelpShowsNoPassword(t *testing.T) {
 		if code != 0 || strings.Contains(out+errs, "hunter2") {
 			t.Errorf("%s --help: exit %d, %s%s", name, code, out, errs)
 		}
+	}
+}
+
+// A store that refuses control costs the last use of keys, and nothing else.
+func TestControlOutlivesARefusedStore(t *testing.T) {
+	var logged bytes.Buffer
+	logger := slog.New(slog.NewJSONHandler(&logged, nil))
+	n := &node{logger: logger, group: &ops.Group{Logger: logger}}
+	lastUsed := n.lastUsedFrom("clickhouse://keytrail:hunter2@127.0.0.1:1/no-such.name")
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := n.group.Run(ctx); err != nil {
+		t.Errorf("control ends: %v", err)
+	}
+	if _, err := lastUsed(t.Context(), nil); !errors.Is(err, events.ErrUnavailable) {
+		t.Errorf("last used: %v", err)
+	}
+	if text := logged.String(); !strings.Contains(text, "without their last use") || strings.Contains(text, "hunter2") {
+		t.Errorf("logged %s", text)
 	}
 }
 

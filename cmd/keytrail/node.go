@@ -206,16 +206,18 @@ func (au *auditor) run(ctx context.Context) error {
 }
 
 // lastUsedFrom lets control ask the auditor's ClickHouse when keys were last
-// used. It opens the store when it can be reached, and knows nothing before.
+// used. It opens the store when it can be reached, and knows nothing before. What
+// is wrong with the store never ends control: keys must be revocable without it.
 func (n *node) lastUsedFrom(dsn string) func(context.Context, []events.KeyID) (map[events.KeyID]events.Time, error) {
 	au := &auditor{node: n, dsn: dsn}
 	n.group.Go("last used", func(ctx context.Context) error {
 		store, err := au.open(ctx)
-		if err != nil {
-			return err
+		if err == nil {
+			defer store.Close()
+			au.store.Store(store)
+		} else if ctx.Err() == nil {
+			n.logger.ErrorContext(ctx, "keys are shown without their last use until control is restarted", "err", err)
 		}
-		defer store.Close()
-		au.store.Store(store)
 		<-ctx.Done()
 		return ctx.Err()
 	})
