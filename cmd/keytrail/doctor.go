@@ -220,6 +220,9 @@ func (d *doctor) record(ctx context.Context, nf *natsFlags, dsn string) {
 		return
 	}
 	defer store.Close()
+	if err := copied(ctx, store, log, total); err != nil {
+		d.fail("copy", err, "is the auditor running, and is this its database? What follows compares only what is there")
+	}
 	found, err := audit.Reconcile(ctx, store, log, log)
 	if err != nil {
 		d.fail("copy", err, "")
@@ -230,5 +233,28 @@ func (d *doctor) record(ctx context.Context, nf *natsFlags, dsn string) {
 	}
 	if len(found.Mismatches) == 0 {
 		d.ok("copy", found.String())
+	}
+}
+
+// copied waits a little until the copy holds the log's events up to last and the
+// uses that are there now, and says how far it is when it does not.
+func copied(ctx context.Context, store *audit.Store, log *eventlog.Log, last events.Seq) error {
+	lastUse, err := log.LastUse(ctx)
+	if err != nil {
+		return err
+	}
+	for tries := 0; ; tries++ {
+		mark, err := store.Watermark(ctx)
+		if err != nil || mark.EventsSeq >= last && mark.UsesSeq >= lastUse {
+			return err
+		}
+		if tries == 50 {
+			return fmt.Errorf("%s has events up to %d of %d and messages of uses up to %d of %d, and does not catch up", store, mark.EventsSeq, last, mark.UsesSeq, lastUse)
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }

@@ -149,6 +149,10 @@ func TestRoles(t *testing.T) {
 		}
 		return ""
 	})
+	// A copy that nobody fills is the same as the log as far as it goes, and no copy.
+	if out, _, code := c.control.cli(t, "doctor", "--deep", "--nats", c.nats, "--clickhouse", enginetest.Database(t)); code == 0 || !strings.Contains(out, "does not catch up") {
+		t.Errorf("doctor of an empty copy: exit %d\n%s", code, out)
+	}
 	for _, p := range []*proc{again, c.verifiers[1], c.auditor, c.control, c.log} {
 		p.stop(t)
 	}
