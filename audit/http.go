@@ -23,6 +23,9 @@ const (
 	askLimit = 30 * time.Second
 	// exportStall is how long a reader of an export may take no byte.
 	exportStall = time.Minute
+	// maxExports is how many exports run at once. Each holds a connection for as
+	// long as its reader likes, and the writer and all questions share the pool.
+	maxExports = 4
 )
 
 // DoorConfig says what the audit door stands on.
@@ -39,6 +42,7 @@ type DoorConfig struct {
 type Door struct {
 	cfg      DoorConfig
 	recorder recorder
+	exports  chan struct{} // holds a token for each export that runs
 }
 
 // NewDoor makes a door.
@@ -49,7 +53,7 @@ func NewDoor(cfg DoorConfig) *Door {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Door{cfg: cfg, recorder: recorder{
+	return &Door{cfg: cfg, exports: make(chan struct{}, maxExports), recorder: recorder{
 		log: cfg.Log, now: cfg.Now, source: "/keytrail/auditor/" + string(cfg.Node), readers: map[string]*reader{},
 	}}
 }
@@ -253,6 +257,12 @@ func (d *Door) export(w http.ResponseWriter, r *http.Request, who *events.Princi
 	}
 	if err := reach(who, &f); err != nil {
 		return err
+	}
+	select {
+	case d.exports <- struct{}{}:
+		defer func() { <-d.exports }()
+	default:
+		return api.Unavailable(10, "%d exports are running, which is as many as may; nothing was read", maxExports)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), askLimit)
 	defer cancel()

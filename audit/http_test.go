@@ -286,3 +286,24 @@ func TestRecorder(t *testing.T) {
 		}
 	}
 }
+
+// TestExportsAreBounded: readers who take their time leave connections to the
+// writer and to the questions.
+func TestExportsAreBounded(t *testing.T) {
+	log := logtest.New(t)
+	d := NewDoor(DoorConfig{Log: log, Node: "n1"})
+	for range maxExports {
+		d.exports <- struct{}{}
+	}
+	mux := http.NewServeMux()
+	d.Routes(mux, gate(principals()))
+	srv := httptest.NewServer(api.WithRequestID(mux))
+	t.Cleanup(srv.Close)
+	resp, body := call(t, srv, "root", "POST", "/v1/audit/exports", `{"kind":"uses","format":"csv"}`)
+	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" || !strings.Contains(body, "exports are running") {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+	if n := len(log.Records()); n != 0 {
+		t.Errorf("%d events of a read that did not happen", n)
+	}
+}
