@@ -239,6 +239,39 @@ func TestTrimmed(t *testing.T) {
 	}
 }
 
+// trimming drops more messages after each time that it tells of dropped ones.
+type trimming struct {
+	*logtest.MemLog
+	next []events.Seq
+}
+
+func (u *trimming) ReadUses(ctx context.Context, after events.Seq, max int) ([]events.UseMessage, error) {
+	msgs, err := u.MemLog.ReadUses(ctx, after, max)
+	if err != nil && len(u.next) > 0 {
+		u.MemLog.TrimUses(u.next[0])
+		u.next = u.next[1:]
+	}
+	return msgs, err
+}
+
+// TestTrimmedAgain: while the copy is behind the retention, the stream goes on
+// dropping. All of it is one row.
+func TestTrimmedAgain(t *testing.T) {
+	s := openStore(t, enginetest.Database(t))
+	log := logtest.New(t)
+	for i := range 10 {
+		publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchUses, First: uint64(1 + i), Uses: []events.Use{use(start, "ks", "acme", keyID(1), events.ReasonOK, "")}})
+	}
+	log.TrimUses(2)
+	startWriter(t, WriterConfig{Store: s, Log: log, Uses: &trimming{log, []events.Seq{5, 7}}, Linger: time.Millisecond})
+	waitCopied(t, s, log)
+	var rows, first, count, uses uint64
+	err := s.conn.QueryRow(t.Context(), "SELECT count(), max(first), max(count), (SELECT count() FROM uses) FROM use_batches WHERE kind = 'trimmed'").Scan(&rows, &first, &count, &uses)
+	if err != nil || rows != 1 || first != 1 || count != 7 || uses != 3 {
+		t.Errorf("%d rows, trimmed from %d, %d messages; %d uses; %v", rows, first, count, uses, err)
+	}
+}
+
 // TestWriterWaits takes the log away and gives it back. Nothing runs on after the
 // writer and the store are closed.
 func TestWriterWaits(t *testing.T) {

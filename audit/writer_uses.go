@@ -171,7 +171,11 @@ func (r *useReader) read(ctx context.Context) error {
 		r.w.cfg.Logger.ErrorContext(ctx, "uses are lost: the use stream dropped messages before the audit copy read them",
 			"first_seq", r.after+1, "last_seq", trimmed.First-1)
 		r.w.metrics.trimmed.Add(float64(trimmed.First - r.after - 1))
-		r.trimmed = &events.TrimmedError{After: r.after, First: trimmed.First}
+		from := r.after
+		if r.trimmed != nil { // more was dropped before a message came
+			from = r.trimmed.After
+		}
+		r.trimmed = &events.TrimmedError{After: from, First: trimmed.First}
 		r.after = trimmed.First - 1
 		return nil
 	}
