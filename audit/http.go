@@ -149,7 +149,7 @@ func (d *Door) page(w http.ResponseWriter, r *http.Request, who *events.Principa
 	if err := d.recorder.record(ctx, who, &events.AuditQueried{Kind: string(kind), Filter: f.given}); err != nil {
 		return err
 	}
-	if err := d.cfg.Store.checkBound(ctx, d.cfg.Log.ID()); err != nil {
+	if err := d.cfg.Store.CheckLog(ctx, d.cfg.Log.ID()); err != nil {
 		return err
 	}
 	var out list
@@ -269,7 +269,7 @@ func (d *Door) export(w http.ResponseWriter, r *http.Request, who *events.Princi
 	if err := d.recorder.record(ctx, who, &events.AuditExported{Kind: string(req.Kind), Format: string(req.Format), Filter: f.given}); err != nil {
 		return err
 	}
-	if err := d.cfg.Store.checkBound(ctx, d.cfg.Log.ID()); err != nil {
+	if err := d.cfg.Store.CheckLog(ctx, d.cfg.Log.ID()); err != nil {
 		return err
 	}
 	e, err := d.cfg.Store.NewExport(ctx, ScopeOf(who), &f, req.Format, d.cfg.Log.ID())

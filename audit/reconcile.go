@@ -66,7 +66,7 @@ func (r *Report) full() bool { return len(r.Mismatches) >= maxMismatches }
 // rows add up to; each node's epoch must account for every number. Differences
 // are in the report; an error means that the comparison could not be made.
 func Reconcile(ctx context.Context, s *Store, log events.Log, uses events.UseSource) (*Report, error) {
-	if err := s.checkBound(ctx, log.ID()); err != nil {
+	if err := s.CheckLog(ctx, log.ID()); err != nil {
 		return nil, err
 	}
 	mark, err := s.Watermark(ctx)

@@ -198,8 +198,9 @@ func (s *Store) bind(ctx context.Context, id events.LogID) error {
 	return s.checkIdentity(id, have)
 }
 
-// checkBound is bind for readers: a database that nobody has written to is fine.
-func (s *Store) checkBound(ctx context.Context, id events.LogID) error {
+// CheckLog reports whether the database may be the copy of the log: it is, or
+// nobody has written to it yet. A copy of another log is a *StopError.
+func (s *Store) CheckLog(ctx context.Context, id events.LogID) error {
 	if bound := s.log.Load(); bound != nil && *bound == id {
 		return nil
 	}

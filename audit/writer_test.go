@@ -143,7 +143,7 @@ func TestWriterStops(t *testing.T) {
 		other := logtest.New(t)
 		runToStop(t, WriterConfig{Store: s, Log: other, Uses: other}, "is the copy of log", log.ID().String(), other.ID().String())
 		fresh := &Store{conn: s.conn, options: s.options, database: s.database}
-		if err := fresh.checkBound(t.Context(), other.ID()); err == nil {
+		if err := fresh.CheckLog(t.Context(), other.ID()); err == nil {
 			t.Error("a door of another log is let in")
 		}
 	})

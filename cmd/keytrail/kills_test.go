@@ -5,12 +5,18 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+
+	"github.com/keytrail/keytrail/audit/engine"
+	"github.com/keytrail/keytrail/audit/engine/enginetest"
 )
 
 // TestRecordSurvivesKills keeps a verifier busy while the auditor, the ClickHouse
@@ -110,3 +116,55 @@ func TestRecordSurvivesKills(t *testing.T) {
 // pause lets real processes run for a random while: where a kill lands is the
 // point of the test.
 func pause(d time.Duration) { <-time.After(d) }
+
+// TestWrongCopyLeavesTheRest makes the copy in ClickHouse wrong under a running
+// `up`: the record is refused with a sentence, and keys are verified and changed on.
+func TestWrongCopyLeavesTheRest(t *testing.T) {
+	eng := enginetest.Start(t, engine.Config{Dir: filepath.Join(t.TempDir(), "clickhouse")})
+	supervised, stop := context.WithCancel(t.Context())
+	var engineRun sync.WaitGroup
+	engineRun.Go(func() { eng.Run(supervised) })
+	defer engineRun.Wait()
+	defer stop()
+	p := up(t, filepath.Join(t.TempDir(), "data"), "--clickhouse", eng.DSN())
+	p.must(t, "keyspace", "apply", "-f", regime)
+	key := p.data(t, 201, "POST", "/v1/keyspaces/scribe-sight/keys", map[string]any{"tenant": "acme", "name": "ci"})
+
+	opts, err := clickhouse.ParseDSN(eng.DSN())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := clickhouse.Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Exec(t.Context(), "INSERT INTO use_batches SELECT 1000000 AS seq, now64(3) AS stored, 'x' AS node, 1 AS epoch, 'open' AS kind, 1 AS first, 0 AS count, '' AS note"); err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	eng.Kill() // the writer reads its offset anew
+	eventually(t, func() string {
+		status, v := p.do(t, "GET", "/v1/audit/events", nil, nil)
+		if v["code"] != "copy_stopped" || status != 503 {
+			return fmt.Sprint("the audit door does not say that the copy has stopped: ", status, v)
+		}
+		return ""
+	})
+	if !strings.Contains(p.stderr.String(), "the use stream ends at message") {
+		t.Errorf("the log does not say why:\n%s", p.stderr.String())
+	}
+	p.wantReason(t, "ok", map[string]any{"key": key["key"], "keyspace": "scribe-sight", "scope": "read"})
+	p.must(t, "key", "revoke", key["id"].(string))
+	p.wantReason(t, "key_revoked", map[string]any{"key": key["key"], "keyspace": "scribe-sight", "scope": "read"})
+	p.stop(t)
+
+	// Another log is not mixed into this copy: the start is refused.
+	foreign, err := trySpawn(t, nil, "up", "--dir", filepath.Join(t.TempDir(), "other"), "--listen", "127.0.0.1:0", "--clickhouse", eng.DSN())
+	if err == nil {
+		foreign.kill()
+		t.Fatal("a second log was taken into the copy of the first")
+	}
+	if !strings.Contains(err.Error(), "log") || foreign.cmd.ProcessState.ExitCode() != exitFailed {
+		t.Fatalf("exit %d: %v", foreign.cmd.ProcessState.ExitCode(), err)
+	}
+}

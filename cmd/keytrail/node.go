@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -41,6 +43,10 @@ type node struct {
 	after     events.Seq // where the followers begin
 }
 
+// drain is how long a stopping ledger goes on trying to store its uses: less than
+// ops.Group's grace, so that it can still say what it did.
+const drain = 8 * time.Second
+
 // nodeConfig is what a role is told.
 type nodeConfig struct {
 	Name    string         // default: the host's name and the role
@@ -54,13 +60,16 @@ type nodeConfig struct {
 func (a *app) newNode(ctx context.Context, nc *nats.Conn, log *eventlog.Log, cfg nodeConfig, logger *slog.Logger) (*node, error) {
 	n := &node{logger: logger, log: log, group: &ops.Group{Logger: logger}}
 	n.id = nodeID(cfg)
+	if err := n.id.Validate(); err != nil {
+		return nil, usageError{fmt.Errorf("--name: %w", err)}
+	}
 	n.group.OnStop("log connection", func(context.Context) { nc.Close() })
 
 	var err error
 	if n.keys, err = restoreKeys(ctx, log, cfg.Dir, logger); err != nil {
 		return nil, err
 	}
-	ledger := verifier.NewLedger(verifier.LedgerConfig{Sink: log, Node: n.id, Log: log.ID(), Logger: logger})
+	ledger := verifier.NewLedger(verifier.LedgerConfig{Sink: log, Node: n.id, Log: log.ID(), Drain: drain, Logger: logger})
 	n.verifier = verifier.NewNode(verifier.NodeConfig{View: n.keys, Ledger: ledger, Log: log.ID(), TrustedProxies: cfg.Trusted, Logger: logger})
 	end := new(logEnd)
 	n.followers = []events.Follower{n.keys, n.verifier, end}
@@ -95,8 +104,8 @@ func (e *logEnd) seq() events.Seq { return events.Seq(e.last.Load()) }
 
 var notNodeChar = regexp.MustCompile(`[^A-Za-z0-9_-]+`)
 
-// nodeID returns the configured name, or one made of the host's name and the
-// role, so that two roles on one host keep ledgers of their own.
+// nodeID returns the configured name, or one made of the host's name, the role
+// and the port, so that two nodes on one host keep ledgers of their own.
 func nodeID(cfg nodeConfig) events.NodeID {
 	name := cfg.Name
 	if name == "" {
@@ -105,7 +114,8 @@ func nodeID(cfg nodeConfig) events.NodeID {
 		if len(name) > 50 {
 			name = name[:50]
 		}
-		name = strings.TrimPrefix(name+"-"+cfg.Role, "-")
+		_, port, _ := net.SplitHostPort(cfg.Listen) // ops.Listen tells what is wrong with it
+		name = strings.Trim(name+"-"+cfg.Role+"-"+port, "-")
 	}
 	return events.NodeID(name)
 }
@@ -146,9 +156,11 @@ func (n *node) control(lastUsed func(context.Context, []events.KeyID) (map[event
 }
 
 // auditor adds the copy in ClickHouse and its door. The store may be down: the
-// door answers 503 until it is up, and the writer catches up exactly.
-func (n *node) auditor(dsn string) *auditor {
-	au := &auditor{node: n, dsn: dsn}
+// door answers 503 until it is up, and the writer catches up exactly. A copy that
+// cannot go on ends the process only when it is alone: beside a verifier and
+// control, the door says so and they go on.
+func (n *node) auditor(dsn string, alone bool) *auditor {
+	au := &auditor{node: n, dsn: dsn, alone: alone}
 	n.server.Mux.Handle("/v1/audit/", au)
 	n.server.Check("audit", au.ready)
 	n.group.Go("auditor", au.run)
@@ -157,13 +169,19 @@ func (n *node) auditor(dsn string) *auditor {
 
 // auditor opens the store when it can and runs the writer on it.
 type auditor struct {
-	node  *node
-	dsn   string
-	store atomic.Pointer[audit.Store]
-	door  atomic.Pointer[http.ServeMux]
+	node   *node
+	dsn    string
+	alone  bool
+	store  atomic.Pointer[audit.Store]
+	door   atomic.Pointer[http.ServeMux]
+	failed atomic.Pointer[error] // why the copy cannot go on
 }
 
 func (au *auditor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if err := au.failed.Load(); err != nil {
+		api.Write(w, r, api.Errorf(http.StatusServiceUnavailable, "copy_stopped", "the copy of the record has stopped and cannot be trusted; the process's log says why"))
+		return
+	}
 	if mux := au.door.Load(); mux != nil {
 		mux.ServeHTTP(w, r)
 		return
@@ -171,8 +189,11 @@ func (au *auditor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	api.Write(w, r, api.Unavailable(2, "ClickHouse cannot be reached; nothing is lost, the record catches up when it is back"))
 }
 
-// ready reports whether the store has been opened.
+// ready reports whether the store has been opened, and the copy goes on.
 func (au *auditor) ready() error {
+	if err := au.failed.Load(); err != nil {
+		return errors.New("the copy has stopped; the process's log says why")
+	}
 	if au.door.Load() == nil {
 		return errors.New("ClickHouse has not been reached yet")
 	}
@@ -189,6 +210,17 @@ func (au *auditor) lastUsed(ctx context.Context, ids []events.KeyID) (map[events
 }
 
 func (au *auditor) run(ctx context.Context) error {
+	err := au.copy(ctx)
+	if err == nil || au.alone || ctx.Err() != nil || au.door.Load() == nil {
+		return err // a copy that was never served is a mistake of the set-up
+	}
+	au.node.logger.ErrorContext(ctx, "the copy of the record has stopped; keys are verified and changed without it", "err", err)
+	au.failed.Store(&err)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (au *auditor) copy(ctx context.Context) error {
 	n := au.node
 	store, err := au.open(ctx)
 	if err != nil {
@@ -229,8 +261,14 @@ func (n *node) lastUsedFrom(dsn string) func(context.Context, []events.KeyID) (m
 func (au *auditor) open(ctx context.Context) (*audit.Store, error) {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		store, err := audit.Open(ctx, audit.StoreConfig{DSN: au.dsn, Logger: au.node.logger})
-		if err == nil || !errors.Is(err, audit.ErrUnavailable) {
-			return store, err
+		if err == nil {
+			if err = store.CheckLog(ctx, au.node.log.ID()); err == nil {
+				return store, nil
+			}
+			store.Close()
+		}
+		if !errors.Is(err, audit.ErrUnavailable) {
+			return nil, err
 		}
 		au.node.logger.Warn("ClickHouse cannot be reached, trying again", "err", err, "pause", pause)
 		select {

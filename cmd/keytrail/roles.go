@@ -29,7 +29,7 @@ func (r *roleFlags) register(c *cobra.Command, user, listen string) {
 	f := c.Flags()
 	r.nats.register(c)
 	f.StringVar(&r.log, "log-id", os.Getenv("KEYTRAIL_LOG_ID"), "refuse any other log than this (KEYTRAIL_LOG_ID)")
-	f.StringVar(&r.name, "name", os.Getenv("KEYTRAIL_NAME"), "this node's name in the ledger (KEYTRAIL_NAME; default: host and role)")
+	f.StringVar(&r.name, "name", os.Getenv("KEYTRAIL_NAME"), "this node's name in the ledger (KEYTRAIL_NAME; default: host, role and port)")
 	f.StringVar(&r.listen, "listen", env("KEYTRAIL_LISTEN", listen), "address of the doors (KEYTRAIL_LISTEN)")
 	f.StringVar(&r.dir, "dir", os.Getenv("KEYTRAIL_DIR"), "directory for snapshots of the view (KEYTRAIL_DIR; default: none, the log is replayed)")
 	f.StringSliceVar(&r.trusted, "trusted-proxy", nil, "network of a proxy whose X-Forwarded-For counts at /v1/authorize")
@@ -123,7 +123,7 @@ func (a *app) auditorCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			n.auditor(dsn)
+			n.auditor(dsn, true)
 			return a.serve(c.Context(), "auditor", n)
 		}}
 	r.register(c, "ctrl", "127.0.0.1:7072")

@@ -36,7 +36,8 @@ engine, all behind one port.
 
 The first start makes the data directory and prints the root key once (it is kept
 in <dir>/root.key, mode 0600). A later start goes on with the same data. Ctrl-C
-stops in order; a kill loses nothing that was acknowledged.
+stops in order. A kill loses no change of a key that was acknowledged; uses of its
+last moments may be lost, and are then on the record as a gap.
 
 With KEYTRAIL_CLICKHOUSE set to the DSN of a server, that one is used. Otherwise
 the local engine is fetched once, by npm, into the user's cache (170 MB).`,
@@ -107,7 +108,7 @@ func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 	if eng != nil {
 		n.group.Go("clickhouse engine", eng.Run)
 	}
-	au := n.auditor(dsn)
+	au := n.auditor(dsn, false)
 	n.control(au.lastUsed)
 	err = n.run(ctx, func() error {
 		a.greet(n.server.URL(), cfg, root, first)
