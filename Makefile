@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test race lint bench fuzz gen image
+.PHONY: help up test race lint bench fuzz gen image containers smoke
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -24,6 +24,12 @@ fuzz: ## each fuzzer for 20 s
 
 gen: ## what is generated: the digests of the published shapes
 	go generate ./...
+
+containers: ## the contract tests on NATS and ClickHouse in containers (stand-ins)
+	deploy/standin/test.sh
+
+smoke: ## the compose deployment brought up, broken and mended
+	deploy/smoke.sh
 
 image: ## the release image: static, non-root, without the local engine
 	mkdir -p bin/image/data

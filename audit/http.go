@@ -31,7 +31,7 @@ const (
 // DoorConfig says what the audit door stands on.
 type DoorConfig struct {
 	Store *Store
-	Log   events.Log       // where reading is written down
+	Log   events.LastOfLog // where reading is written down
 	Now   func() time.Time // default time.Now
 	Node  events.NodeID    // this process, as the source of what it writes down
 	// Logger receives exports that broke off. Default: nobody is told.

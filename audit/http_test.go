@@ -35,7 +35,7 @@ func (g gate) Authenticate(r *http.Request) (events.Principal, error) {
 	return who, nil
 }
 
-func serveDoor(t testing.TB, s *Store, log events.Log) *httptest.Server {
+func serveDoor(t testing.TB, s *Store, log events.LastOfLog) *httptest.Server {
 	t.Helper()
 	who := gate(principals())
 	who["reader"] = &events.Principal{Actor: events.Actor{Kind: events.ActorKey, ID: keyID(7).String()}, Scopes: []string{events.ScopeAuditRead}}

@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 // recorder writes down who read the record, before they read it (A8). Each reader
 // has a history of its own in the log.
 type recorder struct {
-	log    events.Log
+	log    events.LastOfLog
 	now    func() time.Time
 	source string
 
@@ -30,7 +31,7 @@ type reader struct {
 	known bool          // owned by who holds the slot: chain has been read from the log
 }
 
-// maxReaders bounds what is remembered; forgetting costs one Load each.
+// maxReaders bounds what is remembered; forgetting costs one read each.
 const maxReaders = 1000
 
 func (r *recorder) reader(actor events.Actor) *reader {
@@ -75,20 +76,26 @@ func (r *recorder) record(ctx context.Context, who *events.Principal, data event
 }
 
 func (r *recorder) append(ctx context.Context, rd *reader, e *events.Event) (err error) {
+	unsure := false // an append of unknown outcome may have been stored
 	for range recordTries {
-		if !rd.known {
+		if unsure && !rd.known {
+			// Another auditor may have appended after it: only the whole history tells.
 			history, err := r.log.Load(ctx, e.Aggregate)
 			if err != nil {
 				return err
 			}
+			if slices.ContainsFunc(history, func(h events.Recorded) bool { return h.ID == e.ID }) {
+				return nil
+			}
+		}
+		if !rd.known {
+			last, ok, err := r.log.LastOf(ctx, e.Aggregate)
+			if err != nil {
+				return err
+			}
 			rd.chain = events.Chain{}
-			for i := range history {
-				if rd.chain, err = rd.chain.Advance(&history[i]); err != nil {
-					return err
-				}
-				if history[i].ID == e.ID {
-					return nil // an append of unknown outcome was stored
-				}
+			if ok {
+				rd.chain = events.Chain{Rev: last.Rev, Head: last.Hash, Seq: last.Seq}
 			}
 			rd.known = true
 		}
@@ -104,7 +111,7 @@ func (r *recorder) append(ctx context.Context, rd *reader, e *events.Event) (err
 			rd.chain = events.Chain{Rev: e.Rev, Head: m.Hash(), Seq: seq}
 			return nil
 		case errors.Is(err, events.ErrUnknownOutcome):
-			// the very same write again, until the answer is definite
+			unsure = true // the very same write again, until the answer is definite
 		case errors.Is(err, events.ErrConflict):
 			rd.known = false // another auditor appended, or the first try was stored
 		default:

@@ -56,6 +56,15 @@ type Log interface {
 	Follow(ctx context.Context, after Seq, f Follower) error
 }
 
+// LastOfLog is a Log that can continue a long history without reading it whole:
+// who read the record has one event for each time.
+type LastOfLog interface {
+	Log
+	// LastOf returns the last event of one aggregate; ok is false when there is
+	// none. It is as recent as Load, and fails as Load does.
+	LastOf(ctx context.Context, a Aggregate) (r Recorded, ok bool, err error)
+}
+
 // Follower takes what Log.Follow delivers. Its methods are called by one
 // goroutine, never concurrently.
 type Follower interface {

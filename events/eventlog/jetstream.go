@@ -383,6 +383,26 @@ func (l *Log) Load(ctx context.Context, a events.Aggregate) ([]events.Recorded, 
 	return history, nil
 }
 
+// LastOf implements events.LastOfLog: the stream's leader answers (L4).
+func (l *Log) LastOf(ctx context.Context, a events.Aggregate) (r events.Recorded, ok bool, err error) {
+	ctx, cancel := l.bound(ctx)
+	defer cancel()
+	if err := a.Validate(); err != nil {
+		return r, false, fmt.Errorf("last event: %w", err)
+	}
+	s, err := l.leaderGet(ctx, lifeStream, getRequest{LastFor: a.Subject()})
+	if err != nil {
+		return r, false, fmt.Errorf("last event of %s: %w", a, err)
+	}
+	if s == nil {
+		return r, false, nil
+	}
+	if r, err = s.decode(); err != nil {
+		return r, false, fmt.Errorf("last event of %s: %w", a, err)
+	}
+	return r, true, nil
+}
+
 func (l *Log) load(ctx context.Context, a events.Aggregate) ([]events.Recorded, error) {
 	msg, err := l.leaderGet(ctx, lifeStream, getRequest{LastFor: a.Subject()})
 	if msg == nil || err != nil {

@@ -217,6 +217,20 @@ func (l *MemLog) retry(writes []events.Write, hashes []events.Hash) (events.Seq,
 	return first + events.Seq(len(writes)) - 1, true
 }
 
+// LastOf implements events.LastOfLog; OpLoad is its fault point too.
+func (l *MemLog) LastOf(ctx context.Context, a events.Aggregate) (r events.Recorded, ok bool, err error) {
+	err = l.call(ctx, OpLoad, func() error {
+		if l.broken != nil {
+			return l.broken
+		}
+		if h := l.chains[a]; h != nil && len(h.seqs) > 0 {
+			r, ok = l.records[h.seqs[len(h.seqs)-1]-1], true
+		}
+		return nil
+	})
+	return r, ok, err
+}
+
 // Load implements events.Log.
 func (l *MemLog) Load(ctx context.Context, a events.Aggregate) (out []events.Recorded, err error) {
 	err = l.call(ctx, OpLoad, func() error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -45,6 +46,7 @@ func TestLog(t *testing.T, open func(t *testing.T) events.Log) {
 		{"one winner per revision on a hot aggregate", logHot},
 		{"concurrent appends to two aggregates stay whole", logHotPair},
 		{"load returns one aggregate only, in order", logLoad},
+		{"the last event of an aggregate is what load ends with", logLastOf},
 		{"every type of the catalogue survives", logCatalogue},
 		{"follow delivers each event once, in order, from any start, while others append", logFollow},
 		{"follow ends with the follower's error", logFollowerError},
@@ -181,6 +183,34 @@ func logIdentity(t *testing.T, ctx context.Context, log events.Log) {
 	Append(t, log, reader("r"), note(1))
 	if log.ID() != id {
 		t.Errorf("the identity changed from %s to %s", id, log.ID())
+	}
+}
+
+// logLastOf is for logs that offer it, as the product's own do.
+func logLastOf(t *testing.T, ctx context.Context, log events.Log) {
+	l, ok := log.(events.LastOfLog)
+	if !ok {
+		t.Fatalf("%T does not offer LastOf", log)
+	}
+	a, other := reader("a"), reader("b")
+	if r, ok, err := l.LastOf(ctx, a); ok || err != nil {
+		t.Fatalf("of no history: %v %t %v", r.Seq, ok, err)
+	}
+	for i := range 3 {
+		for _, agg := range []events.Aggregate{a, other} {
+			c := chainAt(t, ctx, log, agg)
+			if _, err := log.Append(ctx, Stamp(&c, Event(agg, note(i)))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h, err := log.Load(ctx, a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, ok, err := l.LastOf(ctx, a)
+		if want := h[len(h)-1]; !ok || err != nil || !reflect.DeepEqual(r, want) {
+			t.Fatalf("last is %+v, %t, %v, want %+v", r, ok, err, want)
+		}
 	}
 }
 
