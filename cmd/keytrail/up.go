@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -200,7 +201,11 @@ func (a *app) greet(base string, cfg upConfig, root events.Secret, first bool) {
 	if first {
 		fmt.Fprintf(a.out, "root key: %s\n  shown this once; kept in %s/root.key\n", root.Reveal(), cfg.Dir)
 	}
-	try := "keytrail keyspace apply -f deploy/regimes/scribe-sight.yaml"
+	self := "keytrail"
+	if exe, err := os.Executable(); err == nil && strings.Contains(exe, "go-build") {
+		self = "go run ./cmd/keytrail" // there is no keytrail on the path yet
+	}
+	try := self + " keyspace apply -f deploy/regimes/scribe-sight.yaml"
 	if u, err := url.Parse(base); err == nil && u.Port() != "7070" {
 		try = "KEYTRAIL_URL=" + base + " " + try
 	}
