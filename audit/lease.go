@@ -23,7 +23,8 @@ const (
 	leaseRetry = 50 * time.Millisecond  // between two tries to take it
 	// The first row comes at once: it says that the id was admitted.
 	leaseSQL = "SELECT if(number = 0, 0, sleepEachRow(0.1)) AS beat FROM numbers(1000000000000) SETTINGS max_block_size = 1, max_threads = 1, " +
-		"short_circuit_function_evaluation = 'force_enable', max_execution_time = 0, max_rows_to_read = 0, max_result_rows = 0"
+		"short_circuit_function_evaluation = 'force_enable', max_execution_time = 0, max_rows_to_read = 0, max_result_rows = 0, " +
+		"replace_running_query = 0" // a second holder waits, whatever the user's profile says
 )
 
 func (s *Store) queryPrefix(shard string) string { return "keytrail:" + s.database + "." + shard + ":" }
