@@ -11,7 +11,7 @@ import (
 // Follow feeds the views from the log, everything after the given sequence, in
 // one pass. It returns when ctx ends, when a view refuses an event, or when the
 // log is broken, as Log.Follow does. Views that stand further ahead ignore what
-// they have (P3): for views restored at different positions give Oldest(views).
+// they have (P3): for views restored at different positions give the lowest.
 // A view that stands behind after is refused: it would miss events.
 func Follow(ctx context.Context, log events.Log, after events.Seq, fs ...events.Follower) error {
 	for _, f := range fs {
@@ -26,22 +26,6 @@ func Follow(ctx context.Context, log events.Log, after events.Seq, fs ...events.
 }
 
 type positioned interface{ At() events.Seq }
-
-// Oldest returns the lowest position among the views, where Follow has to begin.
-// A follower that tells no position counts as 0.
-func Oldest(fs ...events.Follower) events.Seq {
-	var oldest events.Seq
-	for i, f := range fs {
-		p, ok := f.(positioned)
-		if !ok {
-			return 0
-		}
-		if at := p.At(); i == 0 || at < oldest {
-			oldest = at
-		}
-	}
-	return oldest
-}
 
 // fanout gives each batch to every view in turn.
 type fanout []events.Follower

@@ -91,13 +91,7 @@ func TestFollow(t *testing.T) {
 		// A restart: the views go on from where they stand, one of them from the start.
 		logtest.Append(t, log, events.RoleAggregate("ks", "acme", "dev"), &events.RoleDefined{Scopes: []string{"read"}})
 		late := NewDirectory()
-		if from := Oldest(keys, dir, late); from != 0 {
-			t.Errorf("oldest %d", from)
-		}
-		if from := Oldest(keys, dir); from != 5 {
-			t.Errorf("oldest %d", from)
-		}
-		stop = follow(ctx, log, Oldest(keys, dir, late), keys, dir, late)
+		stop = follow(ctx, log, min(keys.At(), dir.At(), late.At()), keys, dir, late)
 		if err := errors.Join(keys.Wait(ctx, 6), dir.Wait(ctx, 6), late.Wait(ctx, 6)); err != nil {
 			t.Fatal(err)
 		}

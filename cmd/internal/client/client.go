@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"time"
 
 	"github.com/go-json-experiment/json"
 
@@ -100,22 +99,4 @@ func problem(resp *http.Response) error {
 		return api.Errorf(resp.StatusCode, "unexpected_answer", "HTTP %s", resp.Status)
 	}
 	return p
-}
-
-// WaitReady polls /readyz until it answers 200, ctx ends, or the last try fails
-// with an error that waiting cannot mend.
-func (c *Client) WaitReady(ctx context.Context) error {
-	t := time.NewTicker(50 * time.Millisecond)
-	defer t.Stop()
-	for {
-		err := c.Do(ctx, http.MethodGet, "/readyz", nil, nil, nil, nil)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-t.C:
-		}
-	}
 }
