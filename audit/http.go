@@ -34,6 +34,8 @@ type DoorConfig struct {
 	Log   events.LastOfLog // where reading is written down
 	Now   func() time.Time // default time.Now
 	Node  events.NodeID    // this process, as the source of what it writes down
+	// Recorder is shared with other doors of the process. Default: one of its own.
+	Recorder *Recorder
 	// Logger receives exports that broke off. Default: nobody is told.
 	Logger *slog.Logger
 }
@@ -41,7 +43,7 @@ type DoorConfig struct {
 // Door answers questions about the record over HTTP.
 type Door struct {
 	cfg      DoorConfig
-	recorder recorder
+	recorder *Recorder
 	exports  chan struct{} // holds a token for each export that runs
 }
 
@@ -53,9 +55,10 @@ func NewDoor(cfg DoorConfig) *Door {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Door{cfg: cfg, exports: make(chan struct{}, maxExports), recorder: recorder{
-		log: cfg.Log, now: cfg.Now, source: "/keytrail/auditor/" + string(cfg.Node), readers: map[string]*reader{},
-	}}
+	if cfg.Recorder == nil {
+		cfg.Recorder = NewRecorder(cfg.Log, "/keytrail/auditor/"+string(cfg.Node), cfg.Now)
+	}
+	return &Door{cfg: cfg, exports: make(chan struct{}, maxExports), recorder: cfg.Recorder}
 }
 
 // Routes adds the door's routes: the scope audit:read opens the questions,
@@ -146,7 +149,7 @@ func (d *Door) page(w http.ResponseWriter, r *http.Request, who *events.Principa
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), askLimit)
 	defer cancel()
-	if err := d.recorder.record(ctx, who, &events.AuditQueried{Kind: string(kind), Filter: f.given}); err != nil {
+	if err := d.recorder.Record(ctx, who, &events.AuditQueried{Kind: string(kind), Filter: f.given}); err != nil {
 		return err
 	}
 	if err := d.cfg.Store.CheckLog(ctx, d.cfg.Log.ID()); err != nil {
@@ -266,7 +269,7 @@ func (d *Door) export(w http.ResponseWriter, r *http.Request, who *events.Princi
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), askLimit)
 	defer cancel()
-	if err := d.recorder.record(ctx, who, &events.AuditExported{Kind: string(req.Kind), Format: string(req.Format), Filter: f.given}); err != nil {
+	if err := d.recorder.Record(ctx, who, &events.AuditExported{Kind: string(req.Kind), Format: string(req.Format), Filter: f.given}); err != nil {
 		return err
 	}
 	if err := d.cfg.Store.CheckLog(ctx, d.cfg.Log.ID()); err != nil {

@@ -235,9 +235,9 @@ func TestUnrecordedReadIsRefused(t *testing.T) {
 // faults: every read is on the record exactly once.
 func TestRecorder(t *testing.T) {
 	log := logtest.New(t)
-	newRecorder := func() *recorder {
+	newRecorder := func() *Recorder {
 		d := NewDoor(DoorConfig{Log: log, Node: "n"})
-		return &d.recorder
+		return d.recorder
 	}
 	a, b := newRecorder(), newRecorder()
 	who := principals()["root"]
@@ -247,14 +247,14 @@ func TestRecorder(t *testing.T) {
 	var again sync.Map // reads that were refused and asked again: the refused try may be on the record too
 	errs := make(chan error, 4*each)
 	for i := range 4 {
-		rec := []*recorder{a, b}[i%2]
+		rec := []*Recorder{a, b}[i%2]
 		wg.Go(func() {
 			for n := range each {
 				if n%5 == 0 {
 					log.FailNext(logtest.OpAppend, faults[(n/5)%2])
 				}
 				for {
-					err := rec.record(context.Background(), who, &events.AuditQueried{Kind: "events", Filter: map[string]string{"n": fmt.Sprint(i, n)}})
+					err := rec.Record(context.Background(), who, &events.AuditQueried{Kind: "events", Filter: map[string]string{"n": fmt.Sprint(i, n)}})
 					var p *api.Problem
 					if errors.As(err, &p) && p.Status == 503 {
 						again.Store(fmt.Sprint(i, n), true)

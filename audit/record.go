@@ -13,15 +13,21 @@ import (
 	"github.com/keytrail/keytrail/schemas/api"
 )
 
-// recorder writes down who read the record, before they read it (A8). Each reader
-// has a history of its own in the log.
-type recorder struct {
+// Recorder writes down who read the record, before they read it (A8). Each reader
+// has a history of its own in the log. It is safe for concurrent use.
+type Recorder struct {
 	log    events.LastOfLog
 	now    func() time.Time
 	source string
 
 	mu      sync.Mutex
 	readers map[string]*reader // guarded by mu
+}
+
+// NewRecorder returns a recorder that writes as the component of the name, the
+// events' source ("/keytrail/auditor/<node>").
+func NewRecorder(log events.LastOfLog, source string, now func() time.Time) *Recorder {
+	return &Recorder{log: log, now: now, source: source, readers: map[string]*reader{}}
 }
 
 // reader is where the history of one reader stands, as far as is known here.
@@ -34,7 +40,7 @@ type reader struct {
 // maxReaders bounds what is remembered; forgetting costs one read each.
 const maxReaders = 1000
 
-func (r *recorder) reader(actor events.Actor) *reader {
+func (r *Recorder) reader(actor events.Actor) *reader {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.readers) >= maxReaders {
@@ -51,9 +57,9 @@ func (r *recorder) reader(actor events.Actor) *reader {
 // recordTries is enough for a few auditors serving one reader at once.
 const recordTries = 10
 
-// record appends one event to the reader's history. It returns when that is
+// Record appends one event to the reader's history. It returns when that is
 // durable; an error is a *api.Problem or the log's own, and nothing may be read.
-func (r *recorder) record(ctx context.Context, who *events.Principal, data events.Data) error {
+func (r *Recorder) Record(ctx context.Context, who *events.Principal, data events.Data) error {
 	rd := r.reader(who.Actor)
 	select {
 	case rd.slot <- struct{}{}:
@@ -75,7 +81,7 @@ func (r *recorder) record(ctx context.Context, who *events.Principal, data event
 	return err
 }
 
-func (r *recorder) append(ctx context.Context, rd *reader, e *events.Event) (err error) {
+func (r *Recorder) append(ctx context.Context, rd *reader, e *events.Event) (err error) {
 	unsure := false // an append of unknown outcome may have been stored
 	for range recordTries {
 		if unsure && !rd.known {

@@ -23,6 +23,11 @@ type Config struct {
 	// LastUsed tells when keys were last used, for reading answers; best effort.
 	// nil: never known.
 	LastUsed func(context.Context, []events.KeyID) (map[events.KeyID]events.Time, error)
+
+	// Record writes down that someone is about to read a key's history: reading
+	// the record is itself on the record. When it fails nothing is read. nil: it
+	// is not written down.
+	Record func(context.Context, *events.Principal, events.Data) error
 }
 
 // Handler carries out commands. It is safe for concurrent use and any number of

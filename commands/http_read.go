@@ -152,6 +152,12 @@ func (h *Handler) getHistory(r *request) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if h.cfg.Record != nil {
+		read := &events.AuditQueried{Kind: "history", Filter: map[string]string{"key": id.String()}}
+		if err := h.cfg.Record(r.Context(), &r.who, read); err != nil {
+			return nil, err
+		}
+	}
 	history, err := h.cfg.Log.Load(r.Context(), events.KeyAggregate(k.Keyspace, k.Tenant, k.ID))
 	if err != nil {
 		return nil, err

@@ -203,7 +203,7 @@ type KeyExpired struct {
 
 // AuditQueried records that someone read the record.
 type AuditQueried struct {
-	Kind   string            `json:"kind"` // events, uses, usage
+	Kind   string            `json:"kind"` // events, uses, usage; history of one key
 	Filter map[string]string `json:"filter,omitempty"`
 }
 

@@ -39,6 +39,7 @@ type node struct {
 	verifier  *verifier.Node
 	server    *ops.Server
 	group     *ops.Group
+	recorder  *audit.Recorder // who read the record, one for all doors of the process
 	followers []events.Follower
 	after     events.Seq // where the followers begin
 }
@@ -71,6 +72,7 @@ func (a *app) newNode(ctx context.Context, nc *nats.Conn, log *eventlog.Log, cfg
 	}
 	ledger := verifier.NewLedger(verifier.LedgerConfig{Sink: log, Node: n.id, Log: log.ID(), Drain: drain, Logger: logger})
 	n.verifier = verifier.NewNode(verifier.NodeConfig{View: n.keys, Ledger: ledger, Log: log.ID(), TrustedProxies: cfg.Trusted, Logger: logger})
+	n.recorder = audit.NewRecorder(log, "/keytrail/"+cfg.Role+"/"+string(n.id), time.Now)
 	end := new(logEnd)
 	n.followers = []events.Follower{n.keys, n.verifier, end}
 	n.after = n.keys.At()
@@ -145,7 +147,7 @@ func (n *node) control(lastUsed func(context.Context, []events.KeyID) (map[event
 	dir := projections.NewDirectory()
 	n.followers = append(n.followers, dir)
 	n.after = 0 // the directory has no snapshot; the other views ignore what they have
-	h := commands.New(commands.Config{Log: n.log, Dir: dir, Node: n.id, Logger: n.logger, LastUsed: lastUsed})
+	h := commands.New(commands.Config{Log: n.log, Dir: dir, Node: n.id, Logger: n.logger, LastUsed: lastUsed, Record: n.recorder.Record})
 	h.Routes(n.server.Mux, n.verifier)
 	x := commands.NewExpirer(commands.ExpirerConfig{Log: n.log, Timers: n.log, Node: n.id, Logger: n.logger})
 	n.server.Registry.MustRegister(h.Collectors()...)
@@ -230,7 +232,7 @@ func (au *auditor) copy(ctx context.Context) error {
 	w := audit.NewWriter(audit.WriterConfig{Store: store, Log: n.log, Uses: n.log, Logger: n.logger})
 	mux := http.NewServeMux()
 	ops.Fallback(mux)
-	audit.NewDoor(audit.DoorConfig{Store: store, Log: n.log, Now: time.Now, Node: n.id, Logger: n.logger}).Routes(mux, n.verifier)
+	audit.NewDoor(audit.DoorConfig{Store: store, Log: n.log, Now: time.Now, Node: n.id, Recorder: n.recorder, Logger: n.logger}).Routes(mux, n.verifier)
 	n.server.Registry.MustRegister(w.Collectors()...)
 	au.store.Store(store)
 	au.door.Store(mux)

@@ -214,6 +214,12 @@ func TestTour(t *testing.T) {
 				return "reading is not on the record: no " + typ
 			}
 		}
+		json := p.must(t, "--json", "audit", "events", "--keyspace", "keytrail", "--type", "audit.queried", "--all")
+		for _, kind := range []string{"history", "events", "uses", "usage"} {
+			if !strings.Contains(json, `"kind":"`+kind+`"`) {
+				return "reading is not on the record: no " + kind + "\n" + json
+			}
+		}
 		return ""
 	})
 	asOf := p.must(t, "--json", "key", "get", key.ID, "--as-of", key.CreatedAt)
