@@ -333,7 +333,7 @@ func TestCrash(t *testing.T) {
 		if seen := look(); r.IntN(4) > 0 {
 			until := time.Now().Add(3 * time.Second)
 			for now := seen; now.messages == seen.messages && now.messages < crashMessages && time.Now().Before(until); now = look() {
-				time.Sleep(5 * time.Millisecond)
+				time.Sleep(5 * time.Millisecond) // a real process on the other side: poll
 			}
 		}
 		time.Sleep(time.Duration(r.IntN(300)) * time.Millisecond) // the instant of the crash: the point of the test
@@ -372,7 +372,7 @@ func TestCrash(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not complete: %+v", p)
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond) // a real process on the other side: poll
 	}
 	lap("finish")
 	writer.kill(t)
@@ -515,48 +515,57 @@ func line(cells ...any) string {
 
 func lessIP(a, b string) bool { return netip.MustParseAddr(a).Compare(netip.MustParseAddr(b)) < 0 }
 
-// compare reads one line a row and stops at the first that differs.
-func compare(t *testing.T, conn driver.Conn, table string, want []string, sql string) {
+// each hands every row of the query to f and returns how many there were.
+func each(t *testing.T, conn driver.Conn, table, sql string, f func(rows driver.Rows, n int) error) (n int) {
 	t.Helper()
 	rows, err := conn.Query(t.Context(), sql)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer rows.Close()
-	n := 0
 	for ; rows.Next(); n++ {
-		var got string
-		if err := rows.Scan(&got); err != nil {
-			t.Fatal(err)
-		}
-		if n >= len(want) || got != want[n] {
-			t.Fatalf("%s: row %d is %q, want %q", table, n, got, want[min(n, len(want)-1)])
+		if err := f(rows, n); err != nil {
+			t.Fatalf("%s: row %d: %v", table, n, err)
 		}
 	}
-	if rows.Err() != nil || n != len(want) {
-		t.Fatalf("%s: %d rows, want %d, %v", table, n, len(want), rows.Err())
+	if rows.Err() != nil {
+		t.Fatalf("%s: %v", table, rows.Err())
+	}
+	return n
+}
+
+// compare reads one line a row and stops at the first that differs.
+func compare(t *testing.T, conn driver.Conn, table string, want []string, sql string) {
+	t.Helper()
+	n := each(t, conn, table, sql, func(rows driver.Rows, n int) error {
+		var got string
+		if err := rows.Scan(&got); err != nil {
+			return err
+		}
+		if n >= len(want) || got != want[n] {
+			return fmt.Errorf("it is %q, want %q", got, want[min(n, len(want)-1)])
+		}
+		return nil
+	})
+	if n != len(want) {
+		t.Fatalf("%s: %d rows, want %d", table, n, len(want))
 	}
 }
 
 func compareCells(t *testing.T, conn driver.Conn, table string, want map[string]uint64, sql string) {
 	t.Helper()
-	rows, err := conn.Query(t.Context(), sql)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rows.Close()
-	n := 0
-	for ; rows.Next(); n++ {
+	n := each(t, conn, table, sql, func(rows driver.Rows, _ int) error {
 		var cell string
 		var count, cost uint64
 		if err := rows.Scan(&cell, &count, &cost); err != nil {
-			t.Fatal(err)
+			return err
 		}
 		if count != want[cell+"|n"] || cost != want[cell+"|cost"] {
 			t.Errorf("%s %s: %d (cost %d), want %d (cost %d)", table, cell, count, cost, want[cell+"|n"], want[cell+"|cost"])
 		}
-	}
-	if rows.Err() != nil || 2*n != len(want) {
-		t.Errorf("%s: %d cells, want %d, %v", table, n, len(want)/2, rows.Err())
+		return nil
+	})
+	if 2*n != len(want) {
+		t.Errorf("%s: %d cells, want %d", table, n, len(want)/2)
 	}
 }
