@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -491,5 +493,30 @@ func TestPowerLostSinceTheDoor(t *testing.T) {
 				t.Errorf("define: %v", err)
 			}
 		})
+	}
+}
+
+// TestHistoryIsReadOnTheRecord: who reads a key's history is written down first,
+// and where that fails nothing is read.
+func TestHistoryIsReadOnTheRecord(t *testing.T) {
+	w := newWorld(t)
+	var fail error
+	var read []string
+	n := w.nodeWith("one", func(_ context.Context, who *events.Principal, d events.Data) error {
+		q := d.(*events.AuditQueried)
+		read = append(read, who.Actor.ID+" "+q.Kind+" "+q.Filter["key"])
+		return fail
+	})
+	path := "/v1/keys/" + w.rootID.String() + "/history"
+	if a := n.do(w.root, "GET", path, ""); a.Code != http.StatusOK || !strings.Contains(a.Body.String(), "key.created") {
+		t.Errorf("%d %s", a.Code, a.Body)
+	}
+	fail = events.ErrUnavailable
+	if a := n.do(w.root, "GET", path, ""); a.Code != http.StatusServiceUnavailable || strings.Contains(a.Body.String(), "key.created") {
+		t.Errorf("not written down, and yet: %d %s", a.Code, a.Body)
+	}
+	want := w.rootID.String() + " history " + w.rootID.String()
+	if !slices.Equal(read, []string{want, want}) {
+		t.Errorf("written down: %q", read)
 	}
 }

@@ -135,11 +135,15 @@ func (w *world) checkSecrets() {
 }
 
 // node starts a control node and stops it with the test.
-func (w *world) node(name string) *node {
+func (w *world) node(name string) *node { w.Helper(); return w.nodeWith(name, nil) }
+
+// nodeWith is a node that writes readings down by record.
+func (w *world) nodeWith(name string, record func(context.Context, *events.Principal, events.Data) error) *node {
 	w.Helper()
 	n := &node{dir: projections.NewDirectory(), mux: http.NewServeMux()}
 	n.Handler = commands.New(commands.Config{
-		Log: w.log, Dir: n.dir, Now: w.clock.now, Rand: newDice(name[0]), Node: events.NodeID(name),
+		Record: record,
+		Log:    w.log, Dir: n.dir, Now: w.clock.now, Rand: newDice(name[0]), Node: events.NodeID(name),
 		Logger: slog.New(slog.NewJSONHandler(w.out, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	n.Routes(n.mux, dirAuth{n.dir, w.clock})
