@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -99,7 +97,7 @@ func (a *app) verifierCmd() *cobra.Command {
 	c := &cobra.Command{Use: "verifier", Short: "Run a verifier node beside your APIs", Args: none,
 		Long: `Run a verifier node: it answers /v1/verify and /v1/authorize from memory and
 writes every decision to the ledger. Any number of them may run. Give them the
-EDGE user: it can read the log and append uses, and nothing else.`,
+EDGE user: it can read the log and the uses and append uses, and nothing else.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			n, err := a.open(c.Context(), "verifier", &r)
 			if err != nil {
@@ -163,7 +161,7 @@ The root key is read from --root-key-file, or made and written there (mode 0600)
 			if err != nil {
 				return err
 			}
-			secret, made, err := rootKeyFile(keyFile)
+			secret, made, err := rootKey(keyFile)
 			if err != nil {
 				return err
 			}
@@ -182,31 +180,6 @@ The root key is read from --root-key-file, or made and written there (mode 0600)
 	c.Flags().IntVar(&replicas, "replicas", 1, "copies of each stream: 1, or 3 on a cluster")
 	c.Flags().Int64Var(&maxStore, "max-store", 0, "bytes for all streams together, at most what each server has (default 16 GiB)")
 	return c
-}
-
-// rootKeyFile reads the root key, or makes it durably.
-func rootKeyFile(path string) (secret events.Secret, made bool, err error) {
-	b, err := os.ReadFile(path)
-	if err == nil {
-		return events.NewSecret(strings.TrimSpace(string(b))), false, nil
-	}
-	if !os.IsNotExist(err) {
-		return secret, false, fmt.Errorf("read the root key: %w", err)
-	}
-	def := events.BuiltinDefinition()
-	t, _ := def.Type("")
-	if secret, err = commands.NewSecret(t, rand.Reader); err != nil {
-		return secret, false, err
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return secret, false, fmt.Errorf("write the root key: %w", err)
-	}
-	defer f.Close()
-	if _, err := f.WriteString(secret.Reveal() + "\n"); err != nil {
-		return secret, false, fmt.Errorf("write the root key: %w", err)
-	}
-	return secret, true, f.Sync()
 }
 
 // prefixes reads networks; a bare address is a network of one.

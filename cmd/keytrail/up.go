@@ -98,8 +98,11 @@ func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 		dsn = eng.DSN()
 	}
 
-	root, first, err := rootKey(ctx, dir, log)
+	root, first, err := rootKey(dir.Sub("root.key"))
 	if err != nil {
+		return err
+	}
+	if _, err := commands.Bootstrap(ctx, log, root, events.At(time.Now())); err != nil {
 		return err
 	}
 	n, err := a.newNode(ctx, nc, log, nodeConfig{Role: "up", Name: "up", Listen: cfg.Listen, Dir: dir.Sub("snapshots"), Trusted: trusted}, logger)
@@ -172,29 +175,23 @@ func (a *app) checkLog(ctx context.Context, log *eventlog.Log) error {
 	return err
 }
 
-// rootKey returns the root key, made on the first start. The file is durable
-// before the log names the key: after a crash in between, the next start appends
-// the same key.
-func rootKey(ctx context.Context, dir *ops.Dir, log events.Log) (secret events.Secret, first bool, err error) {
-	s, err := dir.Read("root.key")
+// rootKey reads the root key's secret from a file, or makes it. The file is durable
+// before the log names the key: after a crash in between, Bootstrap of the same
+// secret goes on where it was.
+func rootKey(path string) (secret events.Secret, made bool, err error) {
+	s, err := ops.ReadSmall(path)
 	if err != nil {
+		return secret, false, fmt.Errorf("read the root key: %w", err)
+	}
+	if s != "" {
+		return events.NewSecret(s), false, nil
+	}
+	def := events.BuiltinDefinition()
+	t, _ := def.Type("")
+	if secret, err = commands.NewSecret(t, rand.Reader); err != nil {
 		return secret, false, err
 	}
-	if s == "" {
-		def := events.BuiltinDefinition()
-		t, _ := def.Type("")
-		if secret, err = commands.NewSecret(t, rand.Reader); err != nil {
-			return secret, false, err
-		}
-		if err := dir.WriteOnce("root.key", secret.Reveal()); err != nil {
-			return secret, false, err
-		}
-		first = true
-	} else {
-		secret = events.NewSecret(s)
-	}
-	_, err = commands.Bootstrap(ctx, log, secret, events.At(time.Now()))
-	return secret, first, err
+	return secret, true, ops.WriteSmall(path, secret.Reveal())
 }
 
 func (a *app) greet(base string, cfg upConfig, root events.Secret, first bool) {

@@ -44,21 +44,31 @@ func (d *Dir) Close() error { return d.lock.Close() }
 func (d *Dir) Sub(name ...string) string { return filepath.Join(append([]string{d.Path}, name...)...) }
 
 // Read returns the trimmed content of a small file, "" when it does not exist.
-func (d *Dir) Read(name string) (string, error) {
-	b, err := os.ReadFile(d.Sub(name))
+func (d *Dir) Read(name string) (string, error) { return ReadSmall(d.Sub(name)) }
+
+// WriteOnce writes a small file as WriteSmall does.
+func (d *Dir) WriteOnce(name, content string) error { return WriteSmall(d.Sub(name), content) }
+
+// ReadSmall returns the trimmed content of a small file, "" when it does not exist.
+func ReadSmall(path string) (string, error) {
+	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
 	return strings.TrimSpace(string(b)), err
 }
 
-// WriteOnce writes a small file durably with mode 0600: content and name are on
+// WriteSmall writes a small file durably with mode 0600: content and name are on
 // disk before it returns. A crash leaves the file whole or absent.
-func (d *Dir) WriteOnce(name, content string) error {
-	tmp := d.Sub("." + name + "." + rand.Text())
+func WriteSmall(path, content string) error {
+	dirPath, name := filepath.Split(path)
+	if dirPath == "" {
+		dirPath = "."
+	}
+	tmp := filepath.Join(dirPath, "."+name+"."+rand.Text())
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return err
+		return fmt.Errorf("write %s: %w", name, err)
 	}
 	_, err = f.WriteString(content + "\n")
 	if err == nil {
@@ -68,13 +78,13 @@ func (d *Dir) WriteOnce(name, content string) error {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Rename(tmp, d.Sub(name))
+		err = os.Rename(tmp, path)
 	}
 	if err != nil {
 		os.Remove(tmp)
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	dir, err := os.Open(d.Path)
+	dir, err := os.Open(dirPath)
 	if err != nil {
 		return err
 	}
