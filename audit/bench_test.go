@@ -28,7 +28,7 @@ const (
 func BenchmarkUses(b *testing.B) {
 	log := logtest.NewMemLog()
 	at := start
-	log.Now = func() time.Time { return at.Std() }
+	log.SetClock(func() time.Time { return at.Std() })
 	r := rand.New(rand.NewPCG(1, 2))
 	id := log.ID()
 	var bytes int

@@ -23,7 +23,7 @@ type fixture struct {
 
 func newFixture(t testing.TB) *fixture {
 	f := &fixture{store: openStore(t, enginetest.Database(t)), log: logtest.New(t), clock: &clock{start}, node: "n1", n: 1}
-	f.log.Now = f.clock.now
+	f.log.SetClock(f.clock.now)
 	startWriter(t, WriterConfig{Store: f.store, Log: f.log, Uses: f.log, Linger: 5 * time.Millisecond})
 	for _, ks := range []events.KeyspaceID{"scribe", "other"} {
 		logtest.Append(t, f.log, events.KeyspaceAggregate(ks), &events.KeyspaceDefined{Definition: events.BuiltinDefinition()})

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/go-json-experiment/json"
@@ -69,7 +70,7 @@ func call(t testing.TB, srv *httptest.Server, who, method, path, body string) (*
 func TestDoor(t *testing.T) {
 	f := newFixture(t)
 	srv := serveDoor(t, f.store, f.log)
-	f.log.Now = nil // readers act now, after the fixture
+	f.log.SetClock(time.Now) // readers act now, after the fixture
 	before := len(f.log.Records())
 
 	type answer struct {

@@ -21,7 +21,7 @@ func TestWriterCopies(t *testing.T) {
 	s := openStore(t, enginetest.Database(t))
 	log := logtest.New(t)
 	c := &clock{start}
-	log.Now = c.now
+	log.SetClock(c.now)
 	startWriter(t, WriterConfig{Store: s, Log: log, Uses: log, Linger: 10 * time.Millisecond})
 
 	ref := logtest.NewKeyRef("scribe", "acme")

@@ -146,7 +146,7 @@ func TestExpirerStartsLate(t *testing.T) {
 func TestExpirerClockBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorldAt(t, new(clock))
-		w.log.Now = func() time.Time { return time.Now().Add(5 * time.Second) }
+		w.log.SetClock(func() time.Time { return time.Now().Add(5 * time.Second) })
 		n := w.node("one")
 		w.define(n, "acme", acme)
 		defer expirers(w, 2)()

@@ -108,7 +108,7 @@ func newWorld(t testing.TB) *world { t.Helper(); return newWorldAt(t, newClock(s
 func newWorldAt(t testing.TB, c *clock) *world {
 	t.Helper()
 	w := &world{TB: t, log: logtest.New(t), clock: c, out: new(lockedBuffer)}
-	w.log.Now = w.clock.now
+	w.log.SetClock(w.clock.now)
 	def := events.BuiltinDefinition()
 	var err error
 	if w.root, err = commands.NewSecret(&def.KeyTypes[0], newDice(1)); err != nil {

@@ -31,9 +31,6 @@ const maxBatch = 64
 // holds but whose rev or prev does not continue the history is refused with an
 // error outside the classes of events/log.go, and with New also fails the test.
 type MemLog struct {
-	// Now is the log's own clock; time.Now if nil. Set it before first use. It may
-	// be shared and stepped: everything that waits looks again within 250 ms.
-	Now func() time.Time
 	// RetrySucceeds chooses between the two answers that the contract allows to
 	// the retry of writes that are already stored: ErrConflict (false; what a
 	// single server answers) or success with the first sequence (true; what a
@@ -54,6 +51,7 @@ type MemLog struct {
 	chains  map[events.Aggregate]*history
 	uses    useStream
 	timers  timers
+	clock   func() time.Time
 	lastNow events.Time
 }
 
@@ -74,6 +72,7 @@ func NewMemLog() *MemLog {
 	return &MemLog{
 		id:      events.LogID(ulid.Make()),
 		changed: make(chan struct{}),
+		clock:   time.Now,
 		byID:    map[events.EventID]events.Seq{},
 		chains:  map[events.Aggregate]*history{},
 		uses:    useStream{ids: map[string]stored{}, tail: map[events.NodeID]events.Seq{}},
@@ -90,6 +89,14 @@ func New(t testing.TB) *MemLog {
 	return l
 }
 
+// SetClock makes clock the log's own instead of time.Now. It may be shared and
+// stepped: everything that waits looks again within 250 ms.
+func (l *MemLog) SetClock(clock func() time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.clock = clock
+}
+
 // ID implements events.Log.
 func (l *MemLog) ID() events.LogID { return l.id }
 
@@ -102,11 +109,7 @@ func (l *MemLog) Records() []events.Recorded {
 
 // now returns the log's clock, which never goes back. l.mu is held.
 func (l *MemLog) now() events.Time {
-	now := time.Now
-	if l.Now != nil {
-		now = l.Now
-	}
-	l.lastNow = max(l.lastNow, events.At(now()))
+	l.lastNow = max(l.lastNow, events.At(l.clock()))
 	return l.lastNow
 }
 

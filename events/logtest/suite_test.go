@@ -83,11 +83,11 @@ func TestMemClock(t *testing.T) {
 		var mu sync.Mutex
 		now := time.Date(2026, 1, 6, 10, 0, 0, 0, time.UTC)
 		l := New(t)
-		l.Now = func() time.Time {
+		l.SetClock(func() time.Time {
 			mu.Lock()
 			defer mu.Unlock()
 			return now
-		}
+		})
 		var got list[arrival]
 		defer collect(t, t.Context(), l, &got)()
 		set(t, t.Context(), l, NewKeyRef("shop", "acme"), events.At(now)+1)
