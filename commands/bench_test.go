@@ -35,7 +35,7 @@ func BenchmarkCreate(b *testing.B) {
 func BenchmarkSecret(b *testing.B) {
 	random := newDice(1)
 	for b.Loop() {
-		if _, err := commands.NewSecret(&acme.KeyTypes[0], random); err != nil {
+		if _, err := commands.NewSecret(&acme.KeyTypes[0], "live", random); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -23,7 +23,7 @@ import (
 // built-in keyspace's form (draw it with NewSecret).
 func Bootstrap(ctx context.Context, log events.Log, secret events.Secret, now events.Time) (events.KeyID, error) {
 	def := events.BuiltinDefinition()
-	t, ok := def.TypeOf(secret.Reveal())
+	t, _, ok := def.TypeOf(secret.Reveal())
 	if !ok {
 		return events.KeyID{}, fmt.Errorf("bootstrap: the root key's secret does not have the form of keyspace %q", events.Builtin)
 	}

@@ -13,7 +13,7 @@ import (
 func rootSecret(t *testing.T, seed byte) events.Secret {
 	t.Helper()
 	def := events.BuiltinDefinition()
-	s, err := commands.NewSecret(&def.KeyTypes[0], newDice(seed))
+	s, err := commands.NewSecret(&def.KeyTypes[0], "", newDice(seed))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/keytrail/keytrail/events"
 )
@@ -24,36 +25,43 @@ type Create struct {
 	Reason   string            `json:"reason,omitzero"`
 }
 
-// KeyType returns the type of key that the request asks for. Its faults are
-// among those of Decide.
-func (c *Create) KeyType(d *events.Definition) (*events.KeyType, error) {
+// KeyType returns the type and the environment of the key that the request asks
+// for. Its faults are among those of Decide.
+func (c *Create) KeyType(d *events.Definition) (t *events.KeyType, environment string, err error) {
 	var f events.FieldErrors
-	if t := c.keyType(&f, d); t != nil {
-		return t, nil
+	if t, environment = c.keyType(&f, d); t != nil {
+		return t, environment, nil
 	}
-	return nil, f
+	return nil, "", f
 }
 
-func (c *Create) keyType(f *events.FieldErrors, d *events.Definition) *events.KeyType {
-	fits := func(t *events.KeyType) bool { return c.Environment == "" || t.Environment == c.Environment }
-	if c.Type == "" {
-		i := slices.IndexFunc(d.KeyTypes, func(t events.KeyType) bool { return fits(&t) })
-		if i < 0 {
-			f.Add("environment", "unknown_environment", fmt.Sprintf("no key type is of environment %q", clip(c.Environment)))
-			return nil
+func (c *Create) keyType(f *events.FieldErrors, d *events.Definition) (*events.KeyType, string) {
+	in := func(t *events.KeyType) (string, bool) {
+		if c.Environment == "" {
+			return t.Environment(), true
 		}
-		return &d.KeyTypes[i]
+		return c.Environment, slices.Contains(t.Environments, c.Environment)
+	}
+	if c.Type == "" {
+		for i := range d.KeyTypes {
+			if env, ok := in(&d.KeyTypes[i]); ok {
+				return &d.KeyTypes[i], env
+			}
+		}
+		f.Add("environment", "unknown_environment", fmt.Sprintf("no key type has environment %q", clip(c.Environment)))
+		return nil, ""
 	}
 	t, ok := d.Type(c.Type)
 	if !ok {
 		f.Add("type", "unknown_type", fmt.Sprintf("key type %q is not defined in the keyspace", clip(c.Type)))
-		return nil
+		return nil, ""
 	}
-	if !fits(t) {
-		f.Add("environment", "unknown_environment", fmt.Sprintf("key type %q is of environment %q", t.Name, t.Environment))
-		return nil
+	env, ok := in(t)
+	if !ok {
+		f.Add("environment", "unknown_environment", fmt.Sprintf("key type %q has no environment %q: want one of %s", t.Name, clip(c.Environment), cmp.Or(strings.Join(t.Environments, ", "), "none")))
+		return nil, ""
 	}
-	return t
+	return t, env
 }
 
 // Decide returns the creation, or every bad field (events.FieldErrors), or a
@@ -65,7 +73,7 @@ func (c *Create) Decide(r *Rules, now events.Time, digest events.Digest, hint st
 		f.Add("tenant", "invalid", err.Error())
 	}
 	checkName(&f, c.Name)
-	t := c.keyType(&f, r.Definition)
+	t, environment := c.keyType(&f, r.Definition)
 	g := events.Grant{Roles: c.Roles}
 	if c.Scopes != nil {
 		g.Scopes = *c.Scopes
@@ -87,7 +95,7 @@ func (c *Create) Decide(r *Rules, now events.Time, digest events.Digest, hint st
 	}
 	return &events.KeyCreated{
 		Digest: digest, Hint: hint,
-		Name: c.Name, KeyType: t.Name, Environment: t.Environment,
+		Name: c.Name, KeyType: t.Name, Environment: environment,
 		Scopes:    sorted(g.Scopes, cmp.Compare),
 		Roles:     sorted(g.Roles, cmp.Compare),
 		Resources: sorted(c.Resources, events.CompareResources),

@@ -74,7 +74,7 @@ func TestDecideCreate(t *testing.T) {
 	}
 	expiring := func(w commands.ExpiryWish) commands.Create { return key(func(c *commands.Create) { c.ExpiryWish = w }) }
 	listed := func(list ...string) commands.Create { return key(func(c *commands.Create) { c.Allowlist = list }) }
-	month := events.ExpiryPolicy{MaxSeconds: 30 * 86400}
+	month := events.ExpiryPolicy{Max: "30d"}
 	for _, tt := range []struct {
 		name  string
 		cmd   commands.Create
@@ -124,8 +124,8 @@ func TestDecideCreate(t *testing.T) {
 		{"never", expiring(never), rules(), `"scopes":["read"]}`},
 		{"never where it must expire", expiring(never), rules(policy(events.ExpiryPolicy{Required: true})), "expires_at:required"},
 		{"nothing where it must expire", expiring(commands.ExpiryWish{}), rules(policy(events.ExpiryPolicy{Required: true})), "expires_at:required"},
-		{"the default", expiring(commands.ExpiryWish{}), rules(policy(events.ExpiryPolicy{DefaultSeconds: 3600})), `"expires_at":"2026-01-06T11:00:00.000Z"`},
-		{"never is not the default", expiring(never), rules(policy(events.ExpiryPolicy{DefaultSeconds: 3600})), `"scopes":["read"]}`},
+		{"the default", expiring(commands.ExpiryWish{}), rules(policy(events.ExpiryPolicy{Default: "1h"})), `"expires_at":"2026-01-06T11:00:00.000Z"`},
+		{"never is not the default", expiring(never), rules(policy(events.ExpiryPolicy{Default: "1h"})), `"scopes":["read"]}`},
 		{"the longest", expiring(in("30d")), rules(policy(month)), `"expires_at":"2026-02-05T10:00:00.000Z"`},
 		{"longer", expiring(in("30d1ms")), rules(policy(month)), "expires_in:too_late"},
 		{"never under a longest", expiring(never), rules(policy(month)), "expires_at:required"},
@@ -283,7 +283,7 @@ func TestDecideChange(t *testing.T) {
 
 // TestPatchLife bounds the life from the key's creation, not from the change.
 func TestPatchLife(t *testing.T) {
-	r := rules(policy(events.ExpiryPolicy{MaxSeconds: 30 * 86400}))
+	r := rules(policy(events.ExpiryPolicy{Max: "30d"}))
 	k := life(t, &events.KeyExpiryChanged{After: t0.Add(20 * day)})
 	p := commands.Patch{ExpiryWish: commands.ExpiryWish{ExpiresIn: ptr("20d")}}
 	if _, err := p.Decide(k, r, t0.Add(10*day)); err != nil {
@@ -317,12 +317,12 @@ func TestDecideRotate(t *testing.T) {
 		{name: "an overlap past the old life", given: ends(2 * day), when: overlap("30d"), rules: rules(), old: at(2 * day), next: now.Add(2 * day)},
 		{name: "an overlap below zero", when: overlap("-1s"), rules: rules(), want: "overlap:invalid"},
 		{name: "a life past what a duration holds", given: []events.Data{&events.KeyExpiryChanged{After: end9999}}, when: overlap("1h"), rules: rules(), old: now.Add(time.Hour), next: now.Add(100 * 365 * day)},
-		{name: "the policy shortens the successor", given: ends(10 * day), rules: rules(policy(events.ExpiryPolicy{MaxSeconds: 86400})), old: now, next: now.Add(day)},
-		{name: "a policy that came later", rules: rules(policy(events.ExpiryPolicy{Required: true, MaxSeconds: 86400})), old: now, next: now.Add(day)},
-		{name: "a policy with a default", rules: rules(policy(events.ExpiryPolicy{Required: true, DefaultSeconds: 60})), old: now, next: now.Add(time.Minute)},
+		{name: "the policy shortens the successor", given: ends(10 * day), rules: rules(policy(events.ExpiryPolicy{Max: "1d"})), old: now, next: now.Add(day)},
+		{name: "a policy that came later", rules: rules(policy(events.ExpiryPolicy{Required: true, Max: "24h"})), old: now, next: now.Add(day)},
+		{name: "a policy with a default", rules: rules(policy(events.ExpiryPolicy{Required: true, Default: "60s"})), old: now, next: now.Add(time.Minute)},
 		{name: "a policy without one", rules: rules(policy(events.ExpiryPolicy{Required: true})), want: "expires_at:required"},
 		{name: "asked for", given: ends(10 * day), when: commands.Rotate{ExpiryWish: commands.ExpiryWish{ExpiresIn: ptr("1h")}}, rules: rules(), old: now, next: now.Add(time.Hour)},
-		{name: "asked for too much", when: commands.Rotate{ExpiryWish: commands.ExpiryWish{ExpiresIn: ptr("2d")}}, rules: rules(policy(events.ExpiryPolicy{MaxSeconds: 86400})), want: "expires_in:too_late"},
+		{name: "asked for too much", when: commands.Rotate{ExpiryWish: commands.ExpiryWish{ExpiresIn: ptr("2d")}}, rules: rules(policy(events.ExpiryPolicy{Max: "1d"})), want: "expires_in:too_late"},
 		{name: "twice", given: []events.Data{&events.KeyRotated{Successor: events.KeyID{9}, After: at(2 * day)}}, rules: rules(), want: "already_rotated"},
 		{name: "a disabled key", given: []events.Data{new(events.KeyDisabled)}, rules: rules(), want: "state"},
 		{name: "a revoked key", given: []events.Data{&events.KeyRevoked{Code: events.RevokeUnspecified}}, rules: rules(), want: "state"},
@@ -450,11 +450,11 @@ func TestNewSecret(t *testing.T) {
 		seen, count := map[string]bool{}, map[rune]int{}
 		const draws = 4000
 		for range draws {
-			s, err := commands.NewSecret(&kt, random)
+			s, err := commands.NewSecret(&kt, kt.Environment(), random)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !kt.Matches(s.Reveal()) {
+			if _, ok := kt.Match(s.Reveal()); !ok {
 				t.Fatalf("type %q: a secret of another form", kt.Name)
 			}
 			if seen[s.Reveal()] && kt.Len() > 1 {

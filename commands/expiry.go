@@ -2,8 +2,6 @@ package commands
 
 import (
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/keytrail/keytrail/events"
@@ -42,51 +40,22 @@ func (w ExpiryWish) resolve(f *events.FieldErrors, p events.ExpiryPolicy, born, 
 		at = t
 	case w.ExpiresIn != nil:
 		field = "expires_in"
-		d, err := parseDuration(*w.ExpiresIn)
+		d, err := events.ParseSpan(*w.ExpiresIn)
 		if err != nil || d < time.Millisecond {
 			f.Add(field, "invalid", "want a positive duration of at most 100 years, as 90s, 720h or 30d")
 			return 0
 		}
 		at = now.Add(d)
-	case !w.ExpiresAt.Set && p.DefaultSeconds > 0:
-		at = now.Add(time.Duration(p.DefaultSeconds) * time.Second)
+	case !w.ExpiresAt.Set && p.Default != "":
+		at = now.Add(p.Default.Duration())
 	}
-	if at == 0 && p.MaxSeconds > 0 {
-		f.Add(field, "required", fmt.Sprintf("keys of this keyspace live %s at most: want expires_at or expires_in", p.Max()))
-	} else if at == 0 && p.Required {
+	switch {
+	case at == 0 && p.Max != "":
+		f.Add(field, "required", fmt.Sprintf("keys of this keyspace live %s at most: want expires_at or expires_in", p.Max))
+	case at == 0 && p.Required:
 		f.Add(field, "required", "keys of this keyspace must expire: want expires_at or expires_in")
-	} else if p.MaxSeconds > 0 && at > born.Add(p.Max()) {
-		f.Add(field, "too_late", fmt.Sprintf("keys of this keyspace live %s at most: want %s or earlier", p.Max(), born.Add(p.Max())))
+	case p.Max != "" && at > born.Add(p.Longest()):
+		f.Add(field, "too_late", fmt.Sprintf("keys of this keyspace live %s at most: want %s or earlier", p.Max, born.Add(p.Longest())))
 	}
 	return at
-}
-
-const maxDuration = 100 * 365 * 24 * time.Hour
-
-// parseDuration reads a Go duration that may start with days: "720h", "30d",
-// "1d12h". The result is 0 to 100 years.
-func parseDuration(s string) (time.Duration, error) {
-	var days int64
-	rest := s
-	if n, after, ok := strings.Cut(s, "d"); ok {
-		var err error
-		if days, err = strconv.ParseInt(n, 10, 32); err != nil || days < 0 || n[0] == '+' {
-			return 0, fmt.Errorf("want a duration")
-		}
-		rest = after
-	}
-	var d time.Duration
-	if rest != "" || rest == s {
-		var err error
-		if d, err = time.ParseDuration(rest); err != nil {
-			return 0, fmt.Errorf("want a duration")
-		}
-	}
-	if d < 0 || d > maxDuration || days > int64(maxDuration/(24*time.Hour)) {
-		return 0, fmt.Errorf("want a duration of at most 100 years")
-	}
-	if d += time.Duration(days) * 24 * time.Hour; d > maxDuration {
-		return 0, fmt.Errorf("want a duration of at most 100 years")
-	}
-	return d, nil
 }

@@ -117,8 +117,8 @@ func (h *Handler) Create(ctx context.Context, call *Call, ks events.KeyspaceID, 
 				r.NameHolder = holder
 			}
 			var hint string
-			if t, err := c.KeyType(r.Definition); err == nil {
-				if secret, err = NewSecret(t, h.cfg.Rand); err != nil {
+			if t, environment, err := c.KeyType(r.Definition); err == nil {
+				if secret, err = NewSecret(t, environment, h.cfg.Rand); err != nil {
 					return *k, err
 				}
 				hint = t.Hint(secret.Reveal())
@@ -193,7 +193,7 @@ func (h *Handler) Rotate(ctx context.Context, call *Call, id events.KeyID, c *Ro
 		var hint string
 		if t, ok := r.Definition.Type(k.KeyType); ok {
 			var err error
-			if secret, err = NewSecret(t, h.cfg.Rand); err != nil {
+			if secret, err = NewSecret(t, k.Environment, h.cfg.Rand); err != nil {
 				return *k, err
 			}
 			hint = t.Hint(secret.Reveal())

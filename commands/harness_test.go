@@ -111,7 +111,7 @@ func newWorldAt(t testing.TB, c *clock) *world {
 	w.log.SetClock(w.clock.now)
 	def := events.BuiltinDefinition()
 	var err error
-	if w.root, err = commands.NewSecret(&def.KeyTypes[0], newDice(1)); err != nil {
+	if w.root, err = commands.NewSecret(&def.KeyTypes[0], "", newDice(1)); err != nil {
 		t.Fatal(err)
 	}
 	w.secrets = append(w.secrets, w.root)
@@ -222,9 +222,9 @@ func (w *world) call(key, what string) *commands.Call {
 // acme is the keyspace of the tests.
 var acme = events.Definition{
 	KeyTypes: []events.KeyType{
-		{Name: "secret", Environment: "live", Prefix: "sk_live_", Defaults: []string{"read"}},
-		{Name: "publishable", Environment: "live", Prefix: "pk_live_", Ceiling: []string{"upload"}},
-		{Name: "secret_test", Environment: "test", Prefix: "sk_test_", Alphabet: events.Hex},
+		{Name: "secret", Environments: []string{"live"}, Prefix: "sk_live_", Defaults: []string{"read"}},
+		{Name: "publishable", Environments: []string{"live"}, Prefix: "pk_live_", Ceiling: []string{"upload"}},
+		{Name: "secret_test", Environments: []string{"test"}, Prefix: "sk_test_", Alphabet: events.Hex},
 	},
 	Scopes: []events.ScopeDef{
 		{Name: "read"}, {Name: "write", Implies: []string{"read"}}, {Name: "upload"},

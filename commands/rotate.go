@@ -1,6 +1,9 @@
 package commands
 
 import (
+	"cmp"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/keytrail/keytrail/events"
@@ -22,7 +25,7 @@ func (c *Rotate) Decide(k *events.Key, r *Rules, now events.Time, successor even
 	var overlap time.Duration
 	if c.Overlap != nil {
 		var err error
-		if overlap, err = parseDuration(*c.Overlap); err != nil {
+		if overlap, err = events.ParseSpan(*c.Overlap); err != nil {
 			f.Add("overlap", "invalid", "want a duration of 0 to 100 years, as 0s, 24h or 7d")
 		}
 	}
@@ -30,6 +33,9 @@ func (c *Rotate) Decide(k *events.Key, r *Rules, now events.Time, successor even
 	t, ok := r.Definition.Type(k.KeyType)
 	if !ok {
 		f.Add("type", "unknown_type", "the key's type is no longer defined in the keyspace")
+	}
+	if ok && k.Environment != t.Environment() && !slices.Contains(t.Environments, k.Environment) {
+		f.Add("environment", "unknown_environment", fmt.Sprintf("key type %q no longer has the key's environment %q", t.Name, k.Environment))
 	}
 	r.checkGrant(&f, t, k.Grant, k.Resources)
 	r.checkResources(&f, k.Resources)
@@ -49,7 +55,7 @@ func (c *Rotate) Decide(k *events.Key, r *Rules, now events.Time, successor even
 	created := &events.KeyCreated{
 		Digest: digest, Hint: hint,
 		Name: k.Label.Name, Metadata: k.Label.Metadata,
-		KeyType: t.Name, Environment: t.Environment,
+		KeyType: t.Name, Environment: k.Environment,
 		Scopes: k.Grant.Scopes, Roles: k.Grant.Roles, Resources: k.Resources,
 		Allowlist: k.Allowlist, Limit: k.Limit,
 		ExpiresAt: expires, RotatedFrom: k.ID,
@@ -64,18 +70,15 @@ func (c *Rotate) successorExpiry(f *events.FieldErrors, k *events.Key, p events.
 	if c.Given() {
 		return c.resolve(f, p, now, now)
 	}
-	longest := time.Duration(maxDuration)
-	if p.MaxSeconds > 0 {
-		longest = p.Max()
-	}
+	longest := cmp.Or(p.Longest(), events.MaxSpan)
 	if k.ExpiresAt != 0 {
 		// In milliseconds: a life until the year 9999 is more than a Duration holds.
 		return min(now+k.ExpiresAt-k.CreatedAt, now.Add(longest))
 	}
-	if p.MaxSeconds == 0 && !p.Required {
+	if !p.MustEnd() {
 		return 0
 	}
-	if p.DefaultSeconds == 0 && p.MaxSeconds > 0 {
+	if p.Default == "" && p.Max != "" {
 		return now.Add(longest)
 	}
 	return c.resolve(f, p, now, now)

@@ -16,6 +16,7 @@ const (
 	TypeKeyspaceDefined      Type = "keyspace.defined"
 	TypeRoleDefined          Type = "role.defined"
 	TypeRoleDeleted          Type = "role.deleted"
+	TypeTenantLimitUpdated   Type = "tenant.limit_updated"
 	TypeKeyCreated           Type = "key.created"
 	TypeKeyImported          Type = "key.imported"
 	TypeKeyScopesAssigned    Type = "key.scopes_assigned"
@@ -48,6 +49,7 @@ var Catalogue = map[Type]func() Data{
 	TypeKeyspaceDefined:      func() Data { return new(KeyspaceDefined) },
 	TypeRoleDefined:          func() Data { return new(RoleDefined) },
 	TypeRoleDeleted:          func() Data { return new(RoleDeleted) },
+	TypeTenantLimitUpdated:   func() Data { return new(TenantLimitUpdated) },
 	TypeKeyCreated:           func() Data { return new(KeyCreated) },
 	TypeKeyImported:          func() Data { return new(KeyImported) },
 	TypeKeyScopesAssigned:    func() Data { return new(KeyScopesAssigned) },
@@ -81,6 +83,12 @@ type RoleDefined struct {
 
 // RoleDeleted ends a role: it grants nothing from here on.
 type RoleDeleted struct{}
+
+// TenantLimitUpdated replaces the limit of a tenant: of all its keys together.
+type TenantLimitUpdated struct {
+	Before *Limit `json:"before,omitzero"`
+	After  *Limit `json:"after,omitzero"` // absent = the keyspace's default
+}
 
 // KeyCreated starts a key's life.
 type KeyCreated struct {
@@ -217,6 +225,7 @@ type AuditExported struct {
 func (*KeyspaceDefined) EventType() Type      { return TypeKeyspaceDefined }
 func (*RoleDefined) EventType() Type          { return TypeRoleDefined }
 func (*RoleDeleted) EventType() Type          { return TypeRoleDeleted }
+func (*TenantLimitUpdated) EventType() Type   { return TypeTenantLimitUpdated }
 func (*KeyCreated) EventType() Type           { return TypeKeyCreated }
 func (*KeyImported) EventType() Type          { return TypeKeyImported }
 func (*KeyScopesAssigned) EventType() Type    { return TypeKeyScopesAssigned }
@@ -236,6 +245,7 @@ func (*AuditExported) EventType() Type        { return TypeAuditExported }
 func (*KeyspaceDefined) aggregate() AggregateKind      { return KindKeyspace }
 func (*RoleDefined) aggregate() AggregateKind          { return KindRole }
 func (*RoleDeleted) aggregate() AggregateKind          { return KindRole }
+func (*TenantLimitUpdated) aggregate() AggregateKind   { return KindTenant }
 func (*KeyCreated) aggregate() AggregateKind           { return KindKey }
 func (*KeyImported) aggregate() AggregateKind          { return KindKey }
 func (*KeyScopesAssigned) aggregate() AggregateKind    { return KindKey }
@@ -265,6 +275,8 @@ func (d *RoleDefined) Validate() error {
 }
 
 func (*RoleDeleted) Validate() error { return nil }
+
+func (d *TenantLimitUpdated) Validate() error { return validLimit(d.After) }
 
 func (d *KeyCreated) Validate() error {
 	if d.Digest.IsZero() {

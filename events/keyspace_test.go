@@ -40,25 +40,25 @@ func TestKeyTypeMatches(t *testing.T) {
 		{bare, strings.Repeat("Q", 30), true},
 		{bare, "", false},
 	} {
-		if got := c.kt.Matches(c.secret); got != c.want {
+		if _, got := c.kt.Match(c.secret); got != c.want {
 			t.Errorf("%s matches %q: %v", c.kt.Name, c.secret, got)
 		}
 	}
 	secret := "sk_" + strings.Repeat("a", 32)
-	if n := testing.AllocsPerRun(100, func() { base.Matches(secret) }); n != 0 {
-		t.Errorf("Matches allocates %v times", n)
+	if n := testing.AllocsPerRun(100, func() { base.Match(secret) }); n != 0 {
+		t.Errorf("Match allocates %v times", n)
 	}
 	// Every character of an alphabet, and nothing else of ASCII, is in the form.
 	for _, a := range []events.Alphabet{"", events.Base62, events.Hex} {
 		kt := events.KeyType{Alphabet: a, Length: 1}
 		for c := range 256 {
-			if got, want := kt.Matches(string([]byte{byte(c)})), c < 128 && strings.ContainsRune(a.Chars(), rune(c)); got != want {
+			if _, got := kt.Match(string([]byte{byte(c)})); got != (c < 128 && strings.ContainsRune(a.Chars(), rune(c))) {
 				t.Errorf("alphabet %q, character %q: %v", a, rune(c), got)
 			}
 		}
 	}
 	for _, c := range []struct{ secret, want string }{
-		{"sk_8FjKaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "sk_8FjK"}, {"sk_8F", "sk_8F"}, {"", ""},
+		{"sk_8FjKaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "sk_8FjK"}, {"sk_8F", "s"}, {"another-issuers-own-long-secret-of-43-chars", "another-"}, {"", ""},
 	} {
 		if got := base.Hint(c.secret); got != c.want {
 			t.Errorf("hint of %q is %q, want %q", c.secret, got, c.want)
@@ -112,7 +112,7 @@ func TestDefinitionValidate(t *testing.T) {
 		}, ""},
 		"type name":       {types(events.KeyType{Name: "A"}), "key_types[0].name invalid"},
 		"type twice":      {types(events.KeyType{Name: "a", Prefix: "x_"}, events.KeyType{Name: "a", Prefix: "y_"}), "key_types[1].name duplicate"},
-		"environment":     {types(events.KeyType{Name: "a", Environment: "Live"}), "key_types[0].environment invalid"},
+		"environment":     {types(events.KeyType{Name: "a", Environments: []string{"Live"}}), "key_types[0].environments[0] invalid"},
 		"prefix of 33":    {types(events.KeyType{Name: "a", Prefix: strings.Repeat("p", 33)}), "key_types[0].prefix invalid"},
 		"prefix with dot": {types(events.KeyType{Name: "a", Prefix: "a.b"}), "key_types[0].prefix invalid"},
 		"alphabet":        {types(events.KeyType{Name: "a", Alphabet: "base64"}), "key_types[0].alphabet invalid"},
@@ -148,9 +148,9 @@ func TestDefinitionValidate(t *testing.T) {
 		"header":          {func(d *events.Definition) { d.Credential.Header = "X Key" }, "credential.header invalid"},
 		"scheme":          {func(d *events.Definition) { d.Credential.Scheme = "a b" }, "credential.scheme invalid"},
 		"resource kind":   {func(d *events.Definition) { d.Resources = []string{"P", "p", "p"} }, "resources[0] invalid, resources[2] duplicate"},
-		"expiry":          {func(d *events.Definition) { d.Expiry.MaxSeconds = -1 }, "expiry.max_seconds invalid"},
-		"expiry of 101 y": {func(d *events.Definition) { d.Expiry.MaxSeconds = 101 * 365 * 86400 }, "expiry.max_seconds invalid"},
-		"default expiry":  {func(d *events.Definition) { d.Expiry.MaxSeconds = 5; d.Expiry.DefaultSeconds = 6 }, "expiry.default_seconds invalid"},
+		"expiry":          {func(d *events.Definition) { d.Expiry.Max = "-1s" }, "expiry.max invalid"},
+		"expiry of 101 y": {func(d *events.Definition) { d.Expiry.Max = "36865d" }, "expiry.max invalid"},
+		"default expiry":  {func(d *events.Definition) { d.Expiry.Max = "5s"; d.Expiry.Default = "6s" }, "expiry.default invalid"},
 		"plan":            {func(d *events.Definition) { d.Plans = []events.Plan{{"P", 1, 1}, {"p", 0, 1}, {"p", 1, 1 << 40}} }, "plans[0].name invalid, plans[1].per_minute invalid, plans[2].name duplicate, plans[2].burst invalid"},
 		"unknown plan":    {func(d *events.Definition) { d.Limit = &events.Limit{Plan: "p"} }, "limit.plan unknown_plan"},
 		"plan and numbers": {func(d *events.Definition) {
@@ -201,7 +201,7 @@ func TestValidTypesDoNotOverlap(t *testing.T) {
 		}
 		for i := range 2 {
 			secret := d.KeyTypes[i].Prefix + strings.Repeat(rapid.SampledFrom([]string{"a", "f"}).Draw(r, "fill"), d.KeyTypes[i].Len())
-			if kt, ok := d.TypeOf(secret); !ok || kt.Name != d.KeyTypes[i].Name {
+			if kt, _, ok := d.TypeOf(secret); !ok || kt.Name != d.KeyTypes[i].Name {
 				r.Fatalf("%q, of type %d, is taken for %v", secret, i, kt)
 			}
 		}
@@ -223,7 +223,7 @@ func TestDefinitionDefaults(t *testing.T) {
 	if d.Staleness.MaxStaleness() != 10*time.Second || (events.Staleness{MaxMillis: 5}).MaxStaleness() != 5*time.Millisecond {
 		t.Error("staleness")
 	}
-	if d.Expiry.Max() != 0 || (events.ExpiryPolicy{MaxSeconds: 2}).Max() != 2*time.Second {
+	if d.Expiry.Longest() != 0 || (&events.ExpiryPolicy{Max: "2s"}).Longest() != 2*time.Second {
 		t.Error("expiry")
 	}
 	for _, c := range []struct {

@@ -287,3 +287,25 @@ func (r *Role) Next(rec *Recorded) (Role, error) {
 	}
 	return n, nil
 }
+
+// Tenant is what the events of one tenant as a whole add up to.
+type Tenant struct {
+	Chain
+	Keyspace  KeyspaceID
+	ID        TenantID
+	Limit     *Limit // nil = the keyspace's default
+	UpdatedAt Time
+}
+
+// Next returns the tenant after r.
+func (t *Tenant) Next(r *Recorded) (Tenant, error) {
+	chain, err := t.Chain.Advance(r)
+	if err != nil {
+		return *t, err
+	}
+	d, ok := r.Data.(*TenantLimitUpdated)
+	if !ok {
+		return *t, fmt.Errorf("event %d of %s: %s does not belong to a tenant", r.Seq, r.Aggregate, r.Type())
+	}
+	return Tenant{Chain: chain, Keyspace: r.Aggregate.Keyspace, ID: r.Aggregate.Tenant, Limit: d.After, UpdatedAt: r.Time}, nil
+}

@@ -16,17 +16,19 @@ const (
 	KindKey      AggregateKind = "key"
 	KindRole     AggregateKind = "role"
 	KindKeyspace AggregateKind = "keyspace"
+	KindTenant   AggregateKind = "tenant"
 	KindReader   AggregateKind = "reader" // one who reads the record; its id is an actor id
 )
 
-// Aggregate names one history: all events of one key, role, keyspace or reader.
+// Aggregate names one history: all events of one key, role, keyspace, tenant or
+// reader.
 // It maps one to one onto a subject, so that optimistic concurrency is one
 // expectation (E2).
 type Aggregate struct {
 	Kind     AggregateKind
 	Keyspace KeyspaceID
 	Tenant   TenantID // NoTenant for keyspaces and readers
-	ID       string   // key id, role id, keyspace id or reader's actor id
+	ID       string   // key id, role id, keyspace id, tenant id or reader's actor id
 }
 
 // KeyAggregate names the history of a key.
@@ -42,6 +44,11 @@ func RoleAggregate(ks KeyspaceID, tenant TenantID, role RoleID) Aggregate {
 // KeyspaceAggregate names the history of a keyspace.
 func KeyspaceAggregate(ks KeyspaceID) Aggregate {
 	return Aggregate{KindKeyspace, ks, NoTenant, string(ks)}
+}
+
+// TenantAggregate names the history of what holds for a tenant as a whole.
+func TenantAggregate(ks KeyspaceID, tenant TenantID) Aggregate {
+	return Aggregate{KindTenant, ks, tenant, string(tenant)}
 }
 
 // ReaderAggregate names the history of what one actor read of the record.
@@ -95,11 +102,16 @@ func (a Aggregate) Validate() error {
 			return fmt.Errorf("keyspace aggregate: id must equal the keyspace and the tenant must be %q", NoTenant)
 		}
 		return nil
+	case KindTenant:
+		if a.ID != string(a.Tenant) {
+			return fmt.Errorf("tenant aggregate: id must equal the tenant")
+		}
+		return a.Tenant.Validate()
 	case KindReader:
 		if !nameWord.match(a.ID) || a.Keyspace != Builtin || a.Tenant != NoTenant {
 			return fmt.Errorf("reader aggregate: want an actor id in keyspace %q, tenant %q", Builtin, NoTenant)
 		}
 		return nil
 	}
-	return fmt.Errorf("aggregate kind %q: want key, role, keyspace or reader", clip(string(a.Kind)))
+	return fmt.Errorf("aggregate kind %q: want key, role, keyspace, tenant or reader", clip(string(a.Kind)))
 }

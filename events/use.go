@@ -27,10 +27,11 @@ const (
 	ReasonResourceNotAllowed Reason = 10
 	ReasonRateLimited        Reason = 11
 	ReasonVerifierStale      Reason = 12
+	ReasonHTTPSRequired      Reason = 13
 )
 
 var reasonNames = [...]string{"", "ok", "key_missing", "key_malformed", "key_unknown", "key_revoked", "key_expired",
-	"key_disabled", "address_not_allowed", "scope_missing", "resource_not_allowed", "rate_limited", "verifier_stale"}
+	"key_disabled", "address_not_allowed", "scope_missing", "resource_not_allowed", "rate_limited", "verifier_stale", "https_required"}
 
 // Reasons lists the closed set in the order of their numbers.
 func Reasons() []Reason {

@@ -24,6 +24,7 @@ type Directory struct {
 	lists   map[events.KeyspaceID]*spaceLists
 	names   map[nameRef][]*entry // of keys that are active or disabled, as the events say
 	spaces  map[events.KeyspaceID]*events.Keyspace
+	tenants map[spaceTenant]*events.Tenant
 	roles   map[roleRef]*events.Role
 	readers map[string]events.Chain
 	failed  error // why the view stands still (P3)
@@ -42,6 +43,12 @@ type nameRef struct {
 	name   string
 }
 
+// spaceTenant names a tenant of a keyspace.
+type spaceTenant struct {
+	space  events.KeyspaceID
+	tenant events.TenantID
+}
+
 // spaceLists are the keys of one keyspace in the order of their creation: all,
 // and by tenant. They only grow (P5).
 type spaceLists struct {
@@ -57,6 +64,7 @@ func NewDirectory() *Directory {
 		lists:   map[events.KeyspaceID]*spaceLists{},
 		names:   map[nameRef][]*entry{},
 		spaces:  map[events.KeyspaceID]*events.Keyspace{},
+		tenants: map[spaceTenant]*events.Tenant{},
 		roles:   map[roleRef]*events.Role{},
 		readers: map[string]events.Chain{},
 	}
@@ -138,6 +146,17 @@ func (d *Directory) Keyspaces() []events.Keyspace {
 	return out
 }
 
+// Tenant returns what holds for the tenant as a whole; the zero Tenant when there
+// is no event about it.
+func (d *Directory) Tenant(ks events.KeyspaceID, tenant events.TenantID) events.Tenant {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if t := d.tenants[spaceTenant{ks, tenant}]; t != nil {
+		return *t
+	}
+	return events.Tenant{Keyspace: ks, ID: tenant}
+}
+
 // Role returns the role, deleted or not: its history goes on where it ended.
 // ok is false when it was never defined.
 func (d *Directory) Role(ks events.KeyspaceID, tenant events.TenantID, role events.RoleID) (events.Role, bool) {
@@ -198,6 +217,8 @@ func (d *Directory) next(at events.Seq, r *events.Recorded) error {
 		return d.applyKey(r)
 	case events.KindKeyspace:
 		return step(d.spaces, r.Aggregate.Keyspace, r, (*events.Keyspace).Next)
+	case events.KindTenant:
+		return step(d.tenants, spaceTenant{r.Aggregate.Keyspace, r.Aggregate.Tenant}, r, (*events.Tenant).Next)
 	case events.KindRole:
 		return step(d.roles, roleRef{r.Aggregate.Keyspace, r.Aggregate.Tenant, events.RoleID(r.Aggregate.ID)}, r, (*events.Role).Next)
 	case events.KindReader:

@@ -31,6 +31,7 @@ type Class struct {
 	Environment string        // live, test, ... told to the gateway; may be ""
 	Status      events.Status // as the events say; ask StatusAt for the answer at an instant
 	Space       *Keyspace
+	Whole       *Tenant // the tenant as a whole
 }
 
 // terms are what a key may do, where, from where and how often. Each part is

@@ -28,6 +28,7 @@ type Keys struct {
 	undefined map[events.KeyspaceID]*Keyspace // keyspaces that keys speak of before their definition
 	roles     map[roleRef]*events.Role
 	readers   map[string]events.Chain // histories of reading the record, by subject
+	tenants   map[tenantRef]*Tenant
 	classes   pool[Class, Class]
 	terms     pool[terms, terms]
 	grants    pool[sum, grant]
@@ -52,6 +53,7 @@ func NewKeys() *Keys {
 		undefined: map[events.KeyspaceID]*Keyspace{},
 		roles:     map[roleRef]*events.Role{},
 		readers:   map[string]events.Chain{},
+		tenants:   map[tenantRef]*Tenant{},
 		classes:   pool[Class, Class]{},
 		terms:     pool[terms, terms]{},
 		grants:    pool[sum, grant]{},
@@ -123,6 +125,8 @@ func (v *Keys) next(at events.Seq, r *events.Recorded) error {
 		return v.applyKeyspace(r)
 	case events.KindRole:
 		return v.applyRole(r)
+	case events.KindTenant:
+		return v.applyTenant(r)
 	case events.KindReader:
 		c, err := v.readers[r.Aggregate.ID].Advance(r)
 		v.readers[r.Aggregate.ID] = c
@@ -199,6 +203,21 @@ func (v *Keys) applyRole(r *events.Recorded) error {
 	for g := range v.byRole[ref] {
 		v.resolve(g)
 	}
+	return nil
+}
+
+func (v *Keys) applyTenant(r *events.Recorded) error {
+	t := v.tenant(v.space(r.Aggregate.Keyspace), r.Aggregate.Tenant)
+	old := t.state
+	if old == nil {
+		old = new(events.Tenant)
+	}
+	next, err := old.Next(r)
+	if err != nil {
+		return err
+	}
+	t.state = &next
+	t.limit.Store(next.Limit)
 	return nil
 }
 

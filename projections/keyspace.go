@@ -11,21 +11,49 @@ import (
 type Keyspace struct {
 	ID events.KeyspaceID
 
-	current atomic.Pointer[regime] // swapped whole
+	current atomic.Pointer[Regime] // swapped whole
 	state   events.Keyspace        // owned by the writer
 }
 
-// regime is one version of the definition, and what went before that still binds.
-type regime struct {
+// Regime is one version of a keyspace's definition, made ready for verifying. It
+// is immutable.
+type Regime struct {
 	events.Definition
-	retired []events.Plan // plans that earlier versions had, with their last numbers
+	Order     []events.Check    // the order of checks
+	Envelope  *events.Envelope  // of refusals; nil = problem details
+	Checksums bool              // Junk may refuse a secret without a look-up
+	levels    map[string]string // scopes that want a resource, by its kind; nil when none does
+	retired   []events.Plan     // plans that earlier versions had, with their last numbers
 }
+
+func newRegime(def events.Definition, retired []events.Plan) *Regime {
+	g := &Regime{Definition: def, Order: def.Order(), Checksums: def.Checksums(), retired: retired}
+	if def.Errors.Envelope != nil {
+		g.Envelope, _ = events.CompileEnvelope(def.Errors.Envelope) // a stored definition is valid
+	}
+	for _, s := range def.Scopes {
+		if s.Level != "" && s.Level != events.LevelTenant {
+			if g.levels == nil {
+				g.levels = map[string]string{}
+			}
+			g.levels[s.Name] = s.Level
+		}
+	}
+	return g
+}
+
+// Level returns the kind of resource that a request must name to use the scope,
+// "" when it need not.
+func (g *Regime) Level(scope string) string { return g.levels[scope] }
 
 func newKeyspace(id events.KeyspaceID) *Keyspace {
 	s := &Keyspace{ID: id}
-	s.current.Store(new(regime))
+	s.current.Store(newRegime(events.Definition{}, nil))
 	return s
 }
+
+// Regime returns the current version, never nil.
+func (s *Keyspace) Regime() *Regime { return s.current.Load() }
 
 // Definition returns the current definition, never nil. It is shared: do not
 // modify.
@@ -42,17 +70,17 @@ func (s *Keyspace) define(r *events.Recorded) error {
 	return nil
 }
 
-func (g *regime) next(def events.Definition) *regime {
-	n := &regime{Definition: def}
+func (g *Regime) next(def events.Definition) *Regime {
+	var retired []events.Plan
 	for _, p := range slices.Concat(g.Plans, g.retired) {
 		if !slices.ContainsFunc(def.Plans, func(q events.Plan) bool { return q.Name == p.Name }) {
-			n.retired = append(n.retired, p)
+			retired = append(retired, p)
 		}
 	}
-	return n
+	return newRegime(def, retired)
 }
 
-func (g *regime) resolve(l *events.Limit) (perMinute, burst int64, ok bool) {
+func (g *Regime) resolve(l *events.Limit) (perMinute, burst int64, ok bool) {
 	if perMinute, burst, ok = g.Resolve(l); ok || l == nil {
 		return perMinute, burst, ok
 	}
@@ -63,3 +91,34 @@ func (g *regime) resolve(l *events.Limit) (perMinute, burst int64, ok bool) {
 	}
 	return g.Resolve(nil) // a plan that never was; the write side refuses those
 }
+
+// Tenant is what holds for all keys of a tenant together; the pointer is stable.
+type Tenant struct {
+	space  *Keyspace
+	limit  atomic.Pointer[events.Limit] // nil = the keyspace's default
+	bucket Bucket
+	state  *events.Tenant // owned by the writer; nil without events
+}
+
+type tenantRef struct {
+	space  *Keyspace
+	tenant events.TenantID
+}
+
+// Limit returns the tokens per minute and at once of all keys of the tenant
+// together, as Key.Limit does; ok is false for none.
+func (t *Tenant) Limit() (perMinute, burst int64, ok bool) {
+	g := t.space.current.Load()
+	l := t.limit.Load()
+	if l == nil {
+		l = g.TenantLimit
+	}
+	if l == nil {
+		return 0, 0, false
+	}
+	return g.resolve(l)
+}
+
+// Bucket returns the tenant's token bucket on this node. Like a key's it is not
+// part of the fold.
+func (t *Tenant) Bucket() *Bucket { return &t.bucket }

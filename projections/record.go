@@ -17,7 +17,7 @@ func (v *Keys) record(w *events.Key, old *Key) *Key {
 	k := &Key{ID: w.ID, Digest: w.Digest, ExpiresAt: w.ExpiresAt, rev: uint32(w.Rev), turned: !w.RotatedTo.IsZero()}
 	copy(k.head[:], w.Head[:])
 	space := v.space(w.Keyspace)
-	k.Class = v.class(Class{w.Tenant, w.KeyType, w.Environment, w.Status, space})
+	k.Class = v.class(Class{w.Tenant, w.KeyType, w.Environment, w.Status, space, v.tenant(space, w.Tenant)})
 	var t terms
 	if old != nil && sameList(w.Grant.Scopes, old.terms.grant.given.Scopes) && sameList(w.Grant.Roles, old.terms.grant.given.Roles) {
 		t.grant = old.terms.grant
@@ -95,8 +95,19 @@ func (v *Keys) releaseParts(t *terms) {
 // class shares c. Its strings are copied: they may be parts of a whole message.
 func (v *Keys) class(c Class) *Class {
 	return v.classes.take(c, func() *Class {
-		return &Class{events.TenantID(strings.Clone(string(c.Tenant))), strings.Clone(c.KeyType), strings.Clone(c.Environment), c.Status, c.Space}
+		return &Class{events.TenantID(strings.Clone(string(c.Tenant))), strings.Clone(c.KeyType), strings.Clone(c.Environment), c.Status, c.Space, c.Whole}
 	})
+}
+
+// tenant returns the tenant of the keyspace. Tenants are never taken back: there
+// is no key without one, and keys stay (P5).
+func (v *Keys) tenant(space *Keyspace, id events.TenantID) *Tenant {
+	t := v.tenants[tenantRef{space, id}]
+	if t == nil {
+		t = &Tenant{space: space}
+		v.tenants[tenantRef{space, events.TenantID(strings.Clone(string(id)))}] = t
+	}
+	return t
 }
 
 func (v *Keys) grant(space *Keyspace, tenant events.TenantID, keyType string, given events.Grant) *grant {

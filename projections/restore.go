@@ -196,6 +196,8 @@ func (d *decoder) decode(log events.LogID) error {
 		switch tag := d.byte(); tag {
 		case recKeyspace:
 			d.keyspace()
+		case recTenant:
+			d.tenant()
 		case recRole:
 			d.role()
 		case recReader:
@@ -210,8 +212,7 @@ func (d *decoder) decode(log events.LogID) error {
 		case recAllow:
 			d.allowlist()
 		case recLimit:
-			l := &events.Limit{Plan: d.text(), PerMinute: d.int(), Burst: d.int()}
-			d.limits = append(d.limits, counted[events.Limit]{v: l})
+			d.limits = append(d.limits, counted[events.Limit]{v: d.limit()})
 		case recTerms:
 			d.combination()
 		case recKey:
@@ -264,23 +265,41 @@ func (d *decoder) keyspace() {
 	id := events.KeyspaceID(d.text())
 	s := newKeyspace(id)
 	s.state = events.Keyspace{Chain: d.chain(), ID: id, CreatedAt: d.time(), UpdatedAt: d.time()}
-	g := new(regime)
 	def, retired := d.text(), d.text()
 	if d.err != nil {
 		return
 	}
-	if json.Unmarshal([]byte(def), &g.Definition) != nil || json.Unmarshal([]byte(retired), &g.retired) != nil {
+	var plans []events.Plan
+	if json.Unmarshal([]byte(def), &s.state.Definition) != nil || json.Unmarshal([]byte(retired), &plans) != nil {
 		d.fail(errDamaged)
 		return
 	}
-	s.state.Definition = g.Definition
-	s.current.Store(g)
+	s.current.Store(newRegime(s.state.Definition, plans))
 	d.spaces = append(d.spaces, counted[Keyspace]{v: s})
 	if s.state.Exists() {
 		d.view.publish(s)
 	} else {
 		d.view.undefined[id] = s
 	}
+}
+
+func (d *decoder) limit() *events.Limit {
+	return &events.Limit{Plan: d.text(), PerMinute: d.int(), Burst: d.int()}
+}
+
+func (d *decoder) tenant() {
+	space, id := need(d, d.spaces, d.uint()), events.TenantID(d.text())
+	state := &events.Tenant{ID: id, Chain: d.chain(), UpdatedAt: d.time()}
+	if d.bool() {
+		state.Limit = d.limit()
+	}
+	if d.err != nil {
+		return
+	}
+	state.Keyspace = space.ID
+	t := d.view.tenant(space, id)
+	t.state = state
+	t.limit.Store(state.Limit)
 }
 
 func (d *decoder) role() {
@@ -291,7 +310,10 @@ func (d *decoder) role() {
 
 func (d *decoder) class() {
 	space := need(d, d.spaces, d.uint())
-	c := &Class{events.TenantID(d.text()), d.text(), d.text(), events.Status(d.text()), space}
+	c := &Class{events.TenantID(d.text()), d.text(), d.text(), events.Status(d.text()), space, nil}
+	if d.err == nil {
+		c.Whole = d.view.tenant(space, c.Tenant)
+	}
 	switch c.Status {
 	case events.StatusActive, events.StatusDisabled, events.StatusRevoked, events.StatusExpired:
 	default:

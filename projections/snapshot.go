@@ -19,7 +19,7 @@ import (
 // first that uses it, and is numbered by its order:
 //
 //	header   magic, version, log id, position, number of keys
-//	s        keyspace    o  role      h  a reader's history
+//	s        keyspace    n  tenant    o  role      h  a reader's history
 //	c        class       g  grant     r  resources   a  allowlist   l  limit
 //	t        terms: the numbers of their parts
 //	k        key; the owners of their digest first
@@ -31,11 +31,12 @@ import (
 // and cannot share values.
 const (
 	snapshotMagic   = "KEYTRAIL-KEYS\n"
-	snapshotVersion = 1
+	snapshotVersion = 2
 )
 
 const (
 	recKeyspace  = 's'
+	recTenant    = 'n'
 	recRole      = 'o'
 	recReader    = 'h'
 	recClass     = 'c'
@@ -52,6 +53,7 @@ const (
 type picture struct {
 	at      events.Seq
 	spaces  []spacePicture
+	tenants map[tenantRef]*events.Tenant // that have events
 	roles   map[roleRef]*events.Role
 	readers map[string]events.Chain
 	keys    []*Key // owners of their digest first, so that they own it again (P6)
@@ -68,7 +70,7 @@ type spacePicture struct {
 func (v *Keys) picture() *picture {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	p := &picture{at: v.At(), roles: make(map[roleRef]*events.Role), readers: make(map[string]events.Chain), keys: make([]*Key, 0, v.Len())}
+	p := &picture{at: v.At(), tenants: make(map[tenantRef]*events.Tenant), roles: make(map[roleRef]*events.Role), readers: make(map[string]events.Chain), keys: make([]*Key, 0, v.Len())}
 	add := func(s *Keyspace) {
 		p.spaces = append(p.spaces, spacePicture{s, s.state, s.current.Load().retired})
 	}
@@ -77,6 +79,11 @@ func (v *Keys) picture() *picture {
 	}
 	for _, s := range v.undefined {
 		add(s)
+	}
+	for ref, t := range v.tenants {
+		if t.state != nil {
+			p.tenants[ref] = t.state
+		}
 	}
 	for ref, r := range v.roles {
 		p.roles[ref] = r
@@ -180,6 +187,19 @@ func (e *encoder) encode(p *picture, log events.LogID) error {
 		if err := e.keyspace(s); err != nil {
 			return err
 		}
+	}
+	for ref, t := range p.tenants {
+		space, _ := e.spaces.number(ref.space)
+		e.byte(recTenant)
+		e.uint(space)
+		e.text(string(ref.tenant))
+		e.chain(t.Chain)
+		e.int(int64(t.UpdatedAt))
+		e.bool(t.Limit != nil)
+		if t.Limit != nil {
+			e.limitFields(t.Limit)
+		}
+		e.flush()
 	}
 	for ref, r := range p.roles {
 		e.byte(recRole)
@@ -334,10 +354,14 @@ func (e *encoder) limit(l *events.Limit) uint64 {
 	n, isNew := e.limits.number(l)
 	if isNew {
 		e.byte(recLimit)
-		e.text(l.Plan)
-		e.int(l.PerMinute)
-		e.int(l.Burst)
+		e.limitFields(l)
 		e.flush()
 	}
 	return n
+}
+
+func (e *encoder) limitFields(l *events.Limit) {
+	e.text(l.Plan)
+	e.int(l.PerMinute)
+	e.int(l.Burst)
 }

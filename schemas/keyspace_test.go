@@ -111,7 +111,7 @@ func TestScribeSight(t *testing.T) {
 		"sk_live_" + strings.Repeat("x", 28): "secret",
 		"pk_live_" + strings.Repeat("x", 28): "publishable",
 	} {
-		if kt, ok := d.TypeOf(secret); !ok || kt.Name != want || kt.Environment != "live" || kt.Hint(secret) != secret[:12] {
+		if kt, env, ok := d.TypeOf(secret); !ok || kt.Name != want || env != "live" || kt.Hint(secret) != secret[:12] {
 			t.Errorf("%s is %+v", secret, kt)
 		}
 	}
@@ -125,7 +125,7 @@ func TestScribeSight(t *testing.T) {
 	if got := d.Effective("publishable", []string{"read", "upload", "write"}); !slices.Equal(got, []string{"upload"}) {
 		t.Errorf("a publishable key may %v", got)
 	}
-	if !slices.Equal(d.Resources, []string{"project"}) || d.Expiry != (events.ExpiryPolicy{}) {
+	if !slices.Equal(d.Resources, []string{"project"}) || d.Expiry.MustEnd() {
 		t.Errorf("resources %v, expiry %+v", d.Resources, d.Expiry)
 	}
 }

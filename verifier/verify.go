@@ -65,7 +65,7 @@ func find(view *projections.Keys, req *Request) (*projections.Key, events.Reason
 		return key, events.ReasonNone
 	}
 	if ks := view.Keyspace(req.Keyspace); ks != nil {
-		if _, ok := ks.Definition().TypeOf(secret); !ok {
+		if _, _, ok := ks.Definition().TypeOf(secret); !ok {
 			return nil, events.ReasonKeyMalformed
 		}
 	}

@@ -39,8 +39,8 @@ const scribe events.KeyspaceID = "scribe-sight"
 func scribeDefinition() events.Definition {
 	return events.Definition{
 		KeyTypes: []events.KeyType{
-			{Name: "secret", Environment: "live", Prefix: "sk_live_"},
-			{Name: "publishable", Environment: "live", Prefix: "pk_live_", Ceiling: []string{"upload"}},
+			{Name: "secret", Environments: []string{"live"}, Prefix: "sk_live_"},
+			{Name: "publishable", Environments: []string{"live"}, Prefix: "pk_live_", Ceiling: []string{"upload"}},
 		},
 		Scopes:    []events.ScopeDef{{Name: "read"}, {Name: "write", Implies: []string{"read"}}, {Name: "upload"}},
 		Resources: []string{"project"},

@@ -188,7 +188,7 @@ func rootKey(path string) (secret events.Secret, made bool, err error) {
 	}
 	def := events.BuiltinDefinition()
 	t, _ := def.Type("")
-	if secret, err = commands.NewSecret(t, rand.Reader); err != nil {
+	if secret, err = commands.NewSecret(t, t.Environment(), rand.Reader); err != nil {
 		return secret, false, err
 	}
 	return secret, true, ops.WriteSmall(path, secret.Reveal())

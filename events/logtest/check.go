@@ -66,6 +66,7 @@ func checkRecords(t testing.TB, records []events.Recorded) {
 		keys    = map[events.Aggregate]events.Key{}
 		spaces  = map[events.Aggregate]events.Keyspace{}
 		roles   = map[events.Aggregate]events.Role{}
+		tenants = map[events.Aggregate]events.Tenant{}
 		stored  events.Time
 	)
 	for i := range records {
@@ -110,6 +111,9 @@ func checkRecords(t testing.TB, records []events.Recorded) {
 		case events.KindRole:
 			k := roles[a]
 			roles[a], err = k.Next(r)
+		case events.KindTenant:
+			t := tenants[a]
+			tenants[a], err = t.Next(r)
 		case events.KindReader: // a plain list of what was read
 		}
 		if err != nil {

@@ -180,10 +180,11 @@ func GenDefinition() *rapid.Generator[events.Definition] {
 		for i := range rapid.IntRange(1, 3).Draw(t, "key types") {
 			kt := events.KeyType{
 				Name: "type" + string(rune('a'+i)), Prefix: string(rune('a'+i)) + "_", Defaults: some("defaults"),
-				Environment: rapid.SampledFrom([]string{"", "live", "test"}).Draw(t, "environment"),
-				Length:      rapid.SampledFrom([]int{0, 30, 200}).Draw(t, "length"),
-				Alphabet:    rapid.SampledFrom([]events.Alphabet{"", events.Base62, events.Hex}).Draw(t, "alphabet"),
-				Description: genText(0).Draw(t, "type text"),
+				Environments: rapid.SampledFrom([][]string{nil, {"live"}, {"live", "test"}}).Draw(t, "environments"),
+				Length:       rapid.SampledFrom([]int{0, 30, 200}).Draw(t, "length"),
+				Alphabet:     rapid.SampledFrom([]events.Alphabet{"", events.Base62, events.Hex, events.Base58, events.Base32, events.Base64URL}).Draw(t, "alphabet"),
+				Checksum:     rapid.SampledFrom([]events.Checksum{"", events.CRC32}).Draw(t, "checksum"),
+				Description:  genText(0).Draw(t, "type text"),
 			}
 			if rapid.Bool().Draw(t, "ceiling") {
 				kt.Ceiling = slices.Clone(kt.Defaults)
@@ -194,9 +195,11 @@ func GenDefinition() *rapid.Generator[events.Definition] {
 			d.Plans = []events.Plan{{Name: "basic", PerMinute: 60, Burst: 5}, {Name: "pro", PerMinute: events.MaxPerMinute, Burst: 1}}
 			d.Limit = rapid.SampledFrom([]*events.Limit{nil, {Plan: "pro"}, {PerMinute: 7, Burst: 3}}).Draw(t, "limit")
 		}
-		d.Expiry.MaxSeconds = rapid.Int64Range(0, 31536000).Draw(t, "max")
-		d.Expiry.DefaultSeconds = rapid.Int64Range(0, d.Expiry.MaxSeconds).Draw(t, "default")
-		d.Expiry.Required = rapid.Bool().Draw(t, "required")
+		d.Expiry = rapid.SampledFrom([]events.ExpiryPolicy{{}, {Required: true}, {Max: "90d"}, {Max: "365d", Default: "30d"},
+			{Choices: []events.Span{events.Never, "30d", "90d", "365d"}}}).Draw(t, "expiry")
+		d.Checks = rapid.SampledFrom([][]events.Check{nil, {events.CheckAddress, events.CheckState, events.CheckScope, events.CheckResource, events.CheckLimit}}).Draw(t, "checks")
+		d.HTTPSOnly = rapid.Bool().Draw(t, "https only")
+		d.TenantLimit = rapid.SampledFrom([]*events.Limit{nil, {PerMinute: 70, Burst: 30}}).Draw(t, "tenant limit")
 		return d
 	})
 }
@@ -240,6 +243,8 @@ func drawData(t *rapid.T, typ events.Type) (events.Data, events.Aggregate) {
 			Description: genText(0).Draw(t, "description"), Scopes: scopes, Before: genScopes().Draw(t, "before")}, role
 	case events.TypeRoleDeleted:
 		return &events.RoleDeleted{}, role
+	case events.TypeTenantLimitUpdated:
+		return &events.TenantLimitUpdated{Before: genLimit().Draw(t, "before"), After: genLimit().Draw(t, "after")}, events.TenantAggregate(ks, tenant)
 	case events.TypeKeyCreated:
 		c := drawCreated(t)
 		return &c, key

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"net/netip"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/keytrail/keytrail/events"
 )
 
@@ -82,17 +84,30 @@ func Samples() []events.Write {
 	def := events.Definition{
 		Title: "Shop", Description: "Keys of the shop's API.",
 		KeyTypes: []events.KeyType{
-			{Name: "secret", Environment: "live", Prefix: "sk_live_", Defaults: []string{"read"}, Description: "for servers"},
-			{Name: "publishable", Environment: "test", Prefix: "pk_test_", Alphabet: events.Hex, Length: 40, Ceiling: []string{"read"}},
+			{Name: "secret", Environments: []string{"live", "test"}, Prefix: "sk_{environment}_", Checksum: events.CRC32, Defaults: []string{"read"}, Description: "for servers"},
+			{Name: "publishable", Environments: []string{"test"}, Prefix: "pk_test_", Alphabet: events.Hex, Length: 40, Ceiling: []string{"read"}},
 		},
 		Credential: events.Credential{Header: "X-Api-Key", Scheme: "Key"},
+		HTTPSOnly:  true,
 		Scopes: []events.ScopeDef{
-			{Name: "read", Description: "see"}, {Name: "write", Implies: []string{"read"}}, {Name: "orders:*"},
+			{Name: "read", Description: "see"}, {Name: "write", Implies: []string{"read"}}, {Name: "orders:*", Level: "project"},
 		},
-		Resources: []string{"project"},
-		Expiry:    events.ExpiryPolicy{Required: true, MaxSeconds: 31536000, DefaultSeconds: 86400},
-		Limit:     &events.Limit{Plan: "basic"},
-		Plans:     []events.Plan{{Name: "basic", PerMinute: 60, Burst: 10}},
+		Grants:       events.GrantRules{Required: true, Fixed: true, By: events.GrantsByScopes},
+		Resources:    []string{"project"},
+		Expiry:       events.ExpiryPolicy{Required: true, Max: "365d", Default: "1d", Choices: []events.Span{"1d", "30d", "365d"}},
+		Plans:        []events.Plan{{Name: "basic", PerMinute: 60, Burst: 10}},
+		Limit:        &events.Limit{Plan: "basic"},
+		TenantLimit:  &events.Limit{PerMinute: 600, Burst: 100},
+		LimitHeaders: events.LimitHeaders{Style: events.HeadersXRateLimit, Limit: "X-Limit", Remaining: "X-Left", Reset: "X-Reset", ResetAs: events.ResetUnix},
+		Checks:       []events.Check{events.CheckAddress, events.CheckState, events.CheckScope, events.CheckResource, events.CheckLimit},
+		Errors: events.ErrorRules{
+			ContentType: "application/json; charset=utf-8",
+			Envelope:    jsontext.Value(`{"error":{"code":"{code}","message":"{message}","fields":[{"path":"{issue.path}"}]},"meta":{"request_id":"{request_id}","v":1}}`),
+			Answers: []events.ErrorAnswer{
+				{Reasons: []string{"key_missing", "key_malformed"}, Status: 401, Code: "authentication_required", Message: "Invalid or missing API key"},
+				{Reasons: []string{"scope_missing"}, Message: "Want scope {scope}"},
+			},
+		},
 		Staleness: events.Staleness{MaxMillis: 5000, OnStale: "allow"},
 		Ledger:    events.LedgerSync,
 	}
@@ -102,6 +117,9 @@ func Samples() []events.Write {
 	wider := def
 	wider.Title = "Shop, wider"
 	s.add(ks, &events.KeyspaceDefined{Definition: wider, Before: &def}, from)
+	tenant := events.TenantAggregate("shop", "acme")
+	s.add(tenant, &events.TenantLimitUpdated{After: &events.Limit{Plan: "basic"}}, from)
+	s.add(tenant, &events.TenantLimitUpdated{Before: &events.Limit{Plan: "basic"}, After: &events.Limit{PerMinute: 1200, Burst: 2400}}, from)
 	role := events.RoleAggregate("shop", "acme", "dev")
 	s.add(role, &events.RoleDefined{Level: "tenant", Description: "Developers", Scopes: []string{"read"}}, from)
 	s.add(role, &events.RoleDefined{Level: "project", Description: "Developers", Scopes: []string{"orders:*", "read"}, Before: []string{"read"}}, from)

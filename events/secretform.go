@@ -1,0 +1,311 @@
+package events
+
+import (
+	"hash/crc32"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// KeyType is one kind of key: what its secret looks like and what it may hold.
+//
+// A secret is the prefix, then Len random characters of the alphabet, then the
+// checksum if there is one. Keys that another system issued may look different;
+// a secret's form is asked about only when no key is found under it.
+type KeyType struct {
+	Name         string   `json:"name"`                   // secret, publishable, ...
+	Environments []string `json:"environments,omitempty"` // live, test, ...: told to the gateway; the first is the default
+	Prefix       string   `json:"prefix,omitzero"`        // readable start of the secret; {environment} stands for the key's environment
+	Alphabet     Alphabet `json:"alphabet,omitzero"`      // default base62
+	Length       int      `json:"length,omitzero"`        // random characters after the prefix; default 32
+	Checksum     Checksum `json:"checksum,omitzero"`      // default none
+	Defaults     []string `json:"defaults,omitempty"`     // scopes given when none are asked for
+	Ceiling      []string `json:"ceiling,omitempty"`      // scopes it may hold at most, one at least; absent = all
+	Description  string   `json:"description,omitempty"`  // for people
+}
+
+// Alphabet is the closed set of alphabets of the random part of a secret.
+type Alphabet string
+
+// The alphabets.
+const (
+	Base62    Alphabet = "base62"
+	Hex       Alphabet = "hex"
+	Base58    Alphabet = "base58"    // Bitcoin's: no 0, O, I, l
+	Base32    Alphabet = "base32"    // RFC 4648 section 6, lower case
+	Base64URL Alphabet = "base64url" // RFC 4648 section 5
+)
+
+const base62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+// Chars returns the alphabet's characters, "" when there is no such alphabet.
+func (a Alphabet) Chars() string {
+	switch a {
+	case "", Base62:
+		return base62
+	case Hex:
+		return "0123456789abcdef"
+	case Base58:
+		return "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+	case Base32:
+		return "abcdefghijklmnopqrstuvwxyz234567"
+	case Base64URL:
+		return "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	}
+	return ""
+}
+
+// minLength returns how many characters hold MinSecretBits.
+func (a Alphabet) minLength() int {
+	switch len(a.Chars()) {
+	case 16:
+		return 30
+	case 32:
+		return 24
+	case 64:
+		return 20
+	}
+	return 21 // base62, base58
+}
+
+// class returns the alphabet as a character class of a regular expression.
+func (a Alphabet) class() string {
+	switch a {
+	case Hex:
+		return "[0-9a-f]"
+	case Base58:
+		return "[1-9A-HJ-NP-Za-km-z]"
+	case Base32:
+		return "[a-z2-7]"
+	case Base64URL:
+		return "[A-Za-z0-9_-]"
+	}
+	return "[0-9A-Za-z]"
+}
+
+// Checksum is the closed set of checksums at the end of a secret.
+type Checksum string
+
+// CRC32 is GitHub's scheme: the CRC-32 (IEEE) of the random characters, in six
+// base62 digits, zeros in front. It tells a typing error or an invented secret
+// without a look-up; it is no proof of anything.
+const CRC32 Checksum = "crc32"
+
+const checksumLen = 6
+
+// Len returns the number of checksum characters.
+func (c Checksum) Len() int {
+	if c == CRC32 {
+		return checksumLen
+	}
+	return 0
+}
+
+// Append appends the checksum of the random characters.
+func (c Checksum) Append(dst []byte, random []byte) []byte {
+	if c != CRC32 {
+		return dst
+	}
+	n := crc32.ChecksumIEEE(random)
+	var digits [checksumLen]byte
+	for i := range slices.Backward(digits[:]) {
+		digits[i] = base62[n%62]
+		n /= 62
+	}
+	return append(dst, digits[:]...)
+}
+
+// fits reports whether rest ends with the checksum of what is before.
+func (c Checksum) fits(rest string) bool {
+	if c == "" {
+		return true
+	}
+	var buf [maxLength + checksumLen]byte // no allocation
+	random := buf[:copy(buf[:], rest[:len(rest)-checksumLen])]
+	var sum [checksumLen]byte
+	return string(c.Append(sum[:0], random)) == rest[len(random):]
+}
+
+// DefaultSecretLength is the number of random characters when a key type names
+// none: 190 bits in base62. MinSecretBits is the entropy floor of any type.
+const (
+	DefaultSecretLength = 32
+	MinSecretBits       = 120
+
+	maxLength = 200
+)
+
+// Len returns the number of random characters, with the default applied.
+func (t *KeyType) Len() int {
+	if t.Length == 0 {
+		return DefaultSecretLength
+	}
+	return t.Length
+}
+
+// Environment returns the environment of a key whose request names none, ""
+// when the type has none.
+func (t *KeyType) Environment() string {
+	if len(t.Environments) == 0 {
+		return ""
+	}
+	return t.Environments[0]
+}
+
+// environments returns those a key of this type may have: at least "".
+func (t *KeyType) environments() []string {
+	if len(t.Environments) == 0 {
+		return []string{""}
+	}
+	return t.Environments
+}
+
+const environmentPlaceholder = "{environment}"
+
+// PrefixIn returns the prefix of a key in the environment.
+func (t *KeyType) PrefixIn(environment string) string {
+	return strings.Replace(t.Prefix, environmentPlaceholder, environment, 1)
+}
+
+// cut returns what follows the prefix in secret, and the environment that the
+// prefix names (the default where it names none). It does not allocate.
+func (t *KeyType) cut(secret string) (rest, environment string, ok bool) {
+	before, after, templated := strings.Cut(t.Prefix, environmentPlaceholder)
+	if !templated {
+		rest, ok = strings.CutPrefix(secret, t.Prefix)
+		return rest, t.Environment(), ok && len(rest) == t.Len()+t.Checksum.Len()
+	}
+	for _, e := range t.Environments {
+		if rest, ok = strings.CutPrefix(secret, before); !ok {
+			break
+		}
+		if rest, ok = strings.CutPrefix(rest, e); !ok {
+			continue
+		}
+		if rest, ok = strings.CutPrefix(rest, after); ok && len(rest) == t.Len()+t.Checksum.Len() {
+			return rest, e, true
+		}
+	}
+	return "", "", false
+}
+
+// Match reports whether secret has the form of this type: prefix, length,
+// alphabet and checksum; and the environment that its prefix names, the default
+// where it names none. It does not allocate.
+func (t *KeyType) Match(secret string) (environment string, ok bool) {
+	rest, environment, ok := t.cut(secret)
+	if !ok {
+		return "", false
+	}
+	chars := t.Alphabet.Chars()
+	for i := range t.Len() {
+		if strings.IndexByte(chars, rest[i]) < 0 {
+			return "", false
+		}
+	}
+	if !t.Checksum.fits(rest) {
+		return "", false
+	}
+	return environment, true
+}
+
+// overlaps reports whether a secret of o can have the form of t.
+func (t *KeyType) overlaps(o *KeyType) bool {
+	for _, mine := range t.environments() {
+		for _, theirs := range o.environments() {
+			p, q := t.PrefixIn(mine), o.PrefixIn(theirs)
+			chars := t.Alphabet.Chars()
+			if t.Checksum != "" {
+				chars += base62
+			}
+			middle, ok := strings.CutPrefix(q, p)
+			if ok && len(p)+t.Len()+t.Checksum.Len() == len(q)+o.Len()+o.Checksum.Len() &&
+				strings.Trim(middle, chars) == "" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Hint returns the readable start of a secret, safe to show: the prefix and four
+// more characters of one that has the type's form; of another at most eight
+// characters and never more than a quarter.
+func (t *KeyType) Hint(secret string) string {
+	if rest, _, ok := t.cut(secret); ok {
+		return secret[:len(secret)-len(rest)+4]
+	}
+	return secret[:min(8, len(secret)/4)]
+}
+
+// Pattern returns a regular expression that finds secrets of this type in text,
+// for secret scanners (RE2 and PCRE alike), "" when nothing but randomness marks
+// them: without a prefix anything could be one. The secret is what the
+// expression matches as a whole.
+func (t *KeyType) Pattern() string {
+	if t.Prefix == "" {
+		return ""
+	}
+	before, after, templated := strings.Cut(t.Prefix, environmentPlaceholder)
+	p := regexp.QuoteMeta(before)
+	if templated {
+		quoted := make([]string, len(t.Environments))
+		for i, e := range t.Environments {
+			quoted[i] = regexp.QuoteMeta(e)
+		}
+		if len(quoted) == 1 {
+			p += quoted[0]
+		} else {
+			p += "(?:" + strings.Join(quoted, "|") + ")"
+		}
+		p += regexp.QuoteMeta(after)
+	}
+	if t.Prefix[0] != '-' {
+		p = `\b` + p
+	}
+	p += t.Alphabet.class() + "{" + strconv.Itoa(t.Len()) + "}"
+	if t.Checksum != "" {
+		p += "[0-9A-Za-z]{" + strconv.Itoa(checksumLen) + "}"
+	}
+	if t.Alphabet == Base64URL && t.Checksum == "" {
+		return p // it may end in '-', after which there is no word boundary
+	}
+	return p + `\b`
+}
+
+// TypeOf returns the key type whose form secret has, and the environment that
+// its prefix names.
+func (d *Definition) TypeOf(secret string) (t *KeyType, environment string, ok bool) {
+	for i := range d.KeyTypes {
+		if environment, ok = d.KeyTypes[i].Match(secret); ok {
+			return &d.KeyTypes[i], environment, true
+		}
+	}
+	return nil, "", false
+}
+
+// Checksums reports whether a key type has a checksum: only then can Junk say
+// anything.
+func (d *Definition) Checksums() bool {
+	return slices.ContainsFunc(d.KeyTypes, func(t KeyType) bool { return t.Checksum != "" })
+}
+
+// Junk reports whether secret has the prefix and the length of a type with a
+// checksum, and not its checksum: no key of the keyspace has it, so it can be
+// refused without a look-up. It does not allocate.
+func (d *Definition) Junk(secret string) bool {
+	junk := false
+	for i := range d.KeyTypes {
+		t := &d.KeyTypes[i]
+		rest, _, ok := t.cut(secret)
+		if !ok {
+			continue
+		}
+		if t.Checksum.fits(rest) {
+			return false
+		}
+		junk = true
+	}
+	return junk
+}
