@@ -1,0 +1,43 @@
+package verifier
+
+import (
+	"net/http"
+	"strconv"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+// limitHeaders says in h where the limit stands, in the headers that the regime
+// names. A decision that no limit was asked about says nothing.
+//
+// The ietf style is that of draft-ietf-httpapi-ratelimit-headers-10: the policy's
+// quota q is what a full bucket holds, its window w the seconds in which an empty
+// one fills; r is what remains and t the seconds until it is full again.
+func limitHeaders(h http.Header, rules *events.LimitHeaders, l Limit, perMinute int64, now events.Time) {
+	if l.Limit == 0 {
+		return
+	}
+	set := func(name string, value int64) {
+		if name != "" {
+			h.Set(name, strconv.FormatInt(value, 10))
+		}
+	}
+	if rules.Style == events.HeadersIETF {
+		b := strconv.AppendInt([]byte(`"default";q=`), l.Limit, 10)
+		b = strconv.AppendInt(append(b, ";w="...), seconds(l.Limit*perToken, perMinute), 10)
+		h.Set("RateLimit-Policy", string(b))
+		b = strconv.AppendInt([]byte(`"default";r=`), l.Remaining, 10)
+		b = strconv.AppendInt(append(b, ";t="...), l.Reset, 10)
+		h.Set("RateLimit", string(b))
+		return
+	}
+	limit, remaining, reset := rules.Names()
+	set(limit, l.Limit)
+	set(remaining, l.Remaining)
+	if rules.ResetAs == events.ResetUnix {
+		// The second in which the bucket is full for certain.
+		set(reset, (int64(now)+999)/1000+l.Reset)
+	} else {
+		set(reset, l.Reset)
+	}
+}

@@ -1,0 +1,41 @@
+package verifier
+
+import (
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+func TestLimitHeaders(t *testing.T) {
+	const now = events.Time(1_767_693_600_001) // one millisecond past the second
+	l := Limit{Limit: 120, Remaining: 7, Reset: 113}
+	for _, c := range []struct {
+		rules events.LimitHeaders
+		limit Limit
+		want  string
+	}{
+		{events.LimitHeaders{}, l, "X-Ratelimit-Limit=120 X-Ratelimit-Remaining=7 X-Ratelimit-Reset=113"},
+		{events.LimitHeaders{Style: events.HeadersXRateLimit}, l, "X-Ratelimit-Limit=120 X-Ratelimit-Remaining=7 X-Ratelimit-Reset=113"},
+		{events.LimitHeaders{Remaining: "X-RateLimit-Remaining", Reset: "X-RateLimit-Reset"}, l, "X-Ratelimit-Remaining=7 X-Ratelimit-Reset=113"},
+		{events.LimitHeaders{Reset: "X-Full-At", ResetAs: events.ResetUnix}, l, "X-Full-At=1767693714"},
+		{events.LimitHeaders{Style: events.HeadersIETF}, l, `Ratelimit="default";r=7;t=113 Ratelimit-Policy="default";q=120;w=120`},
+		{events.LimitHeaders{Style: events.HeadersNone}, l, ""},
+		{events.LimitHeaders{}, Limit{}, ""},
+		{events.LimitHeaders{Style: events.HeadersIETF}, Limit{}, ""},
+	} {
+		h := http.Header{}
+		limitHeaders(h, &c.rules, c.limit, 60, now)
+		var got []string
+		for _, name := range slices.Sorted(maps.Keys(h)) {
+			got = append(got, fmt.Sprintf("%s=%s", name, strings.Join(h[name], ",")))
+		}
+		if s := strings.Join(got, " "); s != c.want {
+			t.Errorf("%+v: %s, want %s", c.rules, s, c.want)
+		}
+	}
+}
