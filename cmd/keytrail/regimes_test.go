@@ -744,3 +744,117 @@ Retry-After: <number>
 		}
 	}
 }
+
+// TestRegimeTables: deploy/regimes/README.md counts its statements rightly, and
+// what it names as showing one exists and runs.
+func TestRegimeTables(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join(regimes, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, _ := strings.Cut(string(b), "\n## Lathe Studio\n")
+	type totals struct{ statements, shown int }
+	stated := map[string]totals{} // by document
+	files := map[string]string{}  // document -> regime
+	for _, m := range regexp.MustCompile(`(?m)^\| (.+) \| \[([a-z-]+)\.yaml\]\(.*\) \| (\d+) \| (\d+) \| (\d+) \|$`).FindAllStringSubmatch(head, -1) {
+		n, _ := strconv.Atoi(m[3])
+		shown, _ := strconv.Atoi(m[4])
+		if others, _ := strconv.Atoi(m[5]); n != shown+others {
+			t.Errorf("%s: %d statements are not %d + %d", m[1], n, shown, others)
+		}
+		stated[m[1]], files[m[1]] = totals{n, shown}, m[2]
+	}
+	if yamls, err := filepath.Glob(filepath.Join(regimes, "*.yaml")); err != nil || len(yamls) != len(files) {
+		t.Errorf("%d regimes, %d documents: %v", len(yamls), len(files), err)
+	}
+	row := regexp.MustCompile(`(?m)^\| (\d+) \| (.+) \| (.+) \| (.+) \|$`)
+	quoted := regexp.MustCompile("`([^`]+)`")
+	for section := range strings.SplitSeq("Lathe Studio\n"+rest, "\n## ") {
+		document, text, _ := strings.Cut(section, "\n")
+		want, ok := stated[document]
+		if !ok {
+			t.Errorf("%s has no totals", document)
+			continue
+		}
+		runs := exchanged(t, files[document])
+		var got totals
+		for i, m := range row.FindAllStringSubmatch(text, -1) {
+			if m[1] != strconv.Itoa(i+1) {
+				t.Errorf("%s: statement %s stands in place %d", document, m[1], i+1)
+			}
+			got.statements++
+			switch m[3] {
+			case "shown":
+				got.shown++
+			case "gateway", "dashboard", "product", "customer":
+				continue
+			default:
+				t.Errorf("%s %s: whose is %q", document, m[1], m[3])
+			}
+			by, _, _ := strings.Cut(m[4], ": ")
+			names := quoted.FindAllStringSubmatch(by, -1)
+			if len(names) == 0 {
+				t.Errorf("%s %s: nothing shows it", document, m[1])
+			}
+			for _, n := range names {
+				if !runs[n[1]] && !goTest(t, n[1]) {
+					t.Errorf("%s %s: there is no %s", document, m[1], n[1])
+				}
+			}
+		}
+		if got != want {
+			t.Errorf("%s: counted %+v, stated %+v", document, got, want)
+		}
+	}
+}
+
+// exchanged returns the sections that the scripts of a regime exchange. Each
+// section of theirs must be.
+func exchanged(t *testing.T, regime string) map[string]bool {
+	t.Helper()
+	out := map[string]bool{}
+	paths, err := filepath.Glob(filepath.Join(scripts, regime+"*.txtar"))
+	if err != nil || len(paths) == 0 {
+		t.Errorf("%s has no script: %v", regime, err)
+	}
+	for _, path := range paths {
+		a, err := txtar.ParseFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(a.Comment)) {
+			if words := strings.Fields(line); len(words) > 1 && words[0] == "exchange" {
+				for _, name := range words[1:] {
+					out[name] = true
+				}
+			}
+		}
+		for _, f := range a.Files {
+			if !out[f.Name] {
+				t.Errorf("%s: nothing exchanges %s", path, f.Name)
+			}
+		}
+	}
+	return out
+}
+
+// goTest reports whether the repository has a Go test of this name.
+func goTest(t *testing.T, name string) bool {
+	t.Helper()
+	if !strings.HasPrefix(name, "Test") {
+		return false
+	}
+	found := false
+	err := filepath.WalkDir("../..", func(path string, e os.DirEntry, err error) error {
+		if err != nil || found || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		found = bytes.Contains(b, []byte("\nfunc "+name+"("))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
