@@ -155,7 +155,8 @@ var _ api.Authenticator = (*Node)(nil)
 // Keytrail's own doors. It is a decision like any other: it is in the ledger,
 // and takes a token of the key's limit. The error is a *api.Problem.
 func (n *Node) Authenticate(r *http.Request) (events.Principal, error) {
-	req := Request{Secret: credential(r.Header, events.Credential{}), Keyspace: events.Builtin, IP: n.clientIP(r)}
+	var builtin events.Credential
+	req := Request{Secret: credential(r.Header.Values(builtin.HeaderName()), builtin), Keyspace: events.Builtin, IP: n.clientIP(r)}
 	d := n.Decide(r.Context(), &req)
 	if !d.Allowed() {
 		return events.Principal{}, problem(&d, &req)
