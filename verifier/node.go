@@ -21,8 +21,8 @@ type NodeConfig struct {
 	Ledger *Ledger
 	Log    events.LogID // the log that View follows; positions of another are refused
 
-	// TrustedProxies are the networks of the gateways whose X-Forwarded-For is
-	// believed. Default none: the client is the peer of the connection.
+	// TrustedProxies are the networks of the gateways whose X-Forwarded-For and
+	// X-Forwarded-Proto are believed. Default none: the client is the peer.
 	TrustedProxies []netip.Prefix
 	// WaitMax bounds how long a request waits for its min_position, and for its
 	// use to be durable in a keyspace with ledger sync. Default 2 s.
