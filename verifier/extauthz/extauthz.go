@@ -111,9 +111,6 @@ func question(at *authv3.AttributeContext) (*verifier.Ask, events.FieldErrors) {
 			f.Add("context_extensions."+name, "invalid", "want a value, or leave it out")
 		}
 	}
-	if _, ok := ext["keyspace"]; !ok {
-		f.Add("context_extensions.keyspace", "required", "want the name of a keyspace")
-	}
 	if len(f) > 0 {
 		return nil, f
 	}

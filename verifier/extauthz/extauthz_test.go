@@ -41,6 +41,8 @@ const (
 	stranger = "198.51.100.9"
 	office   = "203.0.113.7" // on the allowlist of the key "office"
 	proxy    = "10.0.0.1"    // trusted
+
+	imported = "legacy,key,with,commas" // of another issuer
 )
 
 // world is a node with some keys, its clock standing still.
@@ -106,6 +108,7 @@ func newWorld(t testing.TB) *world {
 	w.key("expired", func(c *events.KeyCreated) { c.ExpiresAt = events.At(w.now) })
 	w.put(w.key("disabled", nil), &events.KeyDisabled{})
 	w.keyIn("other", "elsewhere", nil)
+	w.keyIn("other", "imported", func(c *events.KeyCreated) { c.Digest = events.NewSecret(imported).Digest() })
 	return w
 }
 
@@ -236,8 +239,12 @@ func valuesOf(list []*corev3.HeaderValueOption) http.Header {
 
 // Each reason at Envoy's door, with both ways that Envoy has to send headers.
 func TestCheck(t *testing.T) {
-	for name, raw := range map[string]bool{"joined headers": false, "raw headers": true} {
-		t.Run(name, func(t *testing.T) {
+	type outcome struct {
+		status int
+		code   string
+	}
+	for raw, commas := range map[bool]outcome{false: {401, "key_malformed"}, true: {200, ""}} {
+		t.Run(map[bool]string{false: "joined headers", true: "raw headers"}[raw], func(t *testing.T) {
 			w := newWorld(t)
 			w.beat()
 			client, _ := w.serve()
@@ -247,6 +254,8 @@ func TestCheck(t *testing.T) {
 				status int
 				code   string
 			}{
+				{"a comma in the key", held{route: map[string]string{"keyspace": "other"}, header: http.Header{"X-Api-Key": {imported}}}, commas.status, commas.code},
+				{"two schemes", held{route: scribe(), header: http.Header{"Authorization": {"Basic eA==", bearer("plain")[0]}}}, 401, "key_malformed"},
 				{"a key", held{route: scribe(), header: http.Header{"Authorization": bearer("plain")}}, 200, ""},
 				{"scope and resource", held{route: scribe("scope", "read", "resource", "project/proj_1"), header: http.Header{"Authorization": bearer("project")}}, 200, ""},
 				{"no key", held{route: scribe()}, 401, "key_missing"},
@@ -323,6 +332,7 @@ func TestCheck(t *testing.T) {
 			for _, word := range []string{"plain", "limited", "office", "project", "revoked", "expired", "disabled", "elsewhere", "nobody"} {
 				secrets = append(secrets, events.NewSecret(secretOf(word)))
 			}
+			secrets = append(secrets, events.NewSecret(imported))
 			if !strings.Contains(w.logged.String(), `"door":"envoy"`) {
 				t.Fatal("nothing was logged")
 			}
