@@ -22,6 +22,8 @@ var arrows = map[string][]string{
 	"projections":             {"events", "github.com/gaissmai/bart", "github.com/go-json-experiment/"},
 	"commands":                {"events", "projections", "schemas", "schemas/api", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2", "golang.org/x/sync/errgroup"},
 	"verifier":                {"events", "projections", "schemas/api", "github.com/go-json-experiment/"},
+	"verifier/extauthz": {"verifier", "events", "schemas/api", "github.com/envoyproxy/go-control-plane/envoy/",
+		"google.golang.org/grpc", "google.golang.org/grpc/", "google.golang.org/genproto/googleapis/rpc/status"},
 	"audit": {"events", "projections", "schemas", "schemas/api", "schemas/clickhouse", "github.com/ClickHouse/",
 		"github.com/pressly/goose/v3", "github.com/pressly/goose/v3/", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2", "golang.org/x/sync/errgroup"},
 	"audit/engine": {"github.com/ebitengine/purego", "golang.org/x/sys/unix", "golang.org/x/term"},

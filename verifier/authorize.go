@@ -2,13 +2,14 @@ package verifier
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
-	"time"
+	"unicode/utf16"
 
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/schemas/api"
@@ -22,97 +23,100 @@ const (
 	HeaderResource = "X-Keytrail-Resource" // kind/id
 )
 
+// Where a refusal stands with ?refusal=header.
+const (
+	headerRefusal       = "X-Keytrail-Refusal"        // the body: JSON in ASCII on one line
+	headerRefusalStatus = "X-Keytrail-Refusal-Status" // the status
+	headerRefusalType   = "X-Keytrail-Refusal-Type"   // the body's content type
+)
+
 // handleAuthorize answers a gateway's sub-request about the request that it
-// holds: 200 with the identity in headers, or the refusal as problem details.
+// holds: 200 with the identity in headers, or the refusal for the client.
 //
 //	nginx auth_request, Caddy forward_auth, Traefik forwardAuth, HAProxy lua-auth-request
 func (n *Node) handleAuthorize(w http.ResponseWriter, r *http.Request) {
-	began := time.Now()
 	w.Header()["Cache-Control"] = noStore
-	req, err := demand(r)
-	if err != nil {
-		api.Write(w, r, err)
-		return
+	ask := asked(r, "authorize")
+	var ans *Answer
+	inHeader, fault := demand(r, ask)
+	if fault != nil {
+		ans = &Answer{Header: http.Header{}}
+		ans.refuse(ask, fault)
+	} else {
+		ans = n.Answer(r.Context(), ask)
 	}
-	d, ok := n.authorize(w, r, req)
-	if d != nil {
-		n.metrics.authorize.Observe(time.Since(began).Seconds())
-		n.log(r, "authorize", d)
+	if inHeader && !ans.Allowed() {
+		ans.toHeader()
 	}
-	if ok {
-		h := w.Header()
-		h.Set("X-Keytrail-Key-Id", d.Key.ID.String())
-		h.Set("X-Keytrail-Tenant", string(d.Key.Tenant))
-		h.Set("X-Keytrail-Scopes", strings.Join(d.Key.Scopes(), " "))
-		h.Set("X-Keytrail-Environment", d.Key.Environment)
-		h.Set("X-Keytrail-Use-Id", d.Use.String())
-		w.WriteHeader(http.StatusOK)
-	}
+	ans.write(w)
 }
 
-// authorize decides on the credential that r carries under the regime of the
-// keyspace. When it is allowed ok is true and the limit's headers are set; if
-// not, the refusal is written. d is nil when there was nothing to decide.
-func (n *Node) authorize(w http.ResponseWriter, r *http.Request, req *Request) (d *Decision, ok bool) {
-	ks := n.cfg.View.Keyspace(req.Keyspace)
-	if ks == nil {
-		if n.Ready() != nil {
-			api.Write(w, r, problem(&Decision{Reason: events.ReasonVerifierStale, Status: http.StatusServiceUnavailable}, req))
-		} else {
-			api.Write(w, r, api.Errorf(http.StatusNotFound, "keyspace_unknown", "there is no keyspace of this name"))
-		}
-		return nil, false
-	}
-	cred := ks.Definition().Credential
-	req.Secret, req.IP = credential(r.Header, cred), n.clientIP(r)
-	decided := n.Decide(r.Context(), req)
-	d = &decided
+// asked returns the part of the question that is in the request itself.
+func asked(r *http.Request, door string) *Ask {
+	return &Ask{Door: door, RequestID: api.RequestID(r), Header: r.Header.Values, Peer: api.ClientIP(r), Secure: r.TLS != nil}
+}
+
+// write sends the answer to a gateway that speaks HTTP.
+func (a *Answer) write(w http.ResponseWriter) {
 	h := w.Header()
-	if l := d.Limit; l.Limit > 0 {
-		h.Set("X-RateLimit-Limit", strconv.FormatInt(l.Limit, 10))
-		h.Set("X-RateLimit-Remaining", strconv.FormatInt(l.Remaining, 10))
-		h.Set("X-RateLimit-Reset", strconv.FormatInt(l.Reset, 10))
+	maps.Copy(h, a.Header)
+	for _, f := range a.Identity {
+		h.Set(f.Name, f.Value)
 	}
-	if d.Allowed() {
-		return d, true
-	}
-	if d.Status == http.StatusUnauthorized {
-		h.Set("WWW-Authenticate", challenge(cred, req.Keyspace))
-	}
-	api.Write(w, r, problem(d, req))
-	return d, false
+	w.WriteHeader(a.Status)
+	w.Write(a.Body)
 }
 
-// challenge says how to present a key; a 401 must carry one (RFC 9110, 11.6.1).
-func challenge(c events.Credential, ks events.KeyspaceID) string {
-	scheme := c.SchemeName()
-	if scheme == "" {
-		return `ApiKey realm="` + string(ks) + `", header="` + c.HeaderName() + `"`
-	}
-	return scheme + ` realm="` + string(ks) + `"`
+// toHeader turns a refusal into a 403 that says everything in headers, for
+// gateways whose sub-request passes on neither other statuses nor a body.
+func (a *Answer) toHeader() {
+	a.Header.Set(headerRefusalStatus, strconv.Itoa(a.Status))
+	a.Header.Set(headerRefusalType, a.Header.Get("Content-Type"))
+	a.Header.Set(headerRefusal, asciiLine(a.Body))
+	a.Header.Del("Content-Type")
+	a.Status, a.Body = http.StatusForbidden, nil
 }
 
-// demand reads what the gateway asks for. Anything it says twice, wrongly or in
-// unknown words is refused: ignoring it would ask for less than was meant.
-func demand(r *http.Request) (*Request, error) {
-	req := &Request{Keyspace: events.KeyspaceID(r.PathValue("keyspace"))}
-	var f events.FieldErrors
-	if err := req.Keyspace.Validate(); err != nil {
-		f.Add("keyspace", "invalid", err.Error())
+// asciiLine returns the JSON text b as one line of visible ASCII. Outside its
+// strings JSON has no other characters but white space, and inside no control
+// characters, so it needs no parser.
+func asciiLine(b []byte) string {
+	var out strings.Builder
+	out.Grow(len(b))
+	for _, r := range string(b) {
+		switch {
+		case r < ' ':
+			out.WriteByte(' ')
+		case r < 0x7f:
+			out.WriteByte(byte(r))
+		default:
+			for _, u := range utf16.AppendRune(nil, r) {
+				fmt.Fprintf(&out, `\u%04x`, u)
+			}
+		}
 	}
+	return out.String()
+}
+
+// demand reads what the gateway asks for, and whether it wants a refusal in
+// headers. Anything it says twice, wrongly or in unknown words is refused:
+// ignoring it would ask for less than was meant.
+func demand(r *http.Request, ask *Ask) (inHeader bool, fault *api.Problem) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
+	inHeader = query.Get("refusal") == "header" // also of a fault
 	if err != nil {
-		return nil, api.Errorf(http.StatusBadRequest, "bad_query", "the query cannot be read")
+		return inHeader, api.Errorf(http.StatusBadRequest, "bad_query", "the query cannot be read")
 	}
+	var f events.FieldErrors
 	for name := range query {
-		if name != "scope" && name != "resource" {
-			f.Add("query", "unknown_field", "want scope and resource only")
+		if name != "scope" && name != "resource" && name != "refusal" {
+			f.Add("query", "unknown_field", "want scope, resource and refusal only")
 			break
 		}
 	}
 	one := func(name, header string) string {
 		values, field := query[name], name
-		if len(values) == 0 {
+		if len(values) == 0 && header != "" {
 			values, field = r.Header.Values(header), header
 		}
 		if len(values) > 1 {
@@ -126,69 +130,20 @@ func demand(r *http.Request) (*Request, error) {
 		}
 		return values[0]
 	}
-	if req.Scope = one("scope", HeaderScope); req.Scope != "" {
-		if err := events.ValidScope(req.Scope); err != nil {
-			f.Add("scope", "invalid", err.Error())
-		}
+	if refusal := one("refusal", ""); refusal != "" && refusal != "header" {
+		f.Add("refusal", "invalid", `want "header", or leave it out`)
 	}
-	if s := one("resource", HeaderResource); s != "" {
-		req.Resource.Kind, req.Resource.ID, _ = strings.Cut(s, "/")
-		if err := req.Resource.Validate(); err != nil {
-			f.Add("resource", "invalid", err.Error())
-		}
+	ask.Demand(r.PathValue("keyspace"), one("scope", HeaderScope), one("resource", HeaderResource), &f)
+	if len(f) > 0 {
+		return inHeader, api.Invalid(f)
 	}
-	return req, f.OrNil()
+	return inHeader, nil
 }
 
-// twice stands for a credential that was presented more than once: which of
-// them counts is not ours to guess. No key has this form.
-var twice = events.NewSecret("twice")
-
-// credential returns the secret that h carries under c: zero for none, or for
-// one of another authentication scheme.
-func credential(h http.Header, c events.Credential) events.Secret {
-	values := h.Values(c.HeaderName())
-	switch len(values) {
-	case 0:
-		return events.Secret{}
-	case 1:
-	default:
-		return twice
-	}
-	v := strings.Trim(values[0], " \t")
-	if scheme := c.SchemeName(); scheme != "" {
-		name, rest, _ := strings.Cut(v, " ")
-		if !strings.EqualFold(name, scheme) {
-			return events.Secret{}
-		}
-		v = strings.TrimLeft(rest, " ")
-	}
-	return events.NewSecret(v)
-}
-
-// clientIP returns the client's address: the peer, or behind trusted proxies
-// the rightmost address of X-Forwarded-For that is not one of theirs. An entry
-// that cannot be read makes the address unknown.
+// clientIP returns the address of the client of one of Keytrail's own doors.
 func (n *Node) clientIP(r *http.Request) netip.Addr {
-	ip := api.ClientIP(r)
-	hops := r.Header.Values("X-Forwarded-For")
-	if len(hops) == 0 || !n.trusts(ip) {
-		return ip
-	}
-	for _, hop := range slices.Backward(strings.Split(strings.Join(hops, ","), ",")) {
-		a, err := netip.ParseAddr(strings.Trim(hop, " \t"))
-		if err != nil {
-			return netip.Addr{}
-		}
-		if ip = a.Unmap().WithZone(""); !n.trusts(ip) {
-			return ip
-		}
-	}
+	ip, _ := n.client(asked(r, ""))
 	return ip
-}
-
-func (n *Node) trusts(ip netip.Addr) bool {
-	return slices.ContainsFunc(n.cfg.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
 type decisionKey struct{}
@@ -198,13 +153,15 @@ type decisionKey struct{}
 // are answered as at /v1/authorize.
 func (n *Node) Protect(keyspace events.KeyspaceID, scope string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		d, ok := n.authorize(w, r, &Request{Keyspace: keyspace, Scope: scope})
-		if d != nil {
-			n.log(r, "protect", d)
+		ask := asked(r, "protect")
+		ask.Keyspace, ask.Scope = keyspace, scope
+		ans := n.Answer(r.Context(), ask)
+		if !ans.Allowed() {
+			ans.write(w)
+			return
 		}
-		if ok {
-			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), decisionKey{}, d)))
-		}
+		maps.Copy(w.Header(), ans.Header)
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), decisionKey{}, ans.Decision)))
 	})
 }
 

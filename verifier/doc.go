@@ -56,6 +56,13 @@
 //	V3  A token is taken by an otherwise allowed request only, and exactly once.
 //	V4  The secret is hashed and forgotten: it is in no decision, use, log line,
 //	    error or metric.
+//	G1  A gateway's doors (authorize.go, extauthz) give one answer, Node.Answer's,
+//	    and differ in how they write it down.
+//	G2  The keyspace and the demand are the gateway's words. The client's are its
+//	    credential, and behind trusted proxies where it comes from and by what
+//	    scheme; what cannot be told denies.
+//	G3  An answer that allows says every identity field, so a gateway that copies
+//	    them leaves nothing that a client forged. A refusal says none.
 //	L1  Every decision of an open epoch has a number; the numbers are 1..n without
 //	    a hole.
 //	L2  An epoch on the stream reads: open, uses and gaps that account for each
@@ -66,5 +73,6 @@
 //	    So the last message under a node's subject says where its record ends.
 //	L5  An epoch is greater than every epoch of the node before it.
 //
-// Read on in this order: verify.go, limit.go, freshness.go, node.go, ledger.go.
+// Read on in this order: verify.go, limit.go, freshness.go, node.go, ledger.go,
+// gateway.go.
 package verifier

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/keytrail/keytrail/events"
 )
@@ -97,6 +98,7 @@ func FuzzAuthorizeHeaders(f *testing.F) {
 	f.Add("bearer  "+secretOf("office"), "203.0.113.7", "", "", "", "Bearer x")
 	f.Add("Basic eA==", ", ,", "a b", "/", "resource=project/x&scope=%zz", "")
 	f.Add(secretOf("revoked"), "::1%eth0", "\x00", "x/", ";", "")
+	f.Add("Bearer "+secretOf("revoked"), "", "", "", "refusal=header", "")
 	f.Fuzz(func(t *testing.T, auth, forwarded, scope, resource, query, second string) {
 		w.beat()
 		r := httptest.NewRequest("GET", "/v1/authorize/scribe-sight", nil)
@@ -130,6 +132,9 @@ func FuzzAuthorizeHeaders(f *testing.F) {
 		case 400, 401, 403, 422, 429:
 			if rec.Header().Get("X-Keytrail-Key-Id") != "" {
 				t.Fatal("an identity beside a refusal")
+			}
+			if line := rec.Header().Get(headerRefusal); (line != "") != (rec.Body.Len() == 0) || line != "" && (rec.Code != 403 || !jsontext.Value(line).IsValid()) {
+				t.Fatalf("%d says %q and %q", rec.Code, line, rec.Body)
 			}
 		default:
 			t.Fatalf("%d: %s", rec.Code, rec.Body)

@@ -111,7 +111,7 @@ func (n *Node) handleVerify(w http.ResponseWriter, r *http.Request) {
 	*buf = n.append((*buf)[:0], &d, &req)
 	writeJSON(w, *buf)
 	n.metrics.verify.Observe(time.Since(began).Seconds())
-	n.log(r, "verify", &d)
+	n.log(r.Context(), api.RequestID(r), "verify", &d)
 }
 
 func (n *Node) handleBatch(w http.ResponseWriter, r *http.Request) {
@@ -149,7 +149,7 @@ func (n *Node) handleBatch(w http.ResponseWriter, r *http.Request) {
 		}
 		d := n.Decide(ctx, &reqs[i])
 		b = n.append(b, &d, &reqs[i])
-		n.log(r, "verify batch", &d)
+		n.log(ctx, api.RequestID(r), "verify batch", &d)
 	}
 	*buf = append(b, "]}"...)
 	writeJSON(w, *buf)
@@ -257,15 +257,15 @@ func detail(d *Decision, req *Request) string {
 }
 
 // log writes the one line of a request; it never holds what was presented.
-func (n *Node) log(r *http.Request, door string, d *Decision) {
-	if !n.cfg.Logger.Enabled(r.Context(), slog.LevelDebug) {
+func (n *Node) log(ctx context.Context, requestID, door string, d *Decision) {
+	if !n.cfg.Logger.Enabled(ctx, slog.LevelDebug) {
 		return
 	}
 	attrs := make([]slog.Attr, 0, 6)
 	attrs = append(attrs, slog.String("door", door), slog.String("reason", d.Reason.String()),
-		slog.Uint64("seq", uint64(d.Seq)), slog.String("request_id", api.RequestID(r)))
+		slog.Uint64("seq", uint64(d.Seq)), slog.String("request_id", requestID))
 	if d.Key != nil {
 		attrs = append(attrs, slog.String("key_id", d.Key.ID.String()), slog.String("tenant", string(d.Key.Tenant)))
 	}
-	n.cfg.Logger.LogAttrs(r.Context(), slog.LevelDebug, "decided", attrs...)
+	n.cfg.Logger.LogAttrs(ctx, slog.LevelDebug, "decided", attrs...)
 }

@@ -11,9 +11,10 @@ import (
 
 // metrics counts in atomics; the collectors read them when they are scraped.
 type metrics struct {
-	decisions                [events.ReasonVerifierStale + 1]atomic.Uint64
-	verify, batch, authorize prometheus.Observer
-	collectors               []prometheus.Collector
+	decisions     [events.ReasonVerifierStale + 1]atomic.Uint64
+	verify, batch prometheus.Observer
+	gateway       map[string]prometheus.Observer // by Ask.Door
+	collectors    []prometheus.Collector
 }
 
 func (m *metrics) init(n *Node) {
@@ -29,7 +30,8 @@ func (m *metrics) init(n *Node) {
 		Buckets: []float64{20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 20e-3, 100e-3, 1, 5},
 	}, []string{"door"})
 	add(latency)
-	m.verify, m.batch, m.authorize = latency.WithLabelValues("verify"), latency.WithLabelValues("batch"), latency.WithLabelValues("authorize")
+	m.verify, m.batch = latency.WithLabelValues("verify"), latency.WithLabelValues("batch")
+	m.gateway = map[string]prometheus.Observer{"authorize": latency.WithLabelValues("authorize"), "envoy": latency.WithLabelValues("envoy")}
 
 	l := n.cfg.Ledger
 	gauge := func(name, help string, f func() float64) {

@@ -21,8 +21,8 @@ type NodeConfig struct {
 	Ledger *Ledger
 	Log    events.LogID // the log that View follows; positions of another are refused
 
-	// TrustedProxies are the networks of the gateways whose X-Forwarded-For is
-	// believed. Default none: the client is the peer of the connection.
+	// TrustedProxies are the networks of the gateways whose X-Forwarded-For and
+	// X-Forwarded-Proto are believed. Default none: the client is the peer.
 	TrustedProxies []netip.Prefix
 	// WaitMax bounds how long a request waits for its min_position, and for its
 	// use to be durable in a keyspace with ledger sync. Default 2 s.
@@ -155,7 +155,8 @@ var _ api.Authenticator = (*Node)(nil)
 // Keytrail's own doors. It is a decision like any other: it is in the ledger,
 // and takes a token of the key's limit. The error is a *api.Problem.
 func (n *Node) Authenticate(r *http.Request) (events.Principal, error) {
-	req := Request{Secret: credential(r.Header, events.Credential{}), Keyspace: events.Builtin, IP: n.clientIP(r)}
+	var builtin events.Credential
+	req := Request{Secret: credential(r.Header.Values(builtin.HeaderName()), builtin), Keyspace: events.Builtin, IP: n.clientIP(r)}
 	d := n.Decide(r.Context(), &req)
 	if !d.Allowed() {
 		return events.Principal{}, problem(&d, &req)

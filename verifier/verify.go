@@ -16,6 +16,7 @@ type Request struct {
 	Scope    string            // "" = none needed
 	Resource events.Resource   // zero = none in particular
 	IP       netip.Addr        // the client's address; invalid = not known
+	Insecure bool              // the client's request came without TLS, as far as can be told; no check looks at it yet
 	Cost     uint32            // tokens of the limit; 0 counts as 1
 
 	MinPosition  events.Position // decide at this position of the log or later; zero = wherever the node is

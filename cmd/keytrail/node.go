@@ -24,6 +24,7 @@ import (
 	"github.com/keytrail/keytrail/projections"
 	"github.com/keytrail/keytrail/schemas/api"
 	"github.com/keytrail/keytrail/verifier"
+	"github.com/keytrail/keytrail/verifier/extauthz"
 )
 
 // node is what every role has in common: the log, the view folded from it, a
@@ -54,7 +55,7 @@ type nodeConfig struct {
 	Role    string         // control, verifier, auditor, up
 	Listen  string         // host:port
 	Dir     string         // where snapshots of the view are kept; "" keeps none
-	Trusted []netip.Prefix // proxies whose X-Forwarded-For counts
+	Trusted []netip.Prefix // proxies whose X-Forwarded-For and X-Forwarded-Proto count
 }
 
 // newNode opens the log over nc, restores the view and prepares the verifier.
@@ -285,6 +286,7 @@ func (au *auditor) open(ctx context.Context) (*audit.Store, error) {
 // is called once the node answers.
 func (n *node) run(ctx context.Context, ready func() error) error {
 	n.verifier.Routes(n.server.Mux)
+	extauthz.Routes(n.server.Mux, n.verifier, n.logger)
 	n.group.Go("view", func(ctx context.Context) error {
 		return projections.Follow(ctx, n.log, n.after, n.followers...)
 	})

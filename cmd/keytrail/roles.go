@@ -30,7 +30,7 @@ func (r *roleFlags) register(c *cobra.Command, user, listen string) {
 	f.StringVar(&r.name, "name", os.Getenv("KEYTRAIL_NAME"), "this node's name in the ledger (KEYTRAIL_NAME; default: host, role and port)")
 	f.StringVar(&r.listen, "listen", env("KEYTRAIL_LISTEN", listen), "address of the doors (KEYTRAIL_LISTEN)")
 	f.StringVar(&r.dir, "dir", os.Getenv("KEYTRAIL_DIR"), "directory for snapshots of the view (KEYTRAIL_DIR; default: none, the log is replayed)")
-	f.StringSliceVar(&r.trusted, "trusted-proxy", nil, "network of a proxy whose X-Forwarded-For counts at /v1/authorize")
+	f.StringSliceVar(&r.trusted, "trusted-proxy", nil, "network of a proxy whose X-Forwarded-For and X-Forwarded-Proto count")
 }
 
 // open connects and makes the node of a role.

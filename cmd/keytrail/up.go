@@ -54,7 +54,7 @@ the local engine is fetched once, by npm, into the user's cache (170 MB).`,
 	f.StringVar(&cfg.Listen, "listen", env("KEYTRAIL_LISTEN", "127.0.0.1:7070"), "address of all doors (KEYTRAIL_LISTEN)")
 	f.StringVar(&cfg.ClickHouse, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), "DSN of a ClickHouse server, as clickhouse://user:password@host:9000/keytrail (KEYTRAIL_CLICKHOUSE)")
 	hush(f, "clickhouse", "")
-	f.StringSliceVar(&cfg.Trusted, "trusted-proxy", nil, "network of a proxy whose X-Forwarded-For counts at /v1/authorize")
+	f.StringSliceVar(&cfg.Trusted, "trusted-proxy", nil, "network of a proxy whose X-Forwarded-For and X-Forwarded-Proto count")
 	return c
 }
 

@@ -87,11 +87,18 @@ func Write(w http.ResponseWriter, r *http.Request, err error) {
 		p = Errorf(http.StatusInternalServerError, "internal", "an internal error; give support the request_id")
 	}
 	p.RequestID = RequestID(r)
+	b := p.Render(w.Header())
+	w.WriteHeader(p.Status)
+	w.Write(b)
+}
+
+// Render sets the headers that belong to p and returns its body.
+func (p *Problem) Render(h http.Header) []byte {
 	if p.RetryAfter > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(p.RetryAfter))
+		h.Set("Retry-After", strconv.Itoa(p.RetryAfter))
 	}
-	if p.Status == http.StatusUnauthorized && w.Header().Get("WWW-Authenticate") == "" { // RFC 9110, 11.6.1
-		w.Header().Set("WWW-Authenticate", `Bearer realm="`+string(events.Builtin)+`"`)
+	if p.Status == http.StatusUnauthorized && h.Get("WWW-Authenticate") == "" { // RFC 9110, 11.6.1
+		h.Set("WWW-Authenticate", `Bearer realm="`+string(events.Builtin)+`"`)
 	}
 	// What an answer repeats of its question may be no text, or cut in the middle
 	// of a character.
@@ -99,10 +106,9 @@ func Write(w http.ResponseWriter, r *http.Request, err error) {
 	if merr != nil {
 		b = []byte(`{"type":"about:blank","title":"Internal Server Error","status":500,"code":"internal"}`)
 	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(p.Status)
-	w.Write(b)
+	h.Set("Content-Type", "application/problem+json")
+	h.Set("Cache-Control", "no-store")
+	return b
 }
 
 // WriteJSON answers v as JSON with the given status, without caching.

@@ -98,9 +98,14 @@ func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
 	api.WriteJSON(w, r, http.StatusOK, map[string]string{"status": "ready"})
 }
 
-// Run serves until ctx ends, then lets running requests finish for 5 s.
+// Run serves until ctx ends, then lets running requests finish for 5 s. Beside
+// HTTP/1 it speaks HTTP/2 without TLS, which gRPC needs (verifier/extauthz).
 func (s *Server) Run(ctx context.Context) error {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
 	srv := &http.Server{
+		Protocols:         &protocols,
 		Handler:           api.WithRequestID(s.Mux),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       30 * time.Second,
