@@ -94,7 +94,7 @@ func newWorld(t testing.TB) *world {
 	for name, cred := range map[events.KeyspaceID]events.Credential{"scribe-sight": {}, "other": {Header: "X-Api-Key"}} {
 		w.put(events.KeyspaceAggregate(name), &events.KeyspaceDefined{Definition: events.Definition{
 			Credential: cred,
-			KeyTypes:   []events.KeyType{{Name: "secret", Environment: "live", Prefix: "sk_live_"}},
+			KeyTypes:   []events.KeyType{{Name: "secret", Environments: []string{"live"}, Prefix: "sk_live_"}},
 			Scopes:     []events.ScopeDef{{Name: "read"}, {Name: "write", Implies: []string{"read"}}, {Name: "upload"}},
 			Resources:  []string{"project"},
 		}})
