@@ -3,6 +3,7 @@ package events
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strconv"
@@ -113,7 +114,10 @@ func CompileEnvelope(v jsontext.Value) (*Envelope, error) {
 		return nil, err
 	}
 	if root.issue {
-		return nil, fmt.Errorf("{issue.…} stands outside a list of one element")
+		return nil, fmt.Errorf("want {issue.code}, {issue.message} and {issue.path} inside a list of one element only")
+	}
+	if _, err := dec.ReadToken(); err != io.EOF {
+		return nil, fmt.Errorf("want nothing after the object")
 	}
 	return &Envelope{root}, nil
 }
@@ -236,7 +240,7 @@ func (n *node) append(dst []byte, f *Failure, issue *FieldError) ([]byte, bool) 
 		return append(dst, ']'), true
 	case '"':
 		if number, ok := n.text.number(f); ok {
-			if number == 0 {
+			if number <= 0 {
 				return dst, false
 			}
 			return strconv.AppendInt(dst, number, 10), true

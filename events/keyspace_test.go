@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"pgregory.net/rapid"
 
 	"github.com/keytrail/keytrail/events"
@@ -49,7 +50,7 @@ func TestKeyTypeMatches(t *testing.T) {
 		t.Errorf("Match allocates %v times", n)
 	}
 	// Every character of an alphabet, and nothing else of ASCII, is in the form.
-	for _, a := range []events.Alphabet{"", events.Base62, events.Hex} {
+	for _, a := range alphabets {
 		kt := events.KeyType{Alphabet: a, Length: 1}
 		for c := range 256 {
 			if _, got := kt.Match(string([]byte{byte(c)})); got != (c < 128 && strings.ContainsRune(a.Chars(), rune(c))) {
@@ -167,6 +168,131 @@ func TestDefinitionValidate(t *testing.T) {
 		"33 key types":     {func(d *events.Definition) { d.KeyTypes = make([]events.KeyType, 33) }, "key_types too_many"},
 		"33 kinds":         {func(d *events.Definition) { d.Resources = many(33) }, "resources too_many"},
 		"101 plans":        {func(d *events.Definition) { d.Plans = make([]events.Plan, 101) }, "plans too_many"},
+		"environments": {types(events.KeyType{Name: "a", Environments: []string{"live", "Live", "live", "", "a-b"}}),
+			"key_types[0].environments[1] invalid, key_types[0].environments[2] duplicate, key_types[0].environments[3] invalid, key_types[0].environments[4] invalid"},
+		"17 environments":      {types(events.KeyType{Name: "a", Environments: many(17)}), "key_types[0].environments too_many"},
+		"16 environments":      {types(events.KeyType{Name: "a", Environments: many(16)}), ""},
+		"template":             {types(events.KeyType{Name: "a", Prefix: "lat_{environment}_", Environments: []string{"live"}}), ""},
+		"template twice":       {types(events.KeyType{Name: "a", Prefix: "{environment}{environment}", Environments: []string{"live"}}), "key_types[0].prefix invalid"},
+		"another placeholder":  {types(events.KeyType{Name: "a", Prefix: "lat_{env}_", Environments: []string{"live"}}), "key_types[0].prefix invalid"},
+		"template for nothing": {types(events.KeyType{Name: "a", Prefix: "lat_{environment}_"}), "key_types[0].prefix invalid"},
+		"template of 33":       {types(events.KeyType{Name: "a", Prefix: strings.Repeat("p", 33) + "{environment}", Environments: []string{"e"}}), "key_types[0].prefix invalid"},
+		"template of 48":       {types(events.KeyType{Name: "a", Prefix: strings.Repeat("p", 32) + "{environment}", Environments: []string{"e", strings.Repeat("e", 16)}}), ""},
+		"template of 49":       {types(events.KeyType{Name: "a", Prefix: strings.Repeat("p", 32) + "{environment}", Environments: []string{"e", strings.Repeat("e", 17)}}), "key_types[0].prefix invalid"},
+		"prefix of 32":         {types(events.KeyType{Name: "a", Prefix: strings.Repeat("p", 32)}), ""},
+		"20 of base58":         {types(events.KeyType{Name: "a", Length: 20, Alphabet: events.Base58}), "key_types[0].length invalid"},
+		"21 of base58":         {types(events.KeyType{Name: "a", Length: 21, Alphabet: events.Base58}), ""},
+		"23 of base32":         {types(events.KeyType{Name: "a", Length: 23, Alphabet: events.Base32}), "key_types[0].length invalid"},
+		"24 of base32":         {types(events.KeyType{Name: "a", Length: 24, Alphabet: events.Base32}), ""},
+		"19 of base64url":      {types(events.KeyType{Name: "a", Length: 19, Alphabet: events.Base64URL}), "key_types[0].length invalid"},
+		"20 of base64url":      {types(events.KeyType{Name: "a", Length: 20, Alphabet: events.Base64URL}), ""},
+		"checksum":             {types(events.KeyType{Name: "a", Checksum: events.CRC32}), ""},
+		"unknown checksum":     {types(events.KeyType{Name: "a", Checksum: "luhn"}), "key_types[0].checksum invalid"},
+		"https only":           {func(d *events.Definition) { d.HTTPSOnly = true }, ""},
+		"levels": {func(d *events.Definition) {
+			d.Resources = []string{"project"}
+			d.Scopes = []events.ScopeDef{{Name: "a", Level: "tenant"}, {Name: "b", Level: "project"}, {Name: "c"}}
+		}, ""},
+		"unknown level": {func(d *events.Definition) {
+			d.Resources = []string{"project"}
+			d.Scopes = []events.ScopeDef{{Name: "a", Level: "division"}}
+		}, "scopes[0].level unknown_kind"},
+		"grants":           {func(d *events.Definition) { d.Grants = events.GrantRules{Required: true, Fixed: true, By: "roles"} }, ""},
+		"grants by scopes": {func(d *events.Definition) { d.Grants.By = "scopes" }, ""},
+		"grants by":        {func(d *events.Definition) { d.Grants.By = "role" }, "grants.by invalid"},
+		"max that is none": {func(d *events.Definition) { d.Expiry = events.ExpiryPolicy{Max: "a year", Default: "30d"} }, "expiry.max invalid"},
+		"max of 0":         {func(d *events.Definition) { d.Expiry.Max = "0s" }, "expiry.max invalid"},
+		"max of never":     {func(d *events.Definition) { d.Expiry.Max = events.Never }, "expiry.max invalid"},
+		"max of 100 y":     {func(d *events.Definition) { d.Expiry.Max = "36500d" }, ""},
+		"default of max":   {func(d *events.Definition) { d.Expiry = events.ExpiryPolicy{Max: "365d", Default: "8760h"} }, ""},
+		"default of never": {func(d *events.Definition) { d.Expiry.Default = events.Never }, "expiry.default invalid"},
+		"choices":          {func(d *events.Definition) { d.Expiry.Choices = []events.Span{events.Never, "30d", "90d", "365d"} }, ""},
+		"choices above max": {func(d *events.Definition) {
+			d.Expiry = events.ExpiryPolicy{Max: "90d", Choices: []events.Span{"30d", "91d"}}
+		}, "expiry.choices[1] invalid"},
+		"choice twice": {func(d *events.Definition) {
+			d.Expiry.Choices = []events.Span{events.Never, "30d", "720h", events.Never}
+		}, "expiry.choices[2] duplicate, expiry.choices[3] duplicate"},
+		"bad choices": {func(d *events.Definition) { d.Expiry.Choices = []events.Span{events.Never, "0s", "x", "y", ""} }, "expiry.choices[1] invalid, expiry.choices[2] invalid, expiry.choices[3] invalid, expiry.choices[4] invalid"},
+		"never, and must end": {func(d *events.Definition) {
+			d.Expiry = events.ExpiryPolicy{Required: true, Choices: []events.Span{events.Never, "30d"}}
+		}, "expiry.choices[0] conflict"},
+		"never, and a max": {func(d *events.Definition) {
+			d.Expiry = events.ExpiryPolicy{Max: "30d", Choices: []events.Span{events.Never, "30d"}}
+		}, "expiry.choices[0] conflict"},
+		"default no choice": {func(d *events.Definition) {
+			d.Expiry = events.ExpiryPolicy{Default: "31d", Choices: []events.Span{events.Never, "30d"}}
+		}, "expiry.default not_a_choice"},
+		"default is a choice": {func(d *events.Definition) {
+			d.Expiry = events.ExpiryPolicy{Default: "720h", Choices: []events.Span{"30d"}}
+		}, ""},
+		"never by default": {func(d *events.Definition) { d.Expiry.Choices = []events.Span{"30d"} }, "expiry.choices conflict"},
+		"required, no default": {func(d *events.Definition) {
+			d.Expiry = events.ExpiryPolicy{Required: true, Choices: []events.Span{"30d"}}
+		}, ""},
+		"33 choices": {func(d *events.Definition) { d.Expiry.Choices = make([]events.Span, 33) }, "expiry.choices too_many"},
+		"tenant limit": {func(d *events.Definition) {
+			d.Plans = []events.Plan{{"p", 1, 1}}
+			d.TenantLimit = &events.Limit{Plan: "p"}
+		}, ""},
+		"tenant limit unknown": {func(d *events.Definition) { d.TenantLimit = &events.Limit{Plan: "p"} }, "tenant_limit.plan unknown_plan"},
+		"tenant limit of 0":    {func(d *events.Definition) { d.TenantLimit = &events.Limit{PerMinute: 1} }, "tenant_limit.burst invalid"},
+		"headers": {func(d *events.Definition) {
+			d.LimitHeaders = events.LimitHeaders{Style: "x-ratelimit", Limit: "X-L", Remaining: "X-R", Reset: "X-Z", ResetAs: "unix"}
+		}, ""},
+		"one header":    {func(d *events.Definition) { d.LimitHeaders.Reset = "X-RateLimit-Reset" }, ""},
+		"header style":  {func(d *events.Definition) { d.LimitHeaders = events.LimitHeaders{Style: "draft", ResetAs: "millis"} }, "limit_headers.style invalid, limit_headers.reset_as invalid"},
+		"names of ietf": {func(d *events.Definition) { d.LimitHeaders = events.LimitHeaders{Style: "ietf", Limit: "X-L"} }, "limit_headers.limit conflict"},
+		"names of none": {func(d *events.Definition) {
+			d.LimitHeaders = events.LimitHeaders{Style: "none", Remaining: "X-R", Reset: "a b"}
+		}, "limit_headers.remaining conflict, limit_headers.reset conflict, limit_headers.reset invalid"},
+		"ietf": {func(d *events.Definition) { d.LimitHeaders.Style = "ietf" }, ""},
+		"one header twice": {func(d *events.Definition) {
+			d.LimitHeaders = events.LimitHeaders{Limit: "X-L", Remaining: "X-R", Reset: "x-l"}
+		}, "limit_headers.reset duplicate"},
+		"headers of others": {func(d *events.Definition) {
+			d.LimitHeaders = events.LimitHeaders{Limit: "retry-after", Remaining: "X-Keytrail-Left", Reset: "Content-Type"}
+		}, "limit_headers.limit invalid, limit_headers.remaining invalid, limit_headers.reset invalid"},
+		"checks": {func(d *events.Definition) {
+			d.Checks = []events.Check{"limit", "address", "state", "scope", "resource"}
+		}, ""},
+		"a check too few": {func(d *events.Definition) { d.Checks = []events.Check{"state", "address", "scope", "resource"} }, "checks invalid"},
+		"a check twice":   {func(d *events.Definition) { d.Checks = []events.Check{"state", "address", "scope", "scope", "limit"} }, "checks invalid"},
+		"an unknown check": {func(d *events.Definition) {
+			d.Checks = []events.Check{"state", "address", "scope", "resource", "weather"}
+		}, "checks invalid"},
+		"a check too many": {func(d *events.Definition) {
+			d.Checks = []events.Check{"state", "address", "scope", "resource", "limit", "state"}
+		}, "checks invalid"},
+		"envelope": {func(d *events.Definition) {
+			d.Errors = events.ErrorRules{ContentType: "application/json; charset=utf-8", Envelope: jsontext.Value(`{"code":"{code}"}`)}
+		}, ""},
+		"content type": {func(d *events.Definition) {
+			d.Errors = events.ErrorRules{ContentType: "json", Envelope: jsontext.Value(`{}`)}
+		}, "errors.content_type invalid"},
+		"content type of text": {func(d *events.Definition) {
+			d.Errors = events.ErrorRules{ContentType: "application/json\r\nX-Y: z", Envelope: jsontext.Value(`{}`)}
+		}, "errors.content_type invalid"},
+		"content type alone": {func(d *events.Definition) { d.Errors.ContentType = "application/json" }, "errors.content_type conflict"},
+		"no envelope":        {func(d *events.Definition) { d.Errors.Envelope = jsontext.Value(`null`) }, "errors.envelope invalid"},
+		"bad envelope":       {func(d *events.Definition) { d.Errors.Envelope = jsontext.Value(`{"a":"{secret}"}`) }, "errors.envelope invalid"},
+		"answers": {func(d *events.Definition) {
+			d.Errors.Answers = []events.ErrorAnswer{{Reasons: events.FailureReasons(), Status: 400, Code: "a_B.c:d-9", Message: "{scope} {resource} {retry_after} {{}"}}
+		}, ""},
+		"answers of no reason": {func(d *events.Definition) { d.Errors.Answers = []events.ErrorAnswer{{Status: 400}} }, "errors.answers[0].reasons required"},
+		"reason twice": {func(d *events.Definition) {
+			d.Errors.Answers = []events.ErrorAnswer{{Reasons: []string{"key_missing", "key_missing"}}, {Reasons: []string{"key_missing"}}}
+		}, "errors.answers[0].reasons[1] duplicate, errors.answers[1].reasons[0] duplicate"},
+		"unknown reasons": {func(d *events.Definition) {
+			d.Errors.Answers = []events.ErrorAnswer{{Reasons: []string{"ok", "", "bored"}}}
+		},
+			"errors.answers[0].reasons[0] unknown_reason, errors.answers[0].reasons[1] unknown_reason, errors.answers[0].reasons[2] unknown_reason"},
+		"bad answers": {func(d *events.Definition) {
+			d.Errors.Answers = []events.ErrorAnswer{{Reasons: []string{"key_missing"}, Status: 399, Code: "a b", Message: "\n"}, {Reasons: []string{"key_unknown"}, Status: 600, Code: strings.Repeat("c", 65), Message: "{code}"},
+				{Reasons: []string{"invalid"}, Status: -1, Message: "{"}, {Reasons: []string{"conflict"}, Message: "{issue.path}"}, {Reasons: []string{"not_found"}, Message: strings.Repeat("é", 301)}}
+		}, "errors.answers[0].status invalid, errors.answers[0].code invalid, errors.answers[0].message invalid, errors.answers[1].status invalid, errors.answers[1].code invalid, errors.answers[1].message invalid, " +
+			"errors.answers[2].status invalid, errors.answers[2].message invalid, errors.answers[3].message invalid, errors.answers[4].message invalid"},
+		"18 answers": {func(d *events.Definition) { d.Errors.Answers = make([]events.ErrorAnswer, 18) }, "errors.answers too_many"},
 		"all at once": {func(d *events.Definition) {
 			d.Title, d.Ledger, d.Scopes, d.KeyTypes[0].Name, d.Credential.Scheme = "\n", "x", catalogue("?"), "?", "?"
 		}, "title invalid, scopes[0].name invalid, key_types[0].name invalid, credential.scheme invalid, ledger invalid"},
@@ -184,28 +310,6 @@ func TestDefinitionValidate(t *testing.T) {
 			t.Errorf("%s: faults %q, want %q", name, strings.Join(got, ", "), c.want)
 		}
 	}
-}
-
-// No secret of the form of one type has the form of another, whatever passes.
-func TestValidTypesDoNotOverlap(t *testing.T) {
-	rapid.Check(t, func(r *rapid.T) {
-		var d events.Definition
-		for i := range 2 {
-			d.KeyTypes = append(d.KeyTypes, events.KeyType{
-				Name: fmt.Sprint("t", i), Prefix: rapid.StringMatching(`[af_]{0,3}`).Draw(r, "prefix"), Length: rapid.IntRange(30, 33).Draw(r, "length"),
-				Alphabet: rapid.SampledFrom([]events.Alphabet{events.Hex, events.Base62}).Draw(r, "alphabet"),
-			})
-		}
-		if d.Validate() != nil {
-			return
-		}
-		for i := range 2 {
-			secret := d.KeyTypes[i].Prefix + strings.Repeat(rapid.SampledFrom([]string{"a", "f"}).Draw(r, "fill"), d.KeyTypes[i].Len())
-			if kt, _, ok := d.TypeOf(secret); !ok || kt.Name != d.KeyTypes[i].Name {
-				r.Fatalf("%q, of type %d, is taken for %v", secret, i, kt)
-			}
-		}
-	})
 }
 
 func TestDefinitionDefaults(t *testing.T) {
@@ -257,6 +361,72 @@ func TestDefinitionDefaults(t *testing.T) {
 		if rate, _, ok := d.Resolve(c.own); rate != c.rate || ok != c.ok {
 			t.Errorf("%+v in a space of %+v: %d, %v", c.own, c.space, rate, ok)
 		}
+	}
+}
+
+// What a regime says of limits of tenants, levels, checks, headers and ends, with
+// the defaults applied.
+func TestRegimeDefaults(t *testing.T) {
+	d := minimal()
+	d.Plans = []events.Plan{{"basic", 60, 5}}
+	for _, c := range []struct {
+		own, space *events.Limit
+		rate       int64
+		ok         bool
+	}{
+		{nil, nil, 0, false},
+		{nil, &events.Limit{PerMinute: 7, Burst: 1}, 7, true},
+		{nil, &events.Limit{Plan: "basic"}, 60, true},
+		{&events.Limit{PerMinute: 9, Burst: 1}, nil, 9, true},
+		{&events.Limit{Plan: "basic"}, nil, 60, true},
+		{&events.Limit{Plan: "gone"}, &events.Limit{Plan: "basic"}, 0, false},
+	} {
+		d.TenantLimit, d.Limit = c.space, &events.Limit{PerMinute: 1000, Burst: 1000}
+		if rate, _, ok := d.ResolveTenant(c.own); rate != c.rate || ok != c.ok {
+			t.Errorf("%+v in a space of %+v: %d, %v", c.own, c.space, rate, ok)
+		}
+	}
+	d.Scopes = []events.ScopeDef{{Name: "a"}, {Name: "b", Level: "tenant"}, {Name: "c", Level: "project"}}
+	for scope, want := range map[string]string{"a": "", "b": "", "c": "project", "gone": ""} {
+		if got := d.ScopeLevel(scope); got != want {
+			t.Errorf("scope %s has level %q, want %q", scope, got, want)
+		}
+	}
+	if !slices.Equal(d.Order(), []events.Check{"state", "address", "scope", "resource", "limit"}) {
+		t.Errorf("by default %v", d.Order())
+	}
+	d.Checks = []events.Check{"limit", "address", "state", "scope", "resource"}
+	if !slices.Equal(d.Order(), d.Checks) {
+		t.Errorf("order %v", d.Order())
+	}
+	for _, c := range []struct {
+		h    events.LimitHeaders
+		want string
+	}{
+		{events.LimitHeaders{}, "X-RateLimit-Limit X-RateLimit-Remaining X-RateLimit-Reset"},
+		{events.LimitHeaders{Style: "x-ratelimit", ResetAs: "unix"}, "X-RateLimit-Limit X-RateLimit-Remaining X-RateLimit-Reset"},
+		{events.LimitHeaders{Remaining: "X-Left"}, " X-Left "},
+		{events.LimitHeaders{Limit: "A", Reset: "C"}, "A  C"},
+		{events.LimitHeaders{Style: "ietf"}, "  "},
+		{events.LimitHeaders{Style: "none"}, "  "},
+	} {
+		limit, remaining, reset := c.h.Names()
+		if got := limit + " " + remaining + " " + reset; got != c.want {
+			t.Errorf("%+v: %q, want %q", c.h, got, c.want)
+		}
+	}
+	for _, c := range []struct {
+		p    events.ExpiryPolicy
+		want bool
+	}{{events.ExpiryPolicy{}, false}, {events.ExpiryPolicy{Required: true}, true}, {events.ExpiryPolicy{Max: "1d"}, true}, {events.ExpiryPolicy{Default: "1d", Choices: []events.Span{"1d"}}, false}} {
+		if c.p.MustEnd() != c.want {
+			t.Errorf("%+v must end: %v", c.p, !c.want)
+		}
+	}
+	want := []string{"key_missing", "key_malformed", "key_unknown", "key_revoked", "key_expired", "key_disabled", "address_not_allowed", "scope_missing", "resource_not_allowed",
+		"rate_limited", "verifier_stale", "https_required", "invalid", "not_found", "conflict", "forbidden", "unavailable"}
+	if got := events.FailureReasons(); !slices.Equal(got, want) {
+		t.Errorf("reasons that may be answered: %v", got)
 	}
 }
 

@@ -180,14 +180,17 @@ func (t *KeyType) validForm(f *FieldErrors, p string) {
 // validate reports every fault of the policy, paths relative to it.
 func (p *ExpiryPolicy) validate() FieldErrors {
 	var f FieldErrors
-	span := func(path string, s Span) {
+	span := func(path string, s Span) (ok bool) {
 		d, err := ParseSpan(string(s))
 		switch {
 		case err != nil || d <= 0:
 			f.Add(path, "invalid", errSpan.Error())
-		case p.Max != "" && d > p.Longest():
+		case p.Longest() > 0 && d > p.Longest():
 			f.Add(path, "invalid", fmt.Sprintf("want at most max, %s", clip(string(p.Max))))
+		default:
+			return true
 		}
+		return false
 	}
 	if p.Max != "" {
 		span("max", p.Max)
@@ -202,11 +205,10 @@ func (p *ExpiryPolicy) validate() FieldErrors {
 	for i, c := range p.Choices {
 		path := fmt.Sprintf("choices[%d]", i)
 		switch {
+		case c != Never && !span(path, c):
 		case slices.ContainsFunc(p.Choices[:i], func(o Span) bool { return o == c || c != Never && o.Duration() == c.Duration() }):
 			f.Add(path, "duplicate", fmt.Sprintf("%q stands twice", clip(string(c))))
-		case c != Never:
-			span(path, c)
-		case p.MustEnd():
+		case c == Never && p.MustEnd():
 			f.Add(path, "conflict", "every key of this keyspace expires")
 		}
 	}

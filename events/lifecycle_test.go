@@ -74,7 +74,7 @@ func TestTransitions(t *testing.T) {
 		events.TypeKeyEnabled:           {"disabled", "disabled, rotated"},
 		events.TypeKeyRotated:           {"active", "active, for ever", "active, imported"},
 		events.TypeKeyExpired:           {"active", "active, imported", "active, rotated", "disabled", "disabled, rotated"},
-		events.TypeKeyspaceDefined:      none, events.TypeRoleDefined: none, events.TypeRoleDeleted: none,
+		events.TypeKeyspaceDefined:      none, events.TypeRoleDefined: none, events.TypeRoleDeleted: none, events.TypeTenantLimitUpdated: none,
 		events.TypeAuditQueried: none, events.TypeAuditExported: none,
 	}
 	samples := map[events.Type]events.Data{}
@@ -276,6 +276,56 @@ func TestKeyspaceAndRoleNext(t *testing.T) {
 	kgap.Prev[0] ^= 1
 	if _, err := ks.Next(kgap); !errors.As(err, &chain) {
 		t.Errorf("an altered keyspace: %v", err)
+	}
+}
+
+func TestTenantNext(t *testing.T) {
+	var tenant events.Tenant
+	want := []*events.Limit{{Plan: "basic"}, {PerMinute: 1200, Burst: 2400}}
+	var last events.Recorded
+	for _, r := range logtest.Records(logtest.Samples()) {
+		if r.Aggregate.Kind != events.KindTenant {
+			continue
+		}
+		before := tenant
+		n, err := tenant.Next(&r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tenant != before {
+			t.Error("Next changed the tenant it was given")
+		}
+		tenant, last = n, r
+		if i := int(tenant.Rev) - 1; i >= len(want) || *tenant.Limit != *want[i] || tenant.UpdatedAt != r.Time || tenant.Head != r.Hash || tenant.Seq != r.Seq {
+			t.Errorf("tenant after %d: %+v", r.Seq, tenant)
+		}
+	}
+	if tenant.Keyspace != "shop" || tenant.ID != "acme" || tenant.Rev != 2 {
+		t.Errorf("tenant: %+v", tenant)
+	}
+	next := func(a events.Aggregate, d events.Data) *events.Recorded {
+		c := tenant.Chain
+		w := logtest.Stamp(&c, logtest.Event(a, d))
+		return &events.Recorded{Event: w.Event, Seq: c.Seq + 1, Hash: c.Head}
+	}
+	a := events.TenantAggregate("shop", "acme")
+	if n, err := tenant.Next(next(a, &events.TenantLimitUpdated{Before: tenant.Limit})); err != nil || n.Limit != nil || n.Rev != 3 {
+		t.Errorf("back to the keyspace's default: %+v, %v", n, err)
+	}
+	var chain *events.ChainError
+	for what, spoil := range map[string]func(*events.Recorded){
+		"a gap":    func(r *events.Recorded) { r.Rev++ },
+		"altered":  func(r *events.Recorded) { r.Prev[0] ^= 1 },
+		"repeated": func(r *events.Recorded) { *r = last },
+	} {
+		r := next(a, &events.TenantLimitUpdated{})
+		spoil(r)
+		if n, err := tenant.Next(r); !errors.As(err, &chain) || n != tenant {
+			t.Errorf("%s: %+v, %v", what, n, err)
+		}
+	}
+	if n, err := tenant.Next(next(events.RoleAggregate("shop", "acme", "dev"), &events.RoleDeleted{})); err == nil || errors.As(err, &chain) || n != tenant {
+		t.Errorf("an event of a role: %+v, %v", n, err)
 	}
 }
 

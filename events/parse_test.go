@@ -81,12 +81,12 @@ func TestParse(t *testing.T) {
 			[]string{"", token[1:], token[:38], token + "A", token + "=", token[:20] + "\n" + token[20:], token[:20] + "\r" + token[21:], " " + token, strings.ToUpper(token), "42"}},
 		{"use id", []string{"n1/1767693600000000/1", "n1/0/0", "_/-5/18446744073709551615"},
 			[]string{"", "n1", "n1/1", "n1/1/1/1", "n1/01/1", "n1/+1/1", "n1/1/-1", "n1/1/01", "n1/1/18446744073709551616", "-n/1/1", "a.b/1/1", "/1/1", "n1/1/1 ", "n1/1/"}},
-		{"reason", []string{"ok", "key_missing", "key_malformed", "key_unknown", "key_revoked", "key_expired", "key_disabled", "address_not_allowed", "scope_missing", "resource_not_allowed", "rate_limited", "verifier_stale"},
-			[]string{"", "OK", "reason_13", "none", "ok "}},
-		{"subject", []string{life + "shop.acme.key.key_" + ulidText, life + "shop.acme.role.dev", life + "shop.-.keyspace.shop", life + "keytrail.-.reader.key_" + ulidText, life + "a-b.A_1.role._"},
+		{"reason", []string{"ok", "key_missing", "key_malformed", "key_unknown", "key_revoked", "key_expired", "key_disabled", "address_not_allowed", "scope_missing", "resource_not_allowed", "rate_limited", "verifier_stale", "https_required"},
+			[]string{"", "OK", "reason_14", "none", "ok "}},
+		{"subject", []string{life + "shop.acme.key.key_" + ulidText, life + "shop.acme.role.dev", life + "shop.-.keyspace.shop", life + "keytrail.-.reader.key_" + ulidText, life + "a-b.A_1.role._", life + "shop.acme.tenant.acme"},
 			[]string{"", life, "kt.life", "shop.acme.role.dev", "kt.use.shop.acme.role.dev", life + "shop.acme.role", life + "shop.acme.role.dev.x", life + "Shop.acme.role.dev",
 				life + "shop.-.role.dev", life + "shop..role.dev", life + "shop.*.role.dev", life + "shop.acme.role.>", life + "shop.acme.key.dev", life + "shop.acme.keyspace.shop", life + "shop.-.keyspace.other",
-				life + "shop.-.reader.key_" + ulidText, life + "keytrail.acme.reader.bob", life + "shop.acme.thing.x", life + "shop.ac me.role.dev", life + "shop.acme.role.dev\n", " " + life + "shop.acme.role.dev"}},
+				life + "shop.-.reader.key_" + ulidText, life + "shop.acme.tenant.globex", life + "shop.-.tenant.-", life + "shop.-.tenant.acme", life + "keytrail.acme.reader.bob", life + "shop.acme.thing.x", life + "shop.ac me.role.dev", life + "shop.acme.role.dev\n", " " + life + "shop.acme.role.dev"}},
 		{"hash", []string{hex64}, []string{"", strings.ToUpper(hex64), hex64[1:], hex64 + "0", "g" + hex64[1:], " " + hex64[1:]}},
 		{"digest", []string{hex64}, []string{"", strings.ToUpper(hex64), hex64[2:], "sha256:" + hex64[:57]}},
 	} {
@@ -265,7 +265,7 @@ func TestReasonsAreClosed(t *testing.T) {
 			t.Errorf("reason %d is %s, allowed %v", i+1, r, r.Allowed())
 		}
 	}
-	if n := len(events.Reasons()); n != 12 || events.Reason(200).String() != "reason_200" {
+	if n := len(events.Reasons()); n != 13 || events.ReasonHTTPSRequired != 13 || events.Reason(200).String() != "reason_200" {
 		t.Errorf("%d reasons; 200 prints as %s", n, events.Reason(200))
 	}
 }

@@ -107,13 +107,23 @@ func (c Checksum) Append(dst []byte, random []byte) []byte {
 	if c != CRC32 {
 		return dst
 	}
-	n := crc32.ChecksumIEEE(random)
-	var digits [checksumLen]byte
+	sum := crc62(random)
+	return append(dst, sum[:]...)
+}
+
+// crc62 returns the CRC-32 of s in base62. It goes by crc32's table itself:
+// crc32.ChecksumIEEE lets its argument escape, and fits must not allocate.
+func crc62[T string | []byte](s T) (digits [checksumLen]byte) {
+	n := ^uint32(0)
+	for i := range len(s) {
+		n = crc32.IEEETable[byte(n)^s[i]] ^ n>>8
+	}
+	n = ^n
 	for i := range slices.Backward(digits[:]) {
 		digits[i] = base62[n%62]
 		n /= 62
 	}
-	return append(dst, digits[:]...)
+	return digits
 }
 
 // fits reports whether rest ends with the checksum of what is before.
@@ -121,10 +131,9 @@ func (c Checksum) fits(rest string) bool {
 	if c == "" {
 		return true
 	}
-	var buf [maxLength + checksumLen]byte // no allocation
-	random := buf[:copy(buf[:], rest[:len(rest)-checksumLen])]
-	var sum [checksumLen]byte
-	return string(c.Append(sum[:0], random)) == rest[len(random):]
+	random := len(rest) - checksumLen
+	sum := crc62(rest[:random])
+	return string(sum[:]) == rest[random:]
 }
 
 // DefaultSecretLength is the number of random characters when a key type names
@@ -250,14 +259,12 @@ func (t *KeyType) Pattern() string {
 	before, after, templated := strings.Cut(t.Prefix, environmentPlaceholder)
 	p := regexp.QuoteMeta(before)
 	if templated {
-		quoted := make([]string, len(t.Environments))
-		for i, e := range t.Environments {
-			quoted[i] = regexp.QuoteMeta(e)
-		}
-		if len(quoted) == 1 {
-			p += quoted[0]
+		// The first that fits is taken: of two that start alike, the longer one.
+		names := slices.SortedStableFunc(slices.Values(t.Environments), func(a, b string) int { return len(b) - len(a) })
+		if len(names) == 1 {
+			p += names[0]
 		} else {
-			p += "(?:" + strings.Join(quoted, "|") + ")"
+			p += "(?:" + strings.Join(names, "|") + ")"
 		}
 		p += regexp.QuoteMeta(after)
 	}

@@ -18,13 +18,16 @@ const Never Span = "never"
 // MaxSpan is the longest span: 100 years of 365 days.
 const MaxSpan = 100 * 365 * 24 * time.Hour
 
-// ParseSpan reads a span of 0 to MaxSpan; "never" is not one.
+// ParseSpan reads a span of 0 to MaxSpan, without a sign; "never" is not one.
 func ParseSpan(s string) (time.Duration, error) {
+	if strings.ContainsAny(s, "+-") {
+		return 0, errSpan
+	}
 	var days int64
 	rest := s
 	if n, after, ok := strings.Cut(s, "d"); ok {
 		var err error
-		if days, err = strconv.ParseInt(n, 10, 32); err != nil || days < 0 || n[0] == '+' {
+		if days, err = strconv.ParseInt(n, 10, 32); err != nil {
 			return 0, errSpan
 		}
 		rest = after
@@ -36,7 +39,7 @@ func ParseSpan(s string) (time.Duration, error) {
 			return 0, errSpan
 		}
 	}
-	if d < 0 || d > MaxSpan || days > int64(MaxSpan/(24*time.Hour)) {
+	if d > MaxSpan || days > int64(MaxSpan/(24*time.Hour)) {
 		return 0, errSpan
 	}
 	if d += time.Duration(days) * 24 * time.Hour; d > MaxSpan {

@@ -144,6 +144,21 @@ func TestUsesPublishedShape(t *testing.T) {
 	})
 }
 
+// TestUsesPublishedReasons: the published names and numbers of the reasons are
+// ours, all of them.
+func TestUsesPublishedReasons(t *testing.T) {
+	values := published(t).Enums().ByName("Reason").Values()
+	if values.Len() != len(Reasons())+1 {
+		t.Errorf("%d published reasons, with the unspecified one; want %d", values.Len(), len(Reasons())+1)
+	}
+	for _, r := range Reasons() {
+		want := "REASON_" + strings.ToUpper(r.String())
+		if v := values.ByNumber(protoreflect.EnumNumber(r)); v == nil || string(v.Name()) != want {
+			t.Errorf("reason %d is published as %v, want %s", r, v, want)
+		}
+	}
+}
+
 func naiveBatch(m *dynamicpb.Message) UseBatch {
 	get := func(name string) protoreflect.Value {
 		return m.Get(m.Descriptor().Fields().ByName(protoreflect.Name(name)))
@@ -276,7 +291,7 @@ func TestEncodeUsesRefuses(t *testing.T) {
 		"use 0: tenant":  func(b *UseBatch) { b.Uses[0].Key = KeyID{} },
 		"tenant \"\"":    func(b *UseBatch) { b.Uses[0].Tenant = "" },
 		"reason 0":       func(b *UseBatch) { b.Uses[0].Reason = 0 },
-		"reason 13":      func(b *UseBatch) { b.Uses[0].Reason = 13 },
+		"reason 14":      func(b *UseBatch) { b.Uses[0].Reason = 14 },
 		"scope \"a@b\"":  func(b *UseBatch) { b.Uses[0].Scope = "a@b" }, // a resource id of the same row
 		"scope \"a b\"":  func(b *UseBatch) { b.Uses[0].Scope = "a b" },
 		"resource id":    func(b *UseBatch) { b.Uses[0].Resource.ID = "" },
@@ -392,7 +407,7 @@ func TestDecodeUsesRefuses(t *testing.T) {
 		{"no row refers to", column(fAddr4, 1, 2, 3, 4, 5, 6, 7, 8)},
 		{"reason 0", column(fReason, 0)},
 		{"reason 0", set(fReason, 0, nil)},
-		{"out of range", column(fReason, 13)},
+		{"out of range", column(fReason, 14)},
 		{"out of range", column(fExtraCost, 0xff, 0xff, 0xff, 0xff, 0x0f)},
 		{"unexpected EOF", data[:len(data)-1]},
 		{"want at most 1048576", make([]byte, MaxUseBatchBytes+1)},

@@ -113,6 +113,9 @@ func checkRecords(t testing.TB, records []events.Recorded) {
 			roles[a], err = k.Next(r)
 		case events.KindTenant:
 			t := tenants[a]
+			if d, ok := r.Data.(*events.TenantLimitUpdated); ok && jsonOf(d.Before) != jsonOf(t.Limit) {
+				bad("says that before there was %s, but there was %s", jsonOf(d.Before), jsonOf(t.Limit))
+			}
 			tenants[a], err = t.Next(r)
 		case events.KindReader: // a plain list of what was read
 		}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"unicode"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"pgregory.net/rapid"
 
 	"github.com/keytrail/keytrail/events"
@@ -175,7 +176,8 @@ func GenDefinition() *rapid.Generator[events.Definition] {
 			return rapid.SliceOfNDistinct(rapid.SampledFrom(names), 1, len(names), rapid.ID[string]).Draw(t, label)
 		}
 		for _, n := range names {
-			d.Scopes = append(d.Scopes, events.ScopeDef{Name: n, Description: genText(0).Draw(t, "scope text"), Implies: some("implies")})
+			d.Scopes = append(d.Scopes, events.ScopeDef{Name: n, Description: genText(0).Draw(t, "scope text"), Implies: some("implies"),
+				Level: rapid.SampledFrom(append([]string{"", events.LevelTenant}, d.Resources...)).Draw(t, "level")})
 		}
 		for i := range rapid.IntRange(1, 3).Draw(t, "key types") {
 			kt := events.KeyType{
@@ -185,6 +187,9 @@ func GenDefinition() *rapid.Generator[events.Definition] {
 				Alphabet:     rapid.SampledFrom([]events.Alphabet{"", events.Base62, events.Hex, events.Base58, events.Base32, events.Base64URL}).Draw(t, "alphabet"),
 				Checksum:     rapid.SampledFrom([]events.Checksum{"", events.CRC32}).Draw(t, "checksum"),
 				Description:  genText(0).Draw(t, "type text"),
+			}
+			if kt.Environments != nil {
+				kt.Prefix += rapid.SampledFrom([]string{"", "{environment}_", "{environment}"}).Draw(t, "template")
 			}
 			if rapid.Bool().Draw(t, "ceiling") {
 				kt.Ceiling = slices.Clone(kt.Defaults)
@@ -196,11 +201,38 @@ func GenDefinition() *rapid.Generator[events.Definition] {
 			d.Limit = rapid.SampledFrom([]*events.Limit{nil, {Plan: "pro"}, {PerMinute: 7, Burst: 3}}).Draw(t, "limit")
 		}
 		d.Expiry = rapid.SampledFrom([]events.ExpiryPolicy{{}, {Required: true}, {Max: "90d"}, {Max: "365d", Default: "30d"},
-			{Choices: []events.Span{events.Never, "30d", "90d", "365d"}}}).Draw(t, "expiry")
+			{Choices: []events.Span{events.Never, "30d", "90d", "365d"}}, {Required: true, Max: "1d12h", Default: "36h", Choices: []events.Span{"36h", "30m"}}}).Draw(t, "expiry")
+		d.Grants = rapid.SampledFrom([]events.GrantRules{{}, {Required: true}, {Fixed: true, By: events.GrantsByRoles}, {By: events.GrantsByScopes}}).Draw(t, "grants")
+		d.LimitHeaders = rapid.SampledFrom([]events.LimitHeaders{{}, {Style: events.HeadersIETF}, {Style: events.HeadersNone}, {ResetAs: events.ResetUnix},
+			{Style: events.HeadersXRateLimit, Remaining: "X-RateLimit-Remaining", Reset: "X-RateLimit-Reset", ResetAs: events.ResetSeconds}}).Draw(t, "limit headers")
+		d.Errors = genErrors().Draw(t, "errors")
 		d.Checks = rapid.SampledFrom([][]events.Check{nil, {events.CheckAddress, events.CheckState, events.CheckScope, events.CheckResource, events.CheckLimit}}).Draw(t, "checks")
 		d.HTTPSOnly = rapid.Bool().Draw(t, "https only")
 		d.TenantLimit = rapid.SampledFrom([]*events.Limit{nil, {PerMinute: 70, Burst: 30}}).Draw(t, "tenant limit")
 		return d
+	})
+}
+
+// genErrors draws error rules; an envelope is in the form that the log gives it.
+func genErrors() *rapid.Generator[events.ErrorRules] {
+	return rapid.Custom(func(t *rapid.T) events.ErrorRules {
+		e := events.ErrorRules{Envelope: rapid.SampledFrom([]jsontext.Value{nil, jsontext.Value(`{}`), jsontext.Value(`{"code":"{code}","é":[1e400,-0,null,true,""],"s":"{{{status}"}`),
+			jsontext.Value(`{"error":{"code":"{code}","message":"{message}"},"meta":{"request_id":"{request_id}"}}`),
+			jsontext.Value(`{"z":"{status}","a":"{field}","issues":[{"path":"{issue.path}","code":"{issue.code}"}]}`)}).Draw(t, "envelope")}
+		if e.Envelope != nil {
+			e.ContentType = rapid.SampledFrom([]string{"", "application/json", "application/vnd.shop+json; charset=utf-8"}).Draw(t, "content type")
+		}
+		reasons := rapid.SliceOfNDistinct(rapid.SampledFrom(events.FailureReasons()), 0, 4, rapid.ID[string]).Draw(t, "reasons")
+		for i, r := range reasons {
+			if i == 1 {
+				e.Answers[0].Reasons = append(e.Answers[0].Reasons, r)
+				continue
+			}
+			e.Answers = append(e.Answers, events.ErrorAnswer{Reasons: []string{r}, Status: rapid.SampledFrom([]int{0, 400, 429, 599}).Draw(t, "status"),
+				Code:    rapid.StringMatching(`([a-z][a-z_.:-]{0,8})?`).Draw(t, "code"),
+				Message: rapid.SampledFrom([]string{"", "no", "want {scope} of {resource} in {retry_after} s {{}", "nön"}).Draw(t, "message")})
+		}
+		return e
 	})
 }
 

@@ -11,12 +11,12 @@ import (
 
 // GenHistory draws a legal history of at most steps events over several
 // keyspaces, tenants, roles and keys, for an empty log, one append a write:
-// definitions that change, roles that come and go, keys in every status. What
+// definitions and limits that change, roles that come and go, keys in every status. What
 // events say was there before is what was there.
 func GenHistory(steps int) *rapid.Generator[[]events.Write] {
 	return rapid.Custom(func(t *rapid.T) []events.Write {
 		h := &historian{T: t, story: newStory(1767693600000), spaces: map[events.Aggregate]events.Keyspace{},
-			roles: map[events.Aggregate]events.Role{}}
+			roles: map[events.Aggregate]events.Role{}, tenants: map[events.Aggregate]events.Tenant{}}
 		h.define("shop")
 		for range rapid.IntRange(0, steps-1).Draw(t, "steps") {
 			h.now += events.Time(rapid.Int64Range(0, 1000).Draw(t, "pause"))
@@ -29,9 +29,10 @@ func GenHistory(steps int) *rapid.Generator[[]events.Write] {
 type historian struct {
 	*rapid.T
 	*story
-	spaces map[events.Aggregate]events.Keyspace
-	roles  map[events.Aggregate]events.Role
-	keys   []events.Key
+	spaces  map[events.Aggregate]events.Keyspace
+	roles   map[events.Aggregate]events.Role
+	tenants map[events.Aggregate]events.Tenant
+	keys    []events.Key
 }
 
 // few draws one of a few names, so that histories meet.
@@ -45,7 +46,9 @@ func (h *historian) step() {
 		h.role(few[events.RoleID](h.T, "dev", "ops"))
 	case n == 3:
 		h.add(reader(few(h.T, "alice", "bob")), &events.AuditQueried{Kind: "uses", Filter: genFilter().Draw(h.T, "filter")})
-	case n <= 7 || len(h.keys) == 0:
+	case n == 4:
+		h.tenant(few[events.TenantID](h.T, "acme", "globex"))
+	case n <= 8 || len(h.keys) == 0:
 		h.create(h.space().ID, few[events.TenantID](h.T, "acme", "globex"), events.KeyID{})
 	default:
 		h.change(&h.keys[rapid.IntRange(0, len(h.keys)-1).Draw(h.T, "key")])
@@ -78,6 +81,12 @@ func (h *historian) role(id events.RoleID) {
 		d = def
 	}
 	h.roles[a] = must(was.Next(h.recorded(a, d)))
+}
+
+func (h *historian) tenant(id events.TenantID) {
+	a := events.TenantAggregate(h.space().ID, id)
+	was := h.tenants[a]
+	h.tenants[a] = must(was.Next(h.recorded(a, &events.TenantLimitUpdated{Before: was.Limit, After: genLimit().Draw(h.T, "tenant limit")})))
 }
 
 // space draws one of the keyspaces that are defined.

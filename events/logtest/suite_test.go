@@ -162,18 +162,21 @@ func TestCheckLogSeesDamage(t *testing.T) {
 		t.Fatalf("the samples are whole, and yet: %v", got)
 	}
 	for name, damage := range map[string]func(r []events.Recorded) []events.Recorded{
-		"a missing event":       func(r []events.Recorded) []events.Recorded { return slices.Delete(r, 5, 6) },
-		"a repeated event":      func(r []events.Recorded) []events.Recorded { return slices.Insert(r, 5, r[5]) },
-		"two events swapped":    func(r []events.Recorded) []events.Recorded { r[5], r[6] = r[6], r[5]; return r },
-		"an altered reason":     func(r []events.Recorded) []events.Recorded { r[5].Reason = "another"; return r },
-		"an altered hash":       func(r []events.Recorded) []events.Recorded { r[5].Hash[0] ^= 1; return r },
-		"an altered prev":       func(r []events.Recorded) []events.Recorded { r[6].Prev[0] ^= 1; return r },
-		"a clock that ran back": func(r []events.Recorded) []events.Recorded { r[6].Stored--; return r },
+		"a missing event":       func(r []events.Recorded) []events.Recorded { return slices.Delete(r, 7, 8) },
+		"a repeated event":      func(r []events.Recorded) []events.Recorded { return slices.Insert(r, 7, r[7]) },
+		"two events swapped":    func(r []events.Recorded) []events.Recorded { r[7], r[8] = r[8], r[7]; return r },
+		"an altered reason":     func(r []events.Recorded) []events.Recorded { r[7].Reason = "another"; return r },
+		"an altered hash":       func(r []events.Recorded) []events.Recorded { r[7].Hash[0] ^= 1; return r },
+		"an altered prev":       func(r []events.Recorded) []events.Recorded { r[8].Prev[0] ^= 1; return r },
+		"a clock that ran back": func(r []events.Recorded) []events.Recorded { r[8].Stored--; return r },
 		"an illegal life": func(r []events.Recorded) []events.Recorded {
-			return reseal(r, func(r []events.Recorded) { r[5].Data = &events.KeyEnabled{} })
+			return reseal(r, func(r []events.Recorded) { r[7].Data = &events.KeyEnabled{} })
 		},
 		"a false before": func(r []events.Recorded) []events.Recorded {
-			return reseal(r, func(r []events.Recorded) { r[5].Data = &events.KeyExpiryChanged{Before: 1, After: r[5].Time} })
+			return reseal(r, func(r []events.Recorded) { r[7].Data = &events.KeyExpiryChanged{Before: 1, After: r[7].Time} })
+		},
+		"a false before of a tenant": func(r []events.Recorded) []events.Recorded {
+			return reseal(r, func(r []events.Recorded) { r[3].Data = &events.TenantLimitUpdated{Before: &events.Limit{Plan: "pro"}} })
 		},
 		"a secret that stands twice": func(r []events.Recorded) []events.Recorded {
 			return reseal(r, func(r []events.Recorded) {
