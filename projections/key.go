@@ -88,12 +88,12 @@ func (k *Key) AllowsAddr(a netip.Addr) bool {
 	return k.terms.allow == nil || k.terms.allow.contains(a)
 }
 
-// Limit returns the key's tokens per minute and at once: its own numbers, its
-// plan's, or the keyspace's default, by the current definition; ok is false for
-// none. A plan that the definition no longer names goes on with its last
+// Limit returns the key's tokens per minute and at once under the regime of its
+// keyspace: its own numbers, its plan's, or the keyspace's default; ok is false
+// for none. A plan that the definition no longer names goes on with its last
 // numbers: taking it out of the document frees nobody of a limit.
-func (k *Key) Limit() (perMinute, burst int64, ok bool) {
-	return k.Space.current.Load().resolve(k.terms.limit)
+func (k *Key) Limit(g *Regime) (perMinute, burst int64, ok bool) {
+	return g.resolve(k.terms.limit)
 }
 
 // Bucket returns the key's token bucket on this node, the same for all records

@@ -28,8 +28,8 @@ type Keys struct {
 	undefined map[events.KeyspaceID]*Keyspace // keyspaces that keys speak of before their definition
 	roles     map[roleRef]*events.Role
 	readers   map[string]events.Chain // histories of reading the record, by subject
-	tenants   map[tenantRef]*Tenant
-	classes   pool[Class, Class]
+	tenants   map[*Keyspace]map[events.TenantID]*Tenant
+	classes   pool[classRef, Class]
 	terms     pool[terms, terms]
 	grants    pool[sum, grant]
 	resources pool[sum, resources]
@@ -53,8 +53,8 @@ func NewKeys() *Keys {
 		undefined: map[events.KeyspaceID]*Keyspace{},
 		roles:     map[roleRef]*events.Role{},
 		readers:   map[string]events.Chain{},
-		tenants:   map[tenantRef]*Tenant{},
-		classes:   pool[Class, Class]{},
+		tenants:   map[*Keyspace]map[events.TenantID]*Tenant{},
+		classes:   pool[classRef, Class]{},
 		terms:     pool[terms, terms]{},
 		grants:    pool[sum, grant]{},
 		resources: pool[sum, resources]{},

@@ -73,7 +73,8 @@ func TestAPlanTakenAwayFreesNobody(t *testing.T) {
 	check := func(ref events.KeyRef, want string) {
 		t.Helper()
 		apply(t, v, w)
-		perMinute, burst, ok := v.ByID(ref.Key).Limit()
+		k := v.ByID(ref.Key)
+		perMinute, burst, ok := k.Limit(k.Space.Regime())
 		if got := fmt.Sprint(perMinute, burst, ok); got != want {
 			t.Errorf("limit %s, want %s", got, want)
 		}
@@ -266,7 +267,7 @@ func TestReadsDoNotAllocate(t *testing.T) {
 	digest, addr := events.NewSecret("1").Digest(), netip.MustParseAddr("10.0.0.1")
 	if n := testing.AllocsPerRun(100, func() {
 		k := v.Lookup(digest)
-		_, _, limited := k.Limit()
+		_, _, limited := k.Limit(k.Space.Regime())
 		if v.ByID(ref.Key) != k || v.Keyspace("ks") != k.Space || !k.HasScope("read") || k.HasScope("s2") || !k.AllowsAddr(addr) ||
 			!k.AllowsResource(someResources[2]) || !limited || k.StatusAt(1) != events.StatusActive || k.Bucket() == nil || v.At() != 2 {
 			t.Fatal("wrong answer")

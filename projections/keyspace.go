@@ -20,14 +20,22 @@ type Keyspace struct {
 type Regime struct {
 	events.Definition
 	Order     []events.Check    // the order of checks
+	Usual     bool              // Order is events.DefaultChecks
 	Envelope  *events.Envelope  // of refusals; nil = problem details
 	Checksums bool              // Junk may refuse a secret without a look-up
 	levels    map[string]string // scopes that want a resource, by its kind; nil when none does
 	retired   []events.Plan     // plans that earlier versions had, with their last numbers
+	statuses  [events.ReasonHTTPSRequired + 1]uint16
 }
 
 func newRegime(def events.Definition, retired []events.Plan) *Regime {
 	g := &Regime{Definition: def, Order: def.Order(), Checksums: def.Checksums(), retired: retired}
+	g.Usual = slices.Equal(g.Order, events.DefaultChecks)
+	for _, r := range events.Reasons() {
+		f := events.Failure{Reason: r.String()}
+		g.Answer(&f)
+		g.statuses[r] = uint16(f.Status)
+	}
 	if def.Errors.Envelope != nil {
 		g.Envelope, _ = events.CompileEnvelope(def.Errors.Envelope) // a stored definition is valid
 	}
@@ -45,6 +53,15 @@ func newRegime(def events.Definition, retired []events.Plan) *Regime {
 // Level returns the kind of resource that a request must name to use the scope,
 // "" when it need not.
 func (g *Regime) Level(scope string) string { return g.levels[scope] }
+
+// Status returns the HTTP status that the regime itself gives the reason, 0 when
+// it gives none.
+func (g *Regime) Status(r events.Reason) int {
+	if int(r) < len(g.statuses) {
+		return int(g.statuses[r])
+	}
+	return 0
+}
 
 func newKeyspace(id events.KeyspaceID) *Keyspace {
 	s := &Keyspace{ID: id}
@@ -94,21 +111,15 @@ func (g *Regime) resolve(l *events.Limit) (perMinute, burst int64, ok bool) {
 
 // Tenant is what holds for all keys of a tenant together; the pointer is stable.
 type Tenant struct {
-	space  *Keyspace
 	limit  atomic.Pointer[events.Limit] // nil = the keyspace's default
 	bucket Bucket
 	state  *events.Tenant // owned by the writer; nil without events
 }
 
-type tenantRef struct {
-	space  *Keyspace
-	tenant events.TenantID
-}
-
 // Limit returns the tokens per minute and at once of all keys of the tenant
-// together, as Key.Limit does; ok is false for none.
-func (t *Tenant) Limit() (perMinute, burst int64, ok bool) {
-	g := t.space.current.Load()
+// together, under the regime of its keyspace: its own or the keyspace's default,
+// as Key.Limit does; ok is false for none.
+func (t *Tenant) Limit(g *Regime) (perMinute, burst int64, ok bool) {
 	l := t.limit.Load()
 	if l == nil {
 		l = g.TenantLimit

@@ -43,7 +43,7 @@ func (v *Keys) record(w *events.Key, old *Key) *Key {
 		t.limit = v.limits.take(*w.Limit, func() *events.Limit { l := *w.Limit; return &l })
 	}
 	k.terms = v.combine(t)
-	switch _, _, limited := k.Limit(); {
+	switch _, _, limited := k.Limit(space.Regime()); {
 	case old != nil:
 		// Made now if need be: a reader that still holds old must spend from the same bucket.
 		k.bucket.Store(old.Bucket())
@@ -69,7 +69,7 @@ func (v *Keys) combine(t terms) *terms {
 
 // release takes back what a replaced record used.
 func (v *Keys) release(k *Key) {
-	v.classes.drop(*k.Class)
+	v.classes.drop(k.Class.ref())
 	if v.terms.drop(*k.terms) {
 		v.releaseParts(k.terms)
 	}
@@ -94,18 +94,32 @@ func (v *Keys) releaseParts(t *terms) {
 
 // class shares c. Its strings are copied: they may be parts of a whole message.
 func (v *Keys) class(c Class) *Class {
-	return v.classes.take(c, func() *Class {
-		return &Class{events.TenantID(strings.Clone(string(c.Tenant))), strings.Clone(c.KeyType), strings.Clone(c.Environment), c.Status, c.Space, c.Whole}
-	})
+	own := v.classes[c.ref()].v
+	if own == nil {
+		own = &Class{events.TenantID(strings.Clone(string(c.Tenant))), strings.Clone(c.KeyType), strings.Clone(c.Environment), c.Status, c.Space, c.Whole}
+	}
+	return v.classes.take(own.ref(), func() *Class { return own })
 }
+
+// classRef tells classes apart: a tenant as a whole is of one keyspace.
+type classRef struct {
+	whole                *Tenant
+	keyType, environment string
+	status               events.Status
+}
+
+func (c *Class) ref() classRef { return classRef{c.Whole, c.KeyType, c.Environment, c.Status} }
 
 // tenant returns the tenant of the keyspace. Tenants are never taken back: there
 // is no key without one, and keys stay (P5).
 func (v *Keys) tenant(space *Keyspace, id events.TenantID) *Tenant {
-	t := v.tenants[tenantRef{space, id}]
+	t := v.tenants[space][id]
 	if t == nil {
-		t = &Tenant{space: space}
-		v.tenants[tenantRef{space, events.TenantID(strings.Clone(string(id)))}] = t
+		t = new(Tenant)
+		if v.tenants[space] == nil {
+			v.tenants[space] = map[events.TenantID]*Tenant{}
+		}
+		v.tenants[space][events.TenantID(strings.Clone(string(id)))] = t
 	}
 	return t
 }

@@ -242,7 +242,7 @@ func (d *decoder) finish(seq events.Seq, keys uint64) error {
 	if uint64(v.Len()) != keys {
 		return errDamaged
 	}
-	adopt(v.classes, d.classes, func(c *Class) Class { return *c })
+	adopt(v.classes, d.classes, (*Class).ref)
 	adopt(v.terms, d.terms, func(t *terms) terms { return *t })
 	adopt(v.grants, d.grants, func(g *grant) sum { return g.key })
 	adopt(v.resources, d.resources, func(r *resources) sum { return r.key })
@@ -374,7 +374,7 @@ func (d *decoder) key() {
 	if d.err != nil {
 		return
 	}
-	if _, _, limited := k.Limit(); limited {
+	if _, _, limited := k.Limit(k.Space.Regime()); limited {
 		k.bucket.Store(new(Bucket))
 	}
 	d.view.put(k, nil)

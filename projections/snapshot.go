@@ -59,6 +59,12 @@ type picture struct {
 	keys    []*Key // owners of their digest first, so that they own it again (P6)
 }
 
+// tenantRef names a tenant of a keyspace.
+type tenantRef struct {
+	space  *Keyspace
+	tenant events.TenantID
+}
+
 type spacePicture struct {
 	*Keyspace
 	state   events.Keyspace
@@ -80,9 +86,11 @@ func (v *Keys) picture() *picture {
 	for _, s := range v.undefined {
 		add(s)
 	}
-	for ref, t := range v.tenants {
-		if t.state != nil {
-			p.tenants[ref] = t.state
+	for space, tenants := range v.tenants {
+		for id, t := range tenants {
+			if t.state != nil {
+				p.tenants[tenantRef{space, id}] = t.state
+			}
 		}
 	}
 	for ref, r := range v.roles {

@@ -84,10 +84,10 @@ func TestSnapshotRefusesAnyOther(t *testing.T) {
 		}
 	}
 	version := bytes.Clone(good)
-	version[len(snapshotMagic)] = 2
+	version[len(snapshotMagic)] = snapshotVersion + 1
 	for want, in := range map[string]io.Reader{
 		"not a snapshot":   strings.NewReader(strings.Repeat("x", 100)),
-		"version 2":        bytes.NewReader(version),
+		"version 3":        bytes.NewReader(version),
 		"damaged":          io.MultiReader(bytes.NewReader(good), strings.NewReader("x")),
 		"cut short":        strings.NewReader(""),
 		"no route to disk": iotest.ErrReader(errors.New("no route to disk")),
@@ -115,7 +115,8 @@ func FuzzLoadKeys(f *testing.F) {
 				continue
 			}
 			for k := range v.ids.all { // whatever was let in answers
-				k.Limit()
+				k.Limit(k.Space.Regime())
+				k.Whole.Limit(k.Space.Regime())
 				k.HasScope("read")
 				k.AllowsAddr(someAddrs[1])
 				k.AllowsResource(someResources[0])

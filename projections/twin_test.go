@@ -115,7 +115,7 @@ func compareKeys(t rapid.TB, w *world, v *Keys) {
 		for _, a := range someAddrs {
 			equal(t, "address "+a.String(), got.AllowsAddr(a), naiveAllows(want.Allowlist, a))
 		}
-		perMinute, burst, ok := got.Limit()
+		perMinute, burst, ok := got.Limit(got.Space.Regime())
 		equal(t, "limit", [3]any{perMinute, burst, ok}, w.limit(&want))
 	}
 	if v.Lookup(events.NewSecret("never issued").Digest()) != nil {
@@ -311,16 +311,16 @@ func compareDirectory(t rapid.TB, w *world, d *Directory) {
 // checkPools recounts from the records who uses which shared value.
 func checkPools(t rapid.TB, v *Keys) {
 	t.Helper()
-	classes, combos := map[Class]int{}, map[terms]int{}
+	classes, combos := map[classRef]int{}, map[terms]int{}
 	digests, owners := map[events.Digest]bool{}, 0
 	for range v.digests.all {
 		owners++
 	}
 	for k := range v.ids.all {
 		digests[k.Digest] = true
-		classes[*k.Class]++
+		classes[k.Class.ref()]++
 		combos[*k.terms]++
-		equal(t, "shared class", k.Class, v.classes[*k.Class].v)
+		equal(t, "shared class", k.Class, v.classes[k.Class.ref()].v)
 		equal(t, "shared terms", k.terms, v.terms[*k.terms].v)
 	}
 	equal(t, "owners of digests", owners, len(digests))

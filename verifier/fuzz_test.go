@@ -70,7 +70,7 @@ func FuzzVerifyBody(f *testing.F) {
 					t.Fatalf("%d answers, %d decisions", len(batch.Data), decided)
 				}
 				for _, a := range batch.Data {
-					if _, err := events.ParseUseID(a.Use); err != nil || a.Status != statusOf(a.Reason) || a.Allowed != a.Reason.Allowed() {
+					if _, err := events.ParseUseID(a.Use); err != nil || a.Status != statusOf(&noRegime, a.Reason) || a.Allowed != a.Reason.Allowed() {
 						t.Fatalf("%+v", a)
 					}
 				}

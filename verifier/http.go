@@ -38,7 +38,8 @@ type question struct {
 	Keyspace     events.KeyspaceID `json:"keyspace"`
 	Scope        string            `json:"scope"`
 	Resource     events.Resource   `json:"resource"`
-	IP           string            `json:"ip"` // the client's address, as the caller sees it
+	IP           string            `json:"ip"`     // the client's address, as the caller sees it
+	Scheme       string            `json:"scheme"` // http or https: how the key came to the caller
 	Cost         *int64            `json:"cost"`
 	MinPosition  string            `json:"min_position"`
 	MaxStaleness string            `json:"max_staleness"` // a duration, as "500ms" or "5s"
@@ -67,6 +68,13 @@ func (q *question) request(log events.LogID, path string, f *events.FieldErrors)
 			f.Add(path+"ip", "invalid", "want an IPv4 or IPv6 address without a zone")
 		}
 		req.IP = a.Unmap()
+	}
+	switch q.Scheme {
+	case "", "https":
+	case "http":
+		req.Insecure = true
+	default:
+		f.Add(path+"scheme", "invalid", "want http or https")
 	}
 	if q.Cost != nil {
 		if *q.Cost < 1 || *q.Cost > math.MaxUint32 {
@@ -172,11 +180,12 @@ var contentJSON, noStore = []string{"application/json"}, []string{"no-store"}
 // character.
 //
 //	{"allowed":true,"reason":"ok","status":200,"key_id":"key_…","tenant":"acme","environment":"live","scopes":["read"],
-//	 "limit":{"limit":120,"remaining":119,"reset":1},"position":"…","use_id":"…"}
+//	 "limit":{"limit":120,"remaining":119,"reset":1,"scope":"key"},"position":"…","use_id":"…"}
 //
 // Absent members are left out: key_id to scopes when the key is unknown, limit
-// when no limit was asked. A refusal by the limit adds retry_after in seconds,
-// or detail when waiting does not help.
+// when there is none. limit is the tighter of the key's and its tenant's, and
+// its scope says which: key or tenant. A refusal by the limit adds retry_after
+// in seconds, or detail when waiting does not help.
 func (n *Node) append(b []byte, d *Decision, req *Request) []byte {
 	b = append(b, `{"allowed":`...)
 	b = strconv.AppendBool(b, d.Allowed())
@@ -201,11 +210,11 @@ func (n *Node) append(b []byte, d *Decision, req *Request) []byte {
 		b = strconv.AppendInt(append(b, `,"limit":{"limit":`...), l.Limit, 10)
 		b = strconv.AppendInt(append(b, `,"remaining":`...), l.Remaining, 10)
 		b = strconv.AppendInt(append(b, `,"reset":`...), l.Reset, 10)
-		b = append(b, '}')
+		b = append(append(append(b, `,"scope":"`...), l.Scope...), `"}`...)
 		if l.RetryAfter > 0 {
 			b = strconv.AppendInt(append(b, `,"retry_after":`...), l.RetryAfter, 10)
 		}
-		if l.Never(req.cost()) {
+		if d.Reason == events.ReasonRateLimited && l.Never(req.cost()) {
 			b = append(append(append(b, `,"detail":"`...), detail(d, req)...), '"')
 		}
 	}
@@ -246,12 +255,19 @@ func detail(d *Decision, req *Request) string {
 	case events.ReasonScopeMissing:
 		return "the key does not hold the scope that this needs"
 	case events.ReasonResourceNotAllowed:
+		if d.Key != nil {
+			if kind := d.Key.Space.Regime().Level(req.Scope); kind != "" && kind != req.Resource.Kind {
+				return fmt.Sprintf("the scope %s is used on a resource of kind %s, and the request names none", req.Scope, kind)
+			}
+		}
 		return "the key does not reach this resource"
 	case events.ReasonRateLimited:
 		if d.Limit.Never(req.cost()) {
-			return fmt.Sprintf("the request costs %d tokens and the key's burst is %d: it can never be allowed", req.cost(), d.Limit.Limit)
+			return fmt.Sprintf("the request costs %d tokens and the %s's burst is %d: it can never be allowed", req.cost(), d.Limit.Scope, d.Limit.Limit)
 		}
-		return "the key's rate limit is used up"
+		return "the " + d.Limit.Scope + "'s rate limit is used up"
+	case events.ReasonHTTPSRequired:
+		return "plain HTTP is refused: use HTTPS, and replace a key that went over the wire in the clear"
 	}
 	return "this node cannot vouch for the key's present state; try again"
 }

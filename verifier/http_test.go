@@ -168,9 +168,10 @@ func TestAnswerIsJSON(t *testing.T) {
 				Environment string          `json:"environment"`
 				Scopes      []string        `json:"scopes"`
 				Limit       *struct {
-					Limit     int64 `json:"limit"`
-					Remaining int64 `json:"remaining"`
-					Reset     int64 `json:"reset"`
+					Limit     int64  `json:"limit"`
+					Remaining int64  `json:"remaining"`
+					Reset     int64  `json:"reset"`
+					Scope     string `json:"scope"`
 				} `json:"limit"`
 				Position events.Position `json:"position"`
 				Use      string          `json:"use_id"`

@@ -7,18 +7,100 @@ import (
 	"github.com/keytrail/keytrail/projections"
 )
 
-// Limit is where a key's token bucket stands after a decision. The zero Limit
-// means that the key has none.
+// Limit is where the token bucket stands after a decision that allows less: the
+// key's own or that of its whole tenant. The zero Limit means that there is none.
 type Limit struct {
-	Limit      int64 // tokens that a full bucket holds: the burst
-	Remaining  int64 // whole tokens left
-	Reset      int64 // seconds until the bucket is full again, rounded up
-	RetryAfter int64 // seconds until the request refused would be allowed, rounded up; 0 = it was allowed, or never will be
+	Limit      int64  // tokens that a full bucket holds: the burst
+	Remaining  int64  // whole tokens left
+	Reset      int64  // seconds until the bucket is full again, rounded up
+	RetryAfter int64  // seconds until the request that the limit refused would be allowed, rounded up; 0 = it refused none, or always will
+	Scope      string // whose bucket it is: ScopeKey or ScopeTenant
 }
+
+// Whose bucket a Limit speaks of.
+const (
+	ScopeKey    = "key"
+	ScopeTenant = "tenant" // of all keys of the tenant together
+)
 
 // Never reports whether the limit refused a request that costs more than a full
 // bucket holds: waiting does not help.
 func (l Limit) Never(cost uint32) bool { return int64(cost) > l.Limit }
+
+// meter is a bucket, how it was last seen, and the limit that holds for it.
+type meter struct {
+	bucket           *projections.Bucket // nil = no limit
+	seen             int64               // At
+	perMinute, burst int64
+}
+
+// meters are the limits of one request.
+type meters struct{ key, tenant meter }
+
+// metersOf finds the buckets. They are looked at here, before the checks, so
+// that their memory arrives while the checks run: a tenth of all.
+func metersOf(g *projections.Regime, key *projections.Key) (m meters) {
+	if perMinute, burst, ok := key.Limit(g); ok {
+		b := key.Bucket()
+		m.key = meter{b, b.At.Load(), perMinute, burst}
+	}
+	if perMinute, burst, ok := key.Whole.Limit(g); ok {
+		b := key.Whole.Bucket()
+		m.tenant = meter{b, b.At.Load(), perMinute, burst}
+	}
+	return m
+}
+
+// take takes cost tokens from both buckets if both hold that many, and says
+// where the tighter one stands; with cost 0 it only says that.
+func (m *meters) take(now events.Time, cost int64) (l Limit, ok bool) {
+	switch k, t := &m.key, &m.tenant; {
+	case k.bucket != nil && t.bucket != nil:
+		return takeBoth(k, t, now, cost)
+	case k.bucket != nil:
+		l, ok = take(k.bucket, k.seen, now, k.perMinute, k.burst, cost)
+		l.Scope = ScopeKey
+	case t.bucket != nil:
+		l, ok = take(t.bucket, t.seen, now, t.perMinute, t.burst, cost)
+		l.Scope = ScopeTenant
+	default:
+		ok = true
+	}
+	return l, ok
+}
+
+// takeBoth has both buckets in its hands while it decides, so that no token of
+// the one is lost when the other refuses. A key's is always locked before its
+// tenant's: nobody waits for who waits for him.
+func takeBoth(k, t *meter, now events.Time, cost int64) (Limit, bool) {
+	atK := lock(k.bucket, k.seen)
+	atT := lock(t.bucket, t.seen)
+	wasK := refill(k.bucket.Owed.Load(), atK, int64(now), k.perMinute, k.burst)
+	wasT := refill(t.bucket.Owed.Load(), atT, int64(now), t.perMinute, t.burst)
+	owedK, owedT := wasK, wasT
+	limitK, okK := spend(&owedK, k.perMinute, k.burst, cost)
+	limitT, okT := spend(&owedT, t.perMinute, t.burst, cost)
+	if !okK || !okT {
+		owedK, owedT = wasK, wasT
+	}
+	unlock(t.bucket, owedT, atT, now)
+	unlock(k.bucket, owedK, atK, now)
+	limitK.Scope, limitT.Scope = ScopeKey, ScopeTenant
+	tenant := limitT.Remaining < limitK.Remaining
+	switch {
+	case okK && okT:
+	case okK != okT:
+		tenant = okK
+	case cost > k.burst || cost > t.burst: // never
+		tenant = cost <= k.burst
+	case limitK.RetryAfter != limitT.RetryAfter:
+		tenant = limitT.RetryAfter > limitK.RetryAfter
+	}
+	if tenant {
+		return limitT, okK && okT
+	}
+	return limitK, okK && okT
+}
 
 // A token is worth perToken parts, and a key with n tokens a minute regains n
 // parts each millisecond. So every limit is exact in integers, with nothing to
@@ -41,11 +123,7 @@ func take(b *projections.Bucket, seen int64, now events.Time, perMinute, burst, 
 	at := lock(b, seen)
 	owed := refill(b.Owed.Load(), at, int64(now), perMinute, burst)
 	l, ok = spend(&owed, perMinute, burst, cost)
-	if int64(now) > at || at-int64(now) > clockSlack {
-		at = int64(now)
-	}
-	b.Owed.Store(owed)
-	b.At.Store(at) // unlocks
+	unlock(b, owed, at, now)
 	return l, ok
 }
 
@@ -57,6 +135,14 @@ func lock(b *projections.Bucket, at int64) int64 {
 		at = b.At.Load()
 	}
 	return at
+}
+
+func unlock(b *projections.Bucket, owed, at int64, now events.Time) {
+	if int64(now) > at || at-int64(now) > clockSlack {
+		at = int64(now)
+	}
+	b.Owed.Store(owed)
+	b.At.Store(at)
 }
 
 // refill returns what is owed at now, of what was owed at an earlier instant.

@@ -50,6 +50,11 @@ func ceilSeconds(ms *big.Rat) int64 {
 	return n.Quo(n, s.Denom()).Int64()
 }
 
+// at is where a bucket stands, whoever it belongs to.
+func at(limit, remaining, reset, retryAfter int64) Limit {
+	return Limit{Limit: limit, Remaining: remaining, Reset: reset, RetryAfter: retryAfter}
+}
+
 func takeNow(b *projections.Bucket, now events.Time, perMinute, burst, cost int64) (Limit, bool) {
 	return take(b, b.At.Load(), now, perMinute, burst, cost)
 }
@@ -103,15 +108,15 @@ func TestLimitTable(t *testing.T) {
 			ok    bool
 			want  Limit
 		}{
-			{0, 1, true, Limit{2, 1, 1, 0}},
-			{0, 1, true, Limit{2, 0, 2, 0}},
-			{0, 1, false, Limit{2, 0, 2, 1}},
-			{999, 1, false, Limit{2, 0, 2, 1}},
-			{1000, 1, true, Limit{2, 0, 2, 0}},
-			{999, 1, false, Limit{2, 0, 2, 1}}, // a clock a little behind brings nothing and takes nothing
-			{2000, 1, true, Limit{2, 0, 2, 0}},
-			{60_000, 3, false, Limit{2, 2, 0, 0}}, // more than the burst: never, and no token is taken
-			{60_000, 2, true, Limit{2, 0, 2, 0}},
+			{0, 1, true, at(2, 1, 1, 0)},
+			{0, 1, true, at(2, 0, 2, 0)},
+			{0, 1, false, at(2, 0, 2, 1)},
+			{999, 1, false, at(2, 0, 2, 1)},
+			{1000, 1, true, at(2, 0, 2, 0)},
+			{999, 1, false, at(2, 0, 2, 1)}, // a clock a little behind brings nothing and takes nothing
+			{2000, 1, true, at(2, 0, 2, 0)},
+			{60_000, 3, false, at(2, 2, 0, 0)}, // more than the burst: never, and no token is taken
+			{60_000, 2, true, at(2, 0, 2, 0)},
 		}},
 		{"the clock was set back an hour: it refills from there", 60, 2, []struct {
 			after events.Time
@@ -119,9 +124,9 @@ func TestLimitTable(t *testing.T) {
 			ok    bool
 			want  Limit
 		}{
-			{3_600_000, 2, true, Limit{2, 0, 2, 0}},
-			{0, 1, false, Limit{2, 0, 2, 1}},
-			{1000, 1, true, Limit{2, 0, 2, 0}},
+			{3_600_000, 2, true, at(2, 0, 2, 0)},
+			{0, 1, false, at(2, 0, 2, 1)},
+			{1000, 1, true, at(2, 0, 2, 0)},
 		}},
 		{"a billion at one a minute is a quota", 1, 1_000_000_000, []struct {
 			after events.Time
@@ -129,9 +134,9 @@ func TestLimitTable(t *testing.T) {
 			ok    bool
 			want  Limit
 		}{
-			{0, 999_999_999, true, Limit{1_000_000_000, 1, 59_999_999_940, 0}},
-			{0, 2, false, Limit{1_000_000_000, 1, 59_999_999_940, 60}},
-			{60_000, 2, true, Limit{1_000_000_000, 0, 60_000_000_000, 0}},
+			{0, 999_999_999, true, at(1_000_000_000, 1, 59_999_999_940, 0)},
+			{0, 2, false, at(1_000_000_000, 1, 59_999_999_940, 60)},
+			{60_000, 2, true, at(1_000_000_000, 0, 60_000_000_000, 0)},
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

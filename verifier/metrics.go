@@ -11,7 +11,7 @@ import (
 
 // metrics counts in atomics; the collectors read them when they are scraped.
 type metrics struct {
-	decisions     [events.ReasonVerifierStale + 1]atomic.Uint64
+	decisions     [events.ReasonHTTPSRequired + 1]atomic.Uint64
 	verify, batch prometheus.Observer
 	gateway       map[string]prometheus.Observer // by Ask.Door
 	collectors    []prometheus.Collector

@@ -84,29 +84,26 @@ func (n *Node) Decide(ctx context.Context, req *Request) Decision {
 	reached := n.reach(ctx, req.MinPosition)
 	now := n.cfg.Now()
 	d := Decision{At: events.At(now), Seq: n.cfg.View.At()}
-	d.Key, d.Reason = find(n.cfg.View, req)
-	def := n.definition(d.Key, req.Keyspace)
+	key, g, reason := find(n.cfg.View, req)
+	d.Key, d.Reason = key, reason
 	switch {
-	case !reached || n.stale(req, def.Staleness, now):
-		d.Reason = events.ReasonVerifierStale
-	case d.Key != nil:
-		d.Reason, d.Limit = check(d.Key, req, d.At)
+	case req.Insecure && g.HTTPSOnly:
+		d.refuse(g, events.ReasonHTTPSRequired)
+	case !reached || n.stale(req, g.Staleness, now):
+		d.refuse(g, events.ReasonVerifierStale)
+	case key != nil:
+		d.Reason, d.Limit = check(g, key, req, d.At)
 	}
 	use := record(&d, req)
 	var err error
 	d.Use, err = n.cfg.Ledger.Append(&use)
-	if err == nil && def.Ledger == events.LedgerSync {
+	if err == nil && g.Ledger == events.LedgerSync {
 		err = n.sync(ctx, d.Use.N)
 	}
-	if err != nil && (def.Ledger == events.LedgerSync || d.Use.N == 0) {
-		d.Reason, d.Limit = events.ReasonVerifierStale, Limit{}
+	if err != nil && (g.Ledger == events.LedgerSync || d.Use.N == 0) {
+		d.Reason, d.Limit.RetryAfter = events.ReasonVerifierStale, 0
 	}
-	return n.count(d)
-}
-
-// count finishes a decision.
-func (n *Node) count(d Decision) Decision {
-	d.Status = statusOf(d.Reason)
+	d.Status = statusOf(g, d.Reason)
 	n.metrics.decisions[d.Reason].Add(1)
 	return d
 }
@@ -115,19 +112,6 @@ func (n *Node) sync(ctx context.Context, use uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.WaitMax)
 	defer cancel()
 	return n.cfg.Ledger.Sync(ctx, use)
-}
-
-// noRules stands for a keyspace that is not known: the defaults, which deny.
-var noRules events.Definition
-
-func (n *Node) definition(key *projections.Key, named events.KeyspaceID) *events.Definition {
-	if key != nil {
-		return key.Space.Definition()
-	}
-	if ks := n.cfg.View.Keyspace(named); ks != nil {
-		return ks.Definition()
-	}
-	return &noRules
 }
 
 // record returns the use that d is on the record. What the caller gave is

@@ -16,7 +16,7 @@ type Request struct {
 	Scope    string            // "" = none needed
 	Resource events.Resource   // zero = none in particular
 	IP       netip.Addr        // the client's address; invalid = not known
-	Insecure bool              // the client's request came without TLS, as far as can be told; no check looks at it yet
+	Insecure bool              // the client's request came over plain HTTP, as far as can be told
 	Cost     uint32            // tokens of the limit; 0 counts as 1
 
 	MinPosition  events.Position // decide at this position of the log or later; zero = wherever the node is
@@ -28,11 +28,11 @@ func (r *Request) cost() uint32 { return max(r.Cost, 1) }
 // Decision is the answer, and what it was made of.
 type Decision struct {
 	Reason events.Reason
-	Status int              // the HTTP status that fits the reason
+	Status int              // the HTTP status of the reason: the regime's own, or the default
 	Key    *projections.Key // the key presented; nil when it is unknown in the keyspace named
 	At     events.Time      // when it was decided
 	Seq    events.Seq       // the position in the log at which it was decided
-	Limit  Limit            // of a request that got as far as the limit; zero otherwise
+	Limit  Limit            // where the limit stands after it; zero when the key is unknown or has none
 	Use    events.UseID     // its place in the ledger; zero outside a Node
 }
 
@@ -40,73 +40,157 @@ type Decision struct {
 func (d *Decision) Allowed() bool { return d.Reason.Allowed() }
 
 // Verify decides req on the view as it stands, at the instant now. It is pure
-// but for the key's bucket, from which an otherwise allowed request takes its
-// tokens (V1, V3). Freshness is not its business: see Node.Decide.
+// but for the buckets of the key and of its tenant, from which an otherwise
+// allowed request takes its tokens (V1, V3). Freshness is not its business: see
+// Node.Decide.
 func Verify(view *projections.Keys, req *Request, now events.Time) Decision {
 	d := Decision{At: now, Seq: view.At()}
-	if d.Key, d.Reason = find(view, req); d.Key != nil {
-		d.Reason, d.Limit = check(d.Key, req, now)
+	key, g, reason := find(view, req)
+	d.Key, d.Reason = key, reason
+	switch {
+	case req.Insecure && g.HTTPSOnly:
+		d.refuse(g, events.ReasonHTTPSRequired)
+	case key != nil:
+		d.Reason, d.Limit = check(g, key, req, now)
 	}
-	d.Status = statusOf(d.Reason)
+	d.Status = statusOf(g, d.Reason)
 	return d
 }
 
-// find returns the key presented, or nil and why there is none. The position
-// must be read before: the view publishes it after the data.
-func find(view *projections.Keys, req *Request) (*projections.Key, events.Reason) {
-	secret := req.Secret.Reveal()
-	if secret == "" {
-		return nil, events.ReasonKeyMissing
+// refuse answers with a reason that no check found. The limit is told all the
+// same.
+func (d *Decision) refuse(g *projections.Regime, reason events.Reason) {
+	d.Reason = reason
+	if d.Key != nil {
+		m := metersOf(g, d.Key)
+		d.Limit, _ = m.take(d.At, 0)
 	}
-	if !wellFormed(secret) {
-		return nil, events.ReasonKeyMalformed
-	}
-	key := view.Lookup(req.Secret.Digest())
-	if key != nil && (req.Keyspace == "" || key.Space.ID == req.Keyspace) {
-		return key, events.ReasonNone
-	}
-	if ks := view.Keyspace(req.Keyspace); ks != nil {
-		if _, _, ok := ks.Definition().TypeOf(secret); !ok {
-			return nil, events.ReasonKeyMalformed
-		}
-	}
-	return nil, events.ReasonKeyUnknown
 }
 
-// check is the order of checks from the key's own state on.
-func check(key *projections.Key, req *Request, now events.Time) (reason events.Reason, limit Limit) {
-	switch key.StatusAt(now) {
-	case events.StatusActive:
-	case events.StatusExpired:
-		return events.ReasonKeyExpired, limit
-	case events.StatusDisabled:
-		return events.ReasonKeyDisabled, limit
-	default:
-		return events.ReasonKeyRevoked, limit
+// noRegime stands for a keyspace that is not known: the defaults, which deny.
+var noRegime projections.Regime
+
+// find returns the key presented, or nil and why there is none; and the regime
+// to decide under: the key's, or that of the keyspace named. The position must be
+// read before: the view publishes it after the data.
+func find(view *projections.Keys, req *Request) (*projections.Key, *projections.Regime, events.Reason) {
+	g := &noRegime
+	var space *projections.Keyspace
+	if req.Keyspace != "" {
+		if space = view.Keyspace(req.Keyspace); space != nil {
+			g = space.Regime()
+		}
 	}
-	perMinute, burst, limited := key.Limit()
-	var bucket *projections.Bucket
-	var seen int64
-	if limited { // looked at early, so that its memory arrives while the checks run: a tenth of all
-		bucket = key.Bucket()
-		seen = bucket.At.Load()
-	}
+	secret := req.Secret.Reveal()
 	switch {
+	case secret == "":
+		return nil, g, events.ReasonKeyMissing
+	case !wellFormed(secret), g.Checksums && g.Junk(secret):
+		return nil, g, events.ReasonKeyMalformed
+	}
+	key := view.Lookup(req.Secret.Digest())
+	switch {
+	case key != nil && key.Space == space:
+		return key, g, events.ReasonNone
+	case key != nil && space == nil && (req.Keyspace == "" || key.Space.ID == req.Keyspace):
+		return key, key.Space.Regime(), events.ReasonNone
+	case space != nil:
+		if _, _, ok := g.TypeOf(secret); !ok {
+			return nil, g, events.ReasonKeyMalformed
+		}
+	}
+	return nil, g, events.ReasonKeyUnknown
+}
+
+// check makes the checks of a key in the order of its regime. A refusal before
+// the limit takes nothing and tells where the limit stands; one after it has
+// cost the tokens.
+func check(g *projections.Regime, key *projections.Key, req *Request, now events.Time) (events.Reason, Limit) {
+	m := metersOf(g, key)
+	if !g.Usual {
+		return checkInOrder(g, key, &m, req, now)
+	}
+	// The usual order, written out: the loop would cost a twentieth more.
+	reason := state(key, now)
+	switch {
+	case reason != events.ReasonOK:
 	case !key.AllowsAddr(req.IP):
-		return events.ReasonAddressNotAllowed, limit
+		reason = events.ReasonAddressNotAllowed
 	case req.Scope != "" && !key.HasScope(req.Scope):
-		return events.ReasonScopeMissing, limit
-	case !key.AllowsResource(req.Resource):
-		return events.ReasonResourceNotAllowed, limit
+		reason = events.ReasonScopeMissing
+	case !reaches(g, key, req):
+		reason = events.ReasonResourceNotAllowed
+	default:
+		limit, ok := m.take(now, int64(req.cost()))
+		if !ok {
+			reason = events.ReasonRateLimited
+		}
+		return reason, limit
 	}
-	if !limited {
-		return events.ReasonOK, limit
-	}
-	limit, ok := take(bucket, seen, now, perMinute, burst, int64(req.cost()))
-	if !ok {
-		return events.ReasonRateLimited, limit
+	limit, _ := m.take(now, 0)
+	return reason, limit
+}
+
+func checkInOrder(g *projections.Regime, key *projections.Key, m *meters, req *Request, now events.Time) (events.Reason, Limit) {
+	var limit Limit
+	asked := false
+	for _, c := range g.Order {
+		reason := events.ReasonOK
+		switch c {
+		case events.CheckState:
+			reason = state(key, now)
+		case events.CheckAddress:
+			if !key.AllowsAddr(req.IP) {
+				reason = events.ReasonAddressNotAllowed
+			}
+		case events.CheckScope:
+			if req.Scope != "" && !key.HasScope(req.Scope) {
+				reason = events.ReasonScopeMissing
+			}
+		case events.CheckResource:
+			if !reaches(g, key, req) {
+				reason = events.ReasonResourceNotAllowed
+			}
+		case events.CheckLimit:
+			asked = true
+			var ok bool
+			if limit, ok = m.take(now, int64(req.cost())); !ok {
+				reason = events.ReasonRateLimited
+			}
+		default: // of a later release: what it would refuse cannot be told
+			reason = events.ReasonVerifierStale
+		}
+		if reason != events.ReasonOK {
+			if !asked {
+				limit, _ = m.take(now, 0)
+			}
+			return reason, limit
+		}
 	}
 	return events.ReasonOK, limit
+}
+
+func state(key *projections.Key, now events.Time) events.Reason {
+	switch key.StatusAt(now) {
+	case events.StatusActive:
+		return events.ReasonOK
+	case events.StatusExpired:
+		return events.ReasonKeyExpired
+	case events.StatusDisabled:
+		return events.ReasonKeyDisabled
+	}
+	return events.ReasonKeyRevoked
+}
+
+// reaches reports whether the key reaches the resource named, and whether one is
+// named of the kind that the scope wants.
+func reaches(g *projections.Regime, key *projections.Key, req *Request) bool {
+	if req.Scope != "" {
+		if kind := g.Level(req.Scope); kind != "" && kind != req.Resource.Kind {
+			return false
+		}
+	}
+	return key.AllowsResource(req.Resource)
 }
 
 // The length of any secret. Key types of our own are 21 characters or more.
@@ -128,14 +212,18 @@ func wellFormed(s string) bool {
 	return true
 }
 
-func statusOf(r events.Reason) int {
+// statusOf returns the HTTP status of r under g.
+func statusOf(g *projections.Regime, r events.Reason) int {
+	if s := g.Status(r); s != 0 {
+		return s
+	}
 	switch r {
 	case events.ReasonOK:
 		return http.StatusOK
 	case events.ReasonKeyMissing, events.ReasonKeyMalformed, events.ReasonKeyUnknown,
 		events.ReasonKeyRevoked, events.ReasonKeyExpired, events.ReasonKeyDisabled:
 		return http.StatusUnauthorized
-	case events.ReasonAddressNotAllowed, events.ReasonScopeMissing, events.ReasonResourceNotAllowed:
+	case events.ReasonAddressNotAllowed, events.ReasonScopeMissing, events.ReasonResourceNotAllowed, events.ReasonHTTPSRequired:
 		return http.StatusForbidden
 	case events.ReasonRateLimited:
 		return http.StatusTooManyRequests

@@ -84,7 +84,7 @@ func TestOrderOfChecks(t *testing.T) {
 				if pure := Verify(w.view, req, d.At); pure.Reason != want || pure.Seq != d.Seq || pure.Key != d.Key {
 					t.Errorf("flaws %v: Verify says %s, want %s", flaws, pure.Reason, want)
 				}
-				if (d.Key == nil) != (i <= 2) || (d.Limit != Limit{}) != (want == events.ReasonRateLimited) {
+				if (d.Key == nil) != (i <= 2) || (d.Limit == Limit{}) != (i <= 2) || (d.Limit.RetryAfter > 0) != (want == events.ReasonRateLimited) {
 					t.Errorf("flaws %v: key %v, limit %+v", flaws, d.Key, d.Limit)
 				}
 			}
@@ -93,6 +93,13 @@ func TestOrderOfChecks(t *testing.T) {
 		time.Sleep(10*time.Second + time.Millisecond)
 		if d := w.node.Decide(t.Context(), stale); d.Reason != events.ReasonVerifierStale || d.Status != 503 {
 			t.Errorf("stale before all: %s", d.Reason)
+		}
+		def := scribeDefinition()
+		def.HTTPSOnly = true
+		w.define(scribe, def)
+		stale.Insecure = true
+		if d := w.node.Decide(t.Context(), stale); d.Reason != events.ReasonHTTPSRequired || d.Status != 403 {
+			t.Errorf("HTTPS before all: %s", d.Reason)
 		}
 		// Every one of those decisions is on the record, as it was made.
 		e := w.end()[0]
@@ -107,9 +114,9 @@ func TestOrderOfChecks(t *testing.T) {
 }
 
 func TestStatusOfEveryReason(t *testing.T) {
-	want := map[events.Reason]int{1: 200, 2: 401, 3: 401, 4: 401, 5: 401, 6: 401, 7: 401, 8: 403, 9: 403, 10: 403, 11: 429, 12: 503}
+	want := map[events.Reason]int{1: 200, 2: 401, 3: 401, 4: 401, 5: 401, 6: 401, 7: 401, 8: 403, 9: 403, 10: 403, 11: 429, 12: 503, 13: 403}
 	for _, r := range append(events.Reasons(), events.ReasonNone) {
-		if got := statusOf(r); got != want[r] && !(r == events.ReasonNone && got == 503) {
+		if got := statusOf(&noRegime, r); got != want[r] && !(r == events.ReasonNone && got == 503) {
 			t.Errorf("%s: %d, want %d", r, got, want[r])
 		}
 	}
@@ -180,7 +187,7 @@ func TestVerify(t *testing.T) {
 			{"one ms too early", ask(secretOf("limited"), nil), now + 999, events.ReasonRateLimited},
 			{"a second later", ask(secretOf("limited"), nil), now + 1000, events.ReasonOK},
 		} {
-			if d := Verify(w.view, c.req, c.now); d.Reason != c.want || d.Status != statusOf(c.want) || d.At != c.now || d.Seq != w.view.At() {
+			if d := Verify(w.view, c.req, c.now); d.Reason != c.want || d.Status != statusOf(&noRegime, c.want) || d.At != c.now || d.Seq != w.view.At() {
 				t.Errorf("%s: %s, want %s", c.name, d.Reason, c.want)
 			}
 		}
