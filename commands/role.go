@@ -32,6 +32,9 @@ func (c *DefineRole) Decide(role *events.Role, r *Rules, id events.RoleID) (*eve
 	if role.Exists() && cmp.Or(role.Level, levelTenant) != level {
 		f.Add("level", "immutable", fmt.Sprintf("the role is at level %q and stays there: keys hold it as such; define another role", cmp.Or(role.Level, levelTenant)))
 	}
+	if !role.Exists() && role.Rev == 0 && ofKey(id) {
+		f.Add("role", "reserved", "the id of a key names the role that was made with it: want another")
+	}
 	if err := events.CheckText(c.Description, 500); err != nil {
 		f.Add("description", "invalid", err.Error())
 	}
@@ -40,6 +43,7 @@ func (c *DefineRole) Decide(role *events.Role, r *Rules, id events.RoleID) (*eve
 		f.Add("scopes", "required", "want a list of scopes; [] = none")
 	} else {
 		r.checkGrant(&f, nil, events.Grant{Scopes: *c.Scopes}, nil)
+		r.checkLevel(&f, "scopes", level, *c.Scopes)
 		scopes = sorted(*c.Scopes, cmp.Compare)
 	}
 	checkReason(&f, c.Reason)

@@ -38,6 +38,7 @@ func (c *Rotate) Decide(k *events.Key, r *Rules, now events.Time, successor even
 		f.Add("environment", "unknown_environment", fmt.Sprintf("key type %q no longer has the key's environment %q", t.Name, k.Environment))
 	}
 	r.checkGrant(&f, t, k.Grant, k.Resources)
+	r.checkHeld(&f, k.Grant)
 	r.checkResources(&f, k.Resources)
 	r.checkLimit(&f, k.Limit)
 	// C6: the overlap never outlives the key's own expiry.
@@ -64,11 +65,22 @@ func (c *Rotate) Decide(k *events.Key, r *Rules, now events.Time, successor even
 }
 
 // successorExpiry is what was asked for, else as long a life as the old key was
-// given, shortened to the policy's longest; a key without expiry gets one only
-// where the policy wants it.
+// given, shortened to the policy's longest or, where there are choices, to the
+// longest choice within it; a key without expiry gets one only where the policy
+// wants it. When the policy leaves no such life, its default applies, as to a new
+// key.
 func (c *Rotate) successorExpiry(f *events.FieldErrors, k *events.Key, p events.ExpiryPolicy, now events.Time) events.Time {
 	if c.Given() {
 		return c.resolve(f, p, now, now)
+	}
+	if len(p.Choices) > 0 {
+		if life, ok := longestWithin(&p, k); !ok {
+			return c.resolve(f, p, now, now)
+		} else if life == events.Never {
+			return 0
+		} else {
+			return now.Add(life.Duration())
+		}
 	}
 	longest := cmp.Or(p.Longest(), events.MaxSpan)
 	if k.ExpiresAt != 0 {
@@ -82,4 +94,19 @@ func (c *Rotate) successorExpiry(f *events.FieldErrors, k *events.Key, p events.
 		return now.Add(longest)
 	}
 	return c.resolve(f, p, now, now)
+}
+
+// longestWithin returns the longest choice that is no longer than the life that k
+// was given.
+func longestWithin(p *events.ExpiryPolicy, k *events.Key) (life events.Span, ok bool) {
+	if k.ExpiresAt == 0 && slices.Contains(p.Choices, events.Never) {
+		return events.Never, true
+	}
+	for _, c := range p.Choices {
+		fits := k.ExpiresAt == 0 || c.Duration().Milliseconds() <= int64(k.ExpiresAt-k.CreatedAt)
+		if c != events.Never && fits && c.Duration() > life.Duration() {
+			life, ok = c, true
+		}
+	}
+	return life, ok
 }
