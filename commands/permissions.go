@@ -36,8 +36,12 @@ func (c *Create) checkPermissions(f *events.FieldErrors, r *Rules, t *events.Key
 	if p == nil {
 		return g.Roles
 	}
-	if r.NewKey.IsZero() {
+	switch {
+	case r.NewKey.IsZero():
 		f.Add("permissions", "unsupported", "not possible here: define a role first, and name it in roles")
+		return g.Roles
+	case r.Definition.Grants.By == events.GrantsByScopes:
+		f.Add("permissions", "not_by_roles", fmt.Sprintf("keys of keyspace %q hold scopes, not roles: use scopes", r.Keyspace))
 		return g.Roles
 	}
 	if len(g.Scopes) > 0 && r.Definition.Grants.By != events.GrantsByRoles { // which says so itself

@@ -85,6 +85,8 @@ func (r *Rules) checkHeld(f *events.FieldErrors, g events.Grant) {
 	case rules.By == events.GrantsByRoles && len(g.Scopes) > 0:
 		f.Add("scopes", "not_by_scopes", fmt.Sprintf("keys of keyspace %q hold roles, not scopes: use roles, or permissions for a role of the key's own", r.Keyspace))
 	case !rules.Required || len(g.Scopes)+len(g.Roles) > 0:
+	case rules.By == events.GrantsByScopes:
+		f.Add("scopes", "required", fmt.Sprintf("a key of keyspace %q holds at least one scope", r.Keyspace))
 	case rules.By == events.GrantsByRoles:
 		f.Add("roles", "required", fmt.Sprintf("a key of keyspace %q holds at least one role: want roles, or permissions", r.Keyspace))
 	default:

@@ -2,8 +2,10 @@ package commands
 
 import (
 	"context"
+	"net/http"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/schemas/api"
 )
 
 // SetTenantLimit replaces the limit of a tenant: of all its keys together.
@@ -85,7 +87,7 @@ func foldTenant(t events.Tenant, history []events.Recorded) (_ events.Tenant, er
 // effective returns the numbers that hold for the tenant now, nil for none. A
 // plan that the keyspace has no more goes on with its last numbers, as verifiers
 // have it.
-func (h *Handler) effective(ctx context.Context, ks *events.Keyspace, own *events.Limit) (*events.Plan, error) {
+func (h *Handler) effective(ctx context.Context, ks *events.Keyspace, own *events.Limit) (*EffectiveLimit, error) {
 	l := own
 	if l == nil {
 		l = ks.Definition.TenantLimit
@@ -94,13 +96,13 @@ func (h *Handler) effective(ctx context.Context, ks *events.Keyspace, own *event
 		return nil, nil
 	}
 	if perMinute, burst, ok := ks.Definition.Resolve(l); ok {
-		return &events.Plan{Name: l.Plan, PerMinute: perMinute, Burst: burst}, nil
+		return &EffectiveLimit{l.Plan, perMinute, burst}, nil
 	}
 	history, err := h.cfg.Log.Load(ctx, events.KeyspaceAggregate(ks.ID))
 	if err != nil {
 		return nil, err
 	}
-	out := &events.Plan{Name: l.Plan}
+	out := &EffectiveLimit{Plan: l.Plan}
 	for i := range history {
 		if d, ok := history[i].Data.(*events.KeyspaceDefined); ok {
 			if perMinute, burst, ok := d.Definition.Resolve(l); ok {
@@ -109,4 +111,54 @@ func (h *Handler) effective(ctx context.Context, ks *events.Keyspace, own *event
 		}
 	}
 	return out, nil
+}
+
+// viewTenant returns the tenant as the door shows it.
+func (h *Handler) viewTenant(ctx context.Context, t *events.Tenant) (*TenantView, error) {
+	ks, ok := h.cfg.Dir.Keyspace(t.Keyspace)
+	if !ok {
+		return nil, noKeyspace(t.Keyspace)
+	}
+	effective, err := h.effective(ctx, &ks, t.Limit)
+	if err != nil {
+		return nil, err
+	}
+	return &TenantView{t.ID, t.Keyspace, t.Limit, effective, t.Rev, null(t.UpdatedAt)}, nil
+}
+
+func (h *Handler) getTenant(r *request) (*answer, error) {
+	ref := r.roleRef()
+	if _, err := h.rules(&r.who, ref.Keyspace, ref.Tenant); err != nil {
+		return nil, err
+	}
+	if ref.Tenant.Validate() != nil || !seesRoles(&r.who, ref.Keyspace, ref.Tenant) {
+		return nil, refuse(CodeNotFound, "", "there is no such tenant")
+	}
+	t := h.cfg.Dir.Tenant(ref.Keyspace, ref.Tenant)
+	view, err := h.viewTenant(r.Context(), &t)
+	if err != nil {
+		return nil, err
+	}
+	return &answer{status: http.StatusOK, body: api.One{Data: view}}, nil
+}
+
+func (h *Handler) putTenantLimit(r *request) (*answer, error) {
+	var c SetTenantLimit
+	if err := api.Decode(r.Request, &c); err != nil {
+		return nil, err
+	}
+	call, err := r.call(&c, c.Reason)
+	if err != nil {
+		return nil, err
+	}
+	ref := r.roleRef()
+	t, done, err := h.SetTenantLimit(r.Context(), call, ref.Keyspace, ref.Tenant, &c)
+	if err != nil {
+		return nil, err
+	}
+	view, err := h.viewTenant(r.Context(), &t)
+	if err != nil {
+		return nil, err
+	}
+	return h.written(http.StatusOK, view, &done), nil
 }
