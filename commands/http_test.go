@@ -113,7 +113,9 @@ func (s *story) play(text string) string {
 			s.clock.step(d)
 		case strings.HasPrefix(line, "= "):
 			name := line[2:]
-			s.names[name] = member(s, s.last, "id")
+			if s.names[name] = member(s, s.last, "id"); s.names[name] == "" {
+				s.Fatalf("%s has no id: %d %s", name, s.last.Code, s.last.Body)
+			}
 			if key := member(s, s.last, "key"); key != "" {
 				s.keys[name] = events.NewSecret(key)
 				s.secrets = append(s.secrets, s.keys[name])

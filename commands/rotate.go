@@ -3,6 +3,7 @@ package commands
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -65,22 +66,18 @@ func (c *Rotate) Decide(k *events.Key, r *Rules, now events.Time, successor even
 }
 
 // successorExpiry is what was asked for, else as long a life as the old key was
-// given, shortened to the policy's longest or, where there are choices, to the
-// longest choice within it; a key without expiry gets one only where the policy
-// wants it. When the policy leaves no such life, its default applies, as to a new
-// key.
+// given, shortened to the policy's longest; a key without expiry gets one only
+// where the policy wants it. Where there are choices it is the longest of them
+// within the old key's life, or the shortest of all.
 func (c *Rotate) successorExpiry(f *events.FieldErrors, k *events.Key, p events.ExpiryPolicy, now events.Time) events.Time {
 	if c.Given() {
 		return c.resolve(f, p, now, now)
 	}
 	if len(p.Choices) > 0 {
-		if life, ok := longestWithin(&p, k); !ok {
-			return c.resolve(f, p, now, now)
-		} else if life == events.Never {
-			return 0
-		} else {
+		if life := sameChoice(&p, k); life != events.Never {
 			return now.Add(life.Duration())
 		}
+		return 0
 	}
 	longest := cmp.Or(p.Longest(), events.MaxSpan)
 	if k.ExpiresAt != 0 {
@@ -96,17 +93,25 @@ func (c *Rotate) successorExpiry(f *events.FieldErrors, k *events.Key, p events.
 	return c.resolve(f, p, now, now)
 }
 
-// longestWithin returns the longest choice that is no longer than the life that k
-// was given.
-func longestWithin(p *events.ExpiryPolicy, k *events.Key) (life events.Span, ok bool) {
-	if k.ExpiresAt == 0 && slices.Contains(p.Choices, events.Never) {
-		return events.Never, true
+// sameChoice returns the longest choice that is no longer than the life that k was
+// given; where all are longer, the shortest.
+func sameChoice(p *events.ExpiryPolicy, k *events.Key) events.Span {
+	length := func(c events.Span) int64 {
+		if c == events.Never {
+			return math.MaxInt64
+		}
+		return c.Duration().Milliseconds()
 	}
+	life := int64(math.MaxInt64)
+	if k.ExpiresAt != 0 {
+		life = int64(k.ExpiresAt - k.CreatedAt)
+	}
+	best := p.Choices[0]
 	for _, c := range p.Choices {
-		fits := k.ExpiresAt == 0 || c.Duration().Milliseconds() <= int64(k.ExpiresAt-k.CreatedAt)
-		if c != events.Never && fits && c.Duration() > life.Duration() {
-			life, ok = c, true
+		n, m := length(c), length(best)
+		if within := n <= life; within && (n > m || m > life) || !within && n < m {
+			best = c
 		}
 	}
-	return life, ok
+	return best
 }
