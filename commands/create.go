@@ -17,8 +17,9 @@ type Create struct {
 	Environment string            `json:"environment,omitzero"` // default: the type's
 	Scopes      *[]string         `json:"scopes,omitzero"`      // absent with no roles: the type's defaults; [] = none
 	Roles       []events.RoleID   `json:"roles,omitempty"`
-	Resources   []events.Resource `json:"resources,omitempty"` // none = the whole tenant
-	Allowlist   []string          `json:"allowlist,omitempty"` // addresses and networks; none = any address
+	Permissions *Permissions      `json:"permissions,omitzero"` // a role of its own, made with the key
+	Resources   []events.Resource `json:"resources,omitempty"`  // none = the whole tenant
+	Allowlist   []string          `json:"allowlist,omitempty"`  // addresses and networks; none = any address
 	ExpiryWish
 	Limit    *events.Limit     `json:"limit,omitzero"` // absent: the keyspace's default
 	Metadata map[string]string `json:"metadata,omitempty"`
@@ -77,10 +78,12 @@ func (c *Create) Decide(r *Rules, now events.Time, digest events.Digest, hint st
 	g := events.Grant{Roles: c.Roles}
 	if c.Scopes != nil {
 		g.Scopes = *c.Scopes
-	} else if len(c.Roles) == 0 && t != nil {
+	} else if len(c.Roles) == 0 && c.Permissions == nil && t != nil && r.Definition.Grants.By != events.GrantsByRoles {
 		g.Scopes = t.Defaults
 	}
 	r.checkGrant(&f, t, g, c.Resources)
+	g.Roles = c.checkPermissions(&f, r, t, g)
+	r.checkHeld(&f, g)
 	r.checkResources(&f, c.Resources)
 	allowlist := parseAllowlist(&f, c.Allowlist)
 	expires := c.resolve(&f, r.Definition.Expiry, now, now)

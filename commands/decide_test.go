@@ -152,6 +152,278 @@ func TestDecideCreate(t *testing.T) {
 	}
 }
 
+// by sets the rules of grants.
+func by(g events.GrantRules) func(*commands.Rules) {
+	return func(r *commands.Rules) { r.Definition.Grants = g }
+}
+
+func TestDecideCreateGrants(t *testing.T) {
+	made := func(r *commands.Rules) { r.NewKey = events.KeyID{15: 1} }
+	required := by(events.GrantRules{Required: true})
+	scopes, roles := by(events.GrantRules{By: events.GrantsByScopes}), by(events.GrantRules{By: events.GrantsByRoles})
+	division := []events.Resource{{Kind: "division", ID: "d1"}}
+	may := func(level string, s ...string) func(*commands.Create) {
+		return func(c *commands.Create) { c.Permissions = &commands.Permissions{Level: level, Scopes: &s} }
+	}
+	for _, tt := range []struct {
+		name  string
+		given *commands.Rules
+		when  func(*commands.Create)
+		want  string // an error's codes, or a part of the event
+	}{
+		{"nothing where something is required", rules(required), func(c *commands.Create) { c.Scopes = &[]string{} }, "scopes:required"},
+		{"defaults are something", rules(required), func(*commands.Create) {}, `"scopes":["read"]`},
+		{"a role is something", rules(required), func(c *commands.Create) { c.Roles = []events.RoleID{"reader"} }, `"roles":["reader"]`},
+		{"no defaults", rules(required), func(c *commands.Create) { c.Type = "publishable" }, "scopes:required"},
+		{"a role where keys hold scopes", rules(scopes), func(c *commands.Create) { c.Roles = []events.RoleID{"reader"} }, "roles:not_by_roles"},
+		{"permissions where keys hold scopes", rules(scopes, made), may("", "read"), "permissions:not_by_roles"},
+		{"scopes where keys hold roles", rules(roles), func(c *commands.Create) { c.Scopes = &[]string{"read"} }, "scopes:not_by_scopes"},
+		{"no defaults where keys hold roles", rules(roles), func(*commands.Create) {}, `"environment":"live"}`},
+		{"and one is required", rules(by(events.GrantRules{Required: true, By: events.GrantsByRoles})), func(*commands.Create) {}, "roles:required"},
+
+		{"permissions", rules(made, required), may("", "write"), `"roles":["key_00000000000000000000000001"]`},
+		{"permissions and a role", rules(made, roles), func(c *commands.Create) { may("", "write")(c); c.Roles = []events.RoleID{"uploader", "reader"} },
+			`"roles":["key_00000000000000000000000001","reader","uploader"]`},
+		{"permissions and scopes", rules(made), func(c *commands.Create) { may("", "write")(c); c.Scopes = &[]string{"read"} }, "scopes:conflict"},
+		{"permissions, and scopes where keys hold roles", rules(made, roles), func(c *commands.Create) { may("", "write")(c); c.Scopes = &[]string{"read"} }, "scopes:not_by_scopes"},
+		{"permissions for no key", rules(), may("", "write"), "permissions:unsupported"},
+		{"permissions for nothing", rules(made), may(""), "permissions.scopes:required"},
+		{"permissions without scopes", rules(made), func(c *commands.Create) { c.Permissions = new(commands.Permissions) }, "permissions.scopes:required"},
+		{"unknown scope and level", rules(made), may("planet", "read", "fly"), "permissions.level:unknown_kind permissions.scopes[1]:unknown_scope permissions.scopes[0]:scope_level"},
+		{"above the ceiling", rules(made), func(c *commands.Create) { may("", "upload", "read")(c); c.Type = "publishable" }, "permissions.scopes[1]:above_ceiling"},
+		{"of a level", rules(made), func(c *commands.Create) { may("division", "deploy")(c); c.Resources = division }, `"resources":[{"kind":"division","id":"d1"}]`},
+		{"of a level that the key is not at", rules(made), may("division", "deploy"), "permissions.level:role_level"},
+		{"a scope of another level", rules(made), func(c *commands.Create) { may("division", "deploy", "read")(c); c.Resources = division }, "permissions.scopes[1]:scope_level"},
+		{"a tenant's role holds any", rules(made), may("tenant", "deploy", "read"), `"roles":["key_`},
+		{"a description of control characters", rules(made), func(c *commands.Create) { may("", "read")(c); c.Permissions.Description = "\x07" }, "permissions.description:invalid"},
+		{"one role too many", rules(made, func(r *commands.Rules) {
+			r.Roles = func(id events.RoleID) (events.Role, bool) {
+				return events.Role{Chain: events.Chain{Rev: 1}, ID: id}, true
+			}
+		}), func(c *commands.Create) {
+			may("", "read")(c)
+			for i := range events.MaxScopes {
+				c.Roles = append(c.Roles, events.RoleID(fmt.Sprint("r", i)))
+			}
+		}, "roles:invalid"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := commands.Create{Tenant: "t1", Name: "ci"}
+			tt.when(&c)
+			got, err := c.Decide(tt.given, t0, events.NewSecret("s").Digest(), "sk_live_abcd")
+			if err != nil {
+				if codeOf(err) != tt.want {
+					t.Errorf("refused with\n  %s: %v\nwant\n  %s", codeOf(err), err, tt.want)
+				}
+				return
+			}
+			if !strings.Contains(print(got), tt.want) {
+				t.Errorf("decided\n  %s\nwant\n  %s", print(got), tt.want)
+			}
+			role := c.Role()
+			if (role != nil) != (c.Permissions != nil) || (len(got.Scopes) > 0) == (role != nil) && role != nil {
+				t.Errorf("the role %v beside %s", role, print(got))
+			}
+			if role != nil && role.Validate() != nil {
+				t.Errorf("the role: %v", role.Validate())
+			}
+		})
+	}
+	c := commands.Create{}
+	may("division", "write", "read", "write")(&c)
+	c.Permissions.Description = "d"
+	if got := print(c.Role()); got != `role.defined{"level":"division","description":"d","scopes":["read","write"]}` {
+		t.Errorf("the role: %s", got)
+	}
+}
+
+func TestDecideScopesByRules(t *testing.T) {
+	now := t0.Add(day)
+	roles := func(ids ...events.RoleID) *[]events.RoleID { return &ids }
+	for _, tt := range []struct {
+		name  string
+		rules events.GrantRules
+		when  commands.AssignScopes
+		want  string
+	}{
+		{"fixed", events.GrantRules{Fixed: true}, commands.AssignScopes{Scopes: &[]string{"write"}}, "scopes_fixed"},
+		{"fixed as it is", events.GrantRules{Fixed: true}, commands.AssignScopes{Scopes: &[]string{"read"}}, "scopes_fixed"},
+		{"roles are fixed too", events.GrantRules{Fixed: true}, commands.AssignScopes{Roles: roles("reader")}, "scopes_fixed"},
+		{"all taken away", events.GrantRules{Required: true}, commands.AssignScopes{Scopes: &[]string{}}, "scopes:required"},
+		{"all but a role", events.GrantRules{Required: true}, commands.AssignScopes{Scopes: &[]string{}, Roles: roles("reader")},
+			`key.scopes_assigned{"before":{"scopes":["read"]},"after":{"roles":["reader"]}}`},
+		{"a role by scopes", events.GrantRules{By: events.GrantsByScopes}, commands.AssignScopes{Roles: roles("reader")}, "roles:not_by_roles"},
+		{"no roles by scopes", events.GrantRules{By: events.GrantsByScopes}, commands.AssignScopes{Roles: roles()}, ""},
+		{"a scope by roles", events.GrantRules{By: events.GrantsByRoles}, commands.AssignScopes{Scopes: &[]string{"write"}}, "scopes:not_by_scopes"},
+		{"the move to roles", events.GrantRules{By: events.GrantsByRoles}, commands.AssignScopes{Scopes: &[]string{}, Roles: roles("reader")},
+			`key.scopes_assigned{"before":{"scopes":["read"]},"after":{"roles":["reader"]}}`},
+		{"neither", events.GrantRules{Required: true}, commands.AssignScopes{}, "scopes:required"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := tt.when.Decide(life(t), rules(by(tt.rules)), now)
+			if s := print(got...); err == nil && s != tt.want || err != nil && codeOf(err) != tt.want {
+				t.Errorf("got %s %s, want %s", s, codeOf(err), tt.want)
+			}
+		})
+	}
+	// Rotation keeps what is fixed, and makes nothing that could not be created.
+	none := life(t, &events.KeyScopesAssigned{Before: events.Grant{Scopes: []string{"read"}}})
+	for _, tt := range []struct {
+		key   *events.Key
+		rules events.GrantRules
+		want  string
+	}{
+		{life(t), events.GrantRules{Fixed: true, Required: true, By: events.GrantsByScopes}, "ok"},
+		{life(t), events.GrantRules{By: events.GrantsByRoles}, "scopes:not_by_scopes"},
+		{none, events.GrantRules{Required: true}, "scopes:required"},
+		{none, events.GrantRules{}, "ok"},
+	} {
+		created, _, err := new(commands.Rotate).Decide(tt.key, rules(by(tt.rules)), now, events.KeyID{7}, events.NewSecret("n").Digest(), "h")
+		if codeOf(err) != tt.want {
+			t.Errorf("rotate by %+v: %v, want %s", tt.rules, err, tt.want)
+		}
+		if err == nil && !slices.Equal(created.Scopes, tt.key.Grant.Scopes) {
+			t.Errorf("rotate by %+v: %v", tt.rules, created.Scopes)
+		}
+	}
+}
+
+func TestExpiryChoices(t *testing.T) {
+	free := events.ExpiryPolicy{Choices: []events.Span{"never", "30d", "90d", "365d"}}
+	must := events.ExpiryPolicy{Required: true, Max: "365d", Choices: []events.Span{"30d", "365d"}}
+	standard := events.ExpiryPolicy{Required: true, Default: "90d", Choices: []events.Span{"30d", "2160h"}}
+	at := func(s string) commands.ExpiryWish { return commands.ExpiryWish{ExpiresAt: commands.Some(s)} }
+	in := func(s string) commands.ExpiryWish { return commands.ExpiryWish{ExpiresIn: &s} }
+	null := commands.ExpiryWish{ExpiresAt: commands.Null[string]()}
+	const never = time.Duration(-1)
+	for _, tt := range []struct {
+		name   string
+		policy events.ExpiryPolicy
+		wish   commands.ExpiryWish
+		want   string
+		life   time.Duration
+	}{
+		{"a choice", free, in("30d"), "", 30 * day},
+		{"a choice in other words", free, in("720h"), "", 30 * day},
+		{"no choice", free, in("31d"), "expires_in:not_a_choice", 0},
+		{"never, as null", free, null, "", never},
+		{"never, as a word", free, in("never"), "", never},
+		{"no wish", free, commands.ExpiryWish{}, "", never},
+		{"an instant, though it falls on a choice", free, at("2026-02-05T10:00:00Z"), "expires_at:not_a_choice", 0},
+		{"a past instant", free, at("2026-01-01T10:00:00Z"), "expires_at:past", 0},
+		{"no span", free, in("soon"), "expires_in:invalid", 0},
+		{"never where it is no choice", must, null, "expires_at:not_a_choice", 0},
+		{"never as a word where it is no choice", must, in("never"), "expires_in:not_a_choice", 0},
+		{"no wish where one is needed", must, commands.ExpiryWish{}, "expires_at:required", 0},
+		{"the longest", must, in("365d"), "", 365 * day},
+		{"the default", standard, commands.ExpiryWish{}, "", 90 * day},
+		{"both", free, commands.ExpiryWish{ExpiresAt: null.ExpiresAt, ExpiresIn: ptr("30d")}, "expires_in:conflict", 0},
+		{"never without choices", events.ExpiryPolicy{}, in("never"), "", never},
+		{"never without choices under a longest", events.ExpiryPolicy{Max: "30d"}, in("never"), "expires_in:required", 0},
+		{"Never", events.ExpiryPolicy{}, in("Never"), "expires_in:invalid", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			check := func(what string, from, got events.Time, err error) {
+				t.Helper()
+				want := from.Add(tt.life)
+				if tt.life == never {
+					want = 0
+				}
+				if err == nil && (tt.want != "" || got != want) || err != nil && codeOf(err) != tt.want {
+					t.Errorf("%s: %s, %s; want %s, %s", what, got, codeOf(err), want, tt.want)
+				}
+			}
+			r := rules(policy(tt.policy))
+			c := commands.Create{Tenant: "t1", Name: "n", ExpiryWish: tt.wish}
+			made, err := c.Decide(r, t0, events.NewSecret("s").Digest(), "h")
+			if err != nil {
+				made = new(events.KeyCreated)
+			}
+			check("create", t0, made.ExpiresAt, err)
+			if !tt.wish.Given() {
+				return
+			}
+			p := commands.Patch{ExpiryWish: tt.wish}
+			k := life(t, &events.KeyExpiryChanged{After: t0.Add(10 * day)})
+			moved, err := p.Decide(k, r, t0)
+			var got events.Time
+			if len(moved) > 0 {
+				got = moved[0].(*events.KeyExpiryChanged).After
+			}
+			check("patch", t0, got, err)
+			next, _, err := (&commands.Rotate{ExpiryWish: tt.wish}).Decide(k, r, t0, events.KeyID{7}, events.NewSecret("n").Digest(), "h")
+			if err != nil {
+				next = new(events.KeyCreated)
+			}
+			check("rotate", t0, next.ExpiresAt, err)
+		})
+	}
+	// A choice counts from the request, the longest life from the creation.
+	p := commands.Patch{ExpiryWish: in("365d")}
+	if _, err := p.Decide(life(t), rules(policy(must)), t0.Add(day)); codeOf(err) != "expires_in:too_late" {
+		t.Errorf("365 days more after a day: %v", err)
+	}
+	// A successor without a wish: the longest choice within the life that was, or
+	// the shortest.
+	now := t0.Add(day)
+	for _, tt := range []struct {
+		policy events.ExpiryPolicy
+		was    time.Duration
+		want   time.Duration
+	}{
+		{free, never, never}, {free, 90 * day, 90 * day}, {free, 100 * day, 90 * day}, {free, 29 * day, 30 * day},
+		{must, never, 365 * day}, {must, 30 * day, 30 * day}, {must, 29 * day, 30 * day}, {must, 364 * day, 30 * day},
+		{standard, 10 * day, 30 * day}, {standard, 90 * day, 90 * day}, {standard, never, 90 * day},
+	} {
+		var given []events.Data
+		if tt.was != never {
+			given = append(given, &events.KeyExpiryChanged{After: t0.Add(tt.was)})
+		}
+		next, _, err := new(commands.Rotate).Decide(life(t, given...), rules(policy(tt.policy)), now, events.KeyID{7}, events.NewSecret("n").Digest(), "h")
+		switch {
+		case err != nil:
+			t.Errorf("a life of %s under %v: %v", tt.was, tt.policy, err)
+		case tt.want == never && next.ExpiresAt != 0, tt.want != never && next.ExpiresAt != now.Add(tt.want):
+			t.Errorf("a life of %s under %v: the successor expires at %s", tt.was, tt.policy, next.ExpiresAt)
+		}
+	}
+}
+
+func TestDecideTenantLimit(t *testing.T) {
+	pro := &events.Limit{Plan: "pro"}
+	for _, tt := range []struct {
+		name   string
+		given  *events.Limit
+		tenant events.TenantID
+		when   commands.SetTenantLimit
+		want   string
+	}{
+		{"first", nil, "t1", commands.SetTenantLimit{Limit: commands.Some(*pro)}, `tenant.limit_updated{"after":{"plan":"pro"}}`},
+		{"the same", pro, "t1", commands.SetTenantLimit{Limit: commands.Some(*pro)}, ""},
+		{"another", pro, "t1", commands.SetTenantLimit{Limit: commands.Some(events.Limit{PerMinute: 1, Burst: 2})}, `tenant.limit_updated{"before":{"plan":"pro"},"after":{"per_minute":1,"burst":2}}`},
+		{"back to the default", pro, "t1", commands.SetTenantLimit{Limit: commands.Null[events.Limit]()}, `tenant.limit_updated{"before":{"plan":"pro"}}`},
+		{"the default again", nil, "t1", commands.SetTenantLimit{Limit: commands.Null[events.Limit]()}, ""},
+		{"nothing", nil, "t1", commands.SetTenantLimit{}, "limit:required"},
+		{"all at once", nil, "*", commands.SetTenantLimit{Limit: commands.Some(events.Limit{Plan: "gold"}), Reason: "\x00"}, "tenant:invalid limit.plan:unknown_plan reason:invalid"},
+		{"zero is not off", nil, "t1", commands.SetTenantLimit{Limit: commands.Some(events.Limit{Burst: 1})}, "limit.per_minute:invalid"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := rules(func(r *commands.Rules) { r.Tenant = tt.tenant })
+			data, err := tt.when.Decide(&events.Tenant{Limit: tt.given}, r)
+			got := codeOf(err)
+			if err == nil {
+				got = ""
+				if data != nil {
+					got = print(data)
+				}
+			}
+			if got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestDurations(t *testing.T) {
 	for _, s := range []string{"", "0", "0s", "-1h", "d", "-1d", "+1d", "1d-1h", "1.5d", "1h1d", "36501d", "876001h", "36500d1s", "99999999999999d", "0d", "1", "1d1"} {
 		c := commands.Create{Tenant: "t1", Name: "n", ExpiryWish: commands.ExpiryWish{ExpiresIn: &s}}
@@ -406,7 +678,13 @@ func TestDecideKeyspaceAndRole(t *testing.T) {
 	}{
 		{commands.DefineRole{Scopes: &[]string{"write", "read"}}, events.Role{}, "dev", `role.defined{"level":"tenant","scopes":["read","write"]}`},
 		{commands.DefineRole{Scopes: &[]string{}}, events.Role{}, "dev", `role.defined{"level":"tenant","scopes":[]}`},
-		{commands.DefineRole{Scopes: &[]string{"read"}, Level: "division"}, events.Role{Chain: events.Chain{Rev: 1}, Level: "division", Scopes: []string{"write"}}, "dev", `role.defined{"level":"division","scopes":["read"],"before":["write"]}`},
+		{commands.DefineRole{Scopes: &[]string{"deploy"}, Level: "division"}, events.Role{Chain: events.Chain{Rev: 1}, Level: "division", Scopes: []string{"write"}}, "dev", `role.defined{"level":"division","scopes":["deploy"],"before":["write"]}`},
+		{commands.DefineRole{Scopes: &[]string{"deploy", "read"}, Level: "division"}, events.Role{}, "dev", "scopes[1]:scope_level"},
+		{commands.DefineRole{Scopes: &[]string{"deploy"}, Level: "project"}, events.Role{}, "dev", "scopes[0]:scope_level"},
+		{commands.DefineRole{Scopes: &[]string{"deploy", "read"}}, events.Role{}, "dev", `role.defined{"level":"tenant","scopes":["deploy","read"]}`},
+		{commands.DefineRole{Scopes: &[]string{"read"}}, events.Role{}, "key_00000000000000000000000001", "role:reserved"},
+		{commands.DefineRole{Scopes: &[]string{"read"}}, events.Role{Chain: events.Chain{Rev: 2}, Deleted: true}, "key_00000000000000000000000001", `role.defined{"level":"tenant","scopes":["read"]}`},
+		{commands.DefineRole{Scopes: &[]string{"read"}}, events.Role{}, "key_8zzzzzzzzzzzzzzzzzzzzzzzzz", `role.defined{"level":"tenant","scopes":["read"]}`},
 		{commands.DefineRole{Scopes: &[]string{"read"}, Level: "division"}, events.Role{Chain: events.Chain{Rev: 1}, Level: "tenant"}, "dev", "level:immutable"},
 		{commands.DefineRole{Scopes: &[]string{"read"}, Level: "planet"}, events.Role{}, "-", "role:invalid level:unknown_kind"},
 		{commands.DefineRole{Scopes: &[]string{"fly"}}, events.Role{}, "dev", "scopes[0]:unknown_scope"},

@@ -18,6 +18,8 @@ const (
 	CodeAlready           Code = "already"                // the key is already what was asked for
 	CodeState             Code = "state"                  // the key's life does not admit it any more
 	CodeAlreadyRotated    Code = "already_rotated"        // names the successor
+	CodeScopesFixed       Code = "scopes_fixed"           // the regime fixes what a key holds at its creation
+	CodeViolations        Code = "violations"             // a definition that keys which live do not fit
 	CodeDuplicateName     Code = "duplicate_name"         // a live key of the tenant holds the name
 	CodeLastAdmin         Code = "last_admin"             // nobody could administer Keytrail after it
 	CodeBeyondOwnPower    Code = "beyond_own_power"       // the caller does not hold what it would give or touch
@@ -32,6 +34,8 @@ var codeStatus = map[Code]int{
 	CodeAlready:           http.StatusConflict,
 	CodeState:             http.StatusConflict,
 	CodeAlreadyRotated:    http.StatusConflict,
+	CodeScopesFixed:       http.StatusConflict,
+	CodeViolations:        http.StatusConflict,
 	CodeDuplicateName:     http.StatusConflict,
 	CodeLastAdmin:         http.StatusConflict,
 	CodeBeyondOwnPower:    http.StatusForbidden,

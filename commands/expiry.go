@@ -2,6 +2,8 @@ package commands
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/keytrail/keytrail/events"
@@ -9,10 +11,11 @@ import (
 
 // ExpiryWish is how a request says when a key shall expire: an instant, null for
 // never, or a duration from now. With neither, the keyspace's default applies.
-// There is no number that means "never": a zero is refused.
+// There is no number that means "never": a zero is refused. Where the regime has
+// choices, the duration is one of them, counted from the request.
 type ExpiryWish struct {
 	ExpiresAt Opt[string] `json:"expires_at,omitzero"` // RFC 3339, or null for never
-	ExpiresIn *string     `json:"expires_in,omitzero"` // as 720h or 30d
+	ExpiresIn *string     `json:"expires_in,omitzero"` // as 720h or 30d, or never
 }
 
 // Given reports whether the request says anything about the expiry.
@@ -38,6 +41,8 @@ func (w ExpiryWish) resolve(f *events.FieldErrors, p events.ExpiryPolicy, born, 
 			return 0
 		}
 		at = t
+	case w.ExpiresIn != nil && *w.ExpiresIn == string(events.Never):
+		field = "expires_in"
 	case w.ExpiresIn != nil:
 		field = "expires_in"
 		d, err := events.ParseSpan(*w.ExpiresIn)
@@ -49,7 +54,13 @@ func (w ExpiryWish) resolve(f *events.FieldErrors, p events.ExpiryPolicy, born, 
 	case !w.ExpiresAt.Set && p.Default != "":
 		at = now.Add(p.Default.Duration())
 	}
+	if w.Given() && len(p.Choices) > 0 && !w.chosen(p.Choices) {
+		f.Add(field, "not_a_choice", fmt.Sprintf("keys of this keyspace live for one of %s: want it as expires_in", choices(p.Choices)))
+		return 0
+	}
 	switch {
+	case at == 0 && len(p.Choices) > 0 && p.MustEnd():
+		f.Add(field, "required", fmt.Sprintf("keys of this keyspace must expire: want expires_in, one of %s", choices(p.Choices)))
 	case at == 0 && p.Max != "":
 		f.Add(field, "required", fmt.Sprintf("keys of this keyspace live %s at most: want expires_at or expires_in", p.Max))
 	case at == 0 && p.Required:
@@ -58,4 +69,22 @@ func (w ExpiryWish) resolve(f *events.FieldErrors, p events.ExpiryPolicy, born, 
 		f.Add(field, "too_late", fmt.Sprintf("keys of this keyspace live %s at most: want %s or earlier", p.Max, born.Add(p.Longest())))
 	}
 	return at
+}
+
+// chosen reports whether the wish is one of the choices. An instant is none, even
+// where it falls on one.
+func (w ExpiryWish) chosen(list []events.Span) bool {
+	if w.ExpiresIn == nil || *w.ExpiresIn == string(events.Never) {
+		return (w.ExpiresIn != nil || w.ExpiresAt.Null) && slices.Contains(list, events.Never)
+	}
+	d, err := events.ParseSpan(*w.ExpiresIn)
+	return err == nil && slices.ContainsFunc(list, func(c events.Span) bool { return c != events.Never && c.Duration() == d })
+}
+
+func choices(list []events.Span) string {
+	s := make([]string, len(list))
+	for i, c := range list {
+		s[i] = string(c)
+	}
+	return strings.Join(s, ", ")
 }

@@ -116,6 +116,7 @@ func (h *Handler) Create(ctx context.Context, call *Call, ks events.KeyspaceID, 
 			if holder := h.holder(&call.Principal, ks, c.Tenant, c.Name, b.now); holder != id {
 				r.NameHolder = holder
 			}
+			r.NewKey = id
 			var hint string
 			if t, environment, err := c.KeyType(r.Definition); err == nil {
 				if secret, err = NewSecret(t, environment, h.cfg.Rand); err != nil {
@@ -125,6 +126,9 @@ func (h *Handler) Create(ctx context.Context, call *Call, ks events.KeyspaceID, 
 			}
 			data, err := c.Decide(r, b.now, secret.Digest(), hint)
 			if err != nil {
+				return *k, err
+			}
+			if err := h.addRole(b, &call.Principal, r, c.Role()); err != nil {
 				return *k, err
 			}
 			after, err := b.key(agg, k, data)

@@ -10,14 +10,7 @@ import (
 // Create.
 func (h *Handler) DefineKeyspace(ctx context.Context, call *Call, id events.KeyspaceID, c *DefineKeyspace) (ks events.Keyspace, done Done, err error) {
 	defer h.observe(ctx, call, "define_keyspace", h.cfg.Now(), &done, &err)
-	if id.Validate() != nil {
-		_, err := c.Decide(new(events.Keyspace), id)
-		return ks, done, err
-	}
-	if id != events.Builtin && !call.Principal.Reaches(id, events.NoTenant) {
-		return ks, done, refuse(CodeBeyondOwnPower, "", "keyspace %q as a whole is out of the reach of your own key", id)
-	}
-	if err := h.catchUp(ctx); err != nil {
+	if err := h.mayDefine(ctx, call, id, c); err != nil {
 		return ks, done, err
 	}
 	agg := events.KeyspaceAggregate(id)
@@ -29,6 +22,11 @@ func (h *Handler) DefineKeyspace(ctx context.Context, call *Call, id events.Keys
 			if err != nil || data == nil {
 				return *ks, err
 			}
+			if data.Before != nil && !c.AcceptViolations {
+				if err := h.review(ks, id, &c.Definition, b.now).fits(); err != nil {
+					return *ks, err
+				}
+			}
 			rec, err := b.add(agg, ks.Chain, ks.UpdatedAt, data)
 			if err != nil {
 				return *ks, err
@@ -37,6 +35,19 @@ func (h *Handler) DefineKeyspace(ctx context.Context, call *Call, id events.Keys
 		},
 	})
 	return out.state, Done{Seq: out.seq, Replayed: out.replayed}, err
+}
+
+// mayDefine sees whether the caller reaches the keyspace as a whole, and catches
+// up.
+func (h *Handler) mayDefine(ctx context.Context, call *Call, id events.KeyspaceID, c *DefineKeyspace) error {
+	if id.Validate() != nil {
+		_, err := c.Decide(new(events.Keyspace), id)
+		return err
+	}
+	if id != events.Builtin && !call.Principal.Reaches(id, events.NoTenant) {
+		return refuse(CodeBeyondOwnPower, "", "keyspace %q as a whole is out of the reach of your own key", id)
+	}
+	return h.catchUp(ctx)
 }
 
 // RoleRef names a role.

@@ -31,6 +31,9 @@ var steps = []step{
 	{"create", func(ctx context.Context, n *node, call *commands.Call, _ events.KeyID) (commands.Done, error) {
 		return n.Create(ctx, call, "acme", &commands.Create{Tenant: "t1", Name: "made"})
 	}, 1},
+	{"create with permissions", func(ctx context.Context, n *node, call *commands.Call, _ events.KeyID) (commands.Done, error) {
+		return n.Create(ctx, call, "acme", &commands.Create{Tenant: "t1", Name: "made", Permissions: &commands.Permissions{Scopes: &[]string{"write"}}})
+	}, 2},
 	{"scopes", change(&commands.AssignScopes{Scopes: &[]string{"write"}}), 1},
 	{"resources", change(&commands.AssignResources{Resources: &[]events.Resource{{Kind: "project", ID: "p"}}}), 1},
 	{"allowlist", change(&commands.SetAllowlist{Allowlist: &[]string{"10.0.0.0/8"}}), 1},
@@ -49,6 +52,16 @@ var steps = []step{
 	}, 1},
 	{"role", func(ctx context.Context, n *node, call *commands.Call, _ events.KeyID) (commands.Done, error) {
 		_, done, err := n.DefineRole(ctx, call, commands.RoleRef{Keyspace: "acme", Tenant: "t1", Role: "dev"}, &commands.DefineRole{Scopes: &[]string{"read"}})
+		return done, err
+	}, 1},
+	{"tenant limit", func(ctx context.Context, n *node, call *commands.Call, _ events.KeyID) (commands.Done, error) {
+		_, done, err := n.SetTenantLimit(ctx, call, "acme", "t1", &commands.SetTenantLimit{Limit: commands.Some(events.Limit{Plan: "pro"})})
+		return done, err
+	}, 1},
+	{"keyspace with violations", func(ctx context.Context, n *node, call *commands.Call, _ events.KeyID) (commands.Done, error) {
+		d := acme
+		d.Expiry.Required = true
+		_, done, err := n.DefineKeyspace(ctx, call, "acme", &commands.DefineKeyspace{Definition: d, AcceptViolations: true})
 		return done, err
 	}, 1},
 }

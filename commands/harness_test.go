@@ -227,7 +227,7 @@ var acme = events.Definition{
 		{Name: "secret_test", Environments: []string{"test"}, Prefix: "sk_test_", Alphabet: events.Hex},
 	},
 	Scopes: []events.ScopeDef{
-		{Name: "read"}, {Name: "write", Implies: []string{"read"}}, {Name: "upload"},
+		{Name: "read"}, {Name: "write", Implies: []string{"read"}}, {Name: "upload"}, {Name: "deploy", Level: "division"},
 	},
 	Resources: []string{"project", "division"},
 	Plans:     []events.Plan{{Name: "pro", PerMinute: 600, Burst: 60}},

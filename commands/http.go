@@ -18,9 +18,13 @@ func (h *Handler) Routes(mux *http.ServeMux, auth api.Authenticator) {
 	route := func(pattern, scope, params string, serve func(*request) (*answer, error)) {
 		known := strings.Fields(params)
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			a, err := h.serve(r, auth, scope, known, serve)
+			who, err := api.Authorize(auth, r, scope)
+			var a *answer
+			if err == nil {
+				a, err = h.serve(&request{r, who}, known, serve)
+			}
 			if err != nil {
-				api.Write(w, r, problem(err))
+				h.fail(w, r, &who, problem(err))
 				return
 			}
 			if a.replayed {
@@ -32,11 +36,12 @@ func (h *Handler) Routes(mux *http.ServeMux, auth api.Authenticator) {
 	const (
 		keyspace = "/v1/keyspaces/{keyspace}"
 		key      = "/v1/keys/{id}"
-		role     = keyspace + "/tenants/{tenant}/roles/{role}"
+		tenant   = keyspace + "/tenants/{tenant}"
+		role     = tenant + "/roles/{role}"
 	)
 	route("GET /v1/keyspaces", events.ScopeKeyspacesRead, "", h.listKeyspaces)
 	route("GET "+keyspace, events.ScopeKeyspacesRead, "", h.getKeyspace)
-	route("PUT "+keyspace, events.ScopeKeyspacesWrite, "", h.putKeyspace)
+	route("PUT "+keyspace, events.ScopeKeyspacesWrite, "dry_run accept_violations", h.putKeyspace)
 
 	route("POST "+keyspace+"/keys", events.ScopeKeysWrite, "", h.postKey)
 	route("GET "+keyspace+"/keys", events.ScopeKeysRead, "tenant status name cursor limit", h.listKeys)
@@ -52,7 +57,9 @@ func (h *Handler) Routes(mux *http.ServeMux, auth api.Authenticator) {
 	route("DELETE "+key, events.ScopeKeysWrite, "code reason", changes("revoke", h, func(c *Revoke) string { return c.Reason }))
 	route("POST "+key+"/rotate", events.ScopeKeysWrite, "", h.postRotate)
 
-	route("GET "+keyspace+"/tenants/{tenant}/roles", events.ScopeKeysRead, "", h.listRoles)
+	route("GET "+tenant, events.ScopeKeysRead, "", h.getTenant)
+	route("PUT "+tenant+"/limit", events.ScopeKeysWrite, "", h.putTenantLimit)
+	route("GET "+tenant+"/roles", events.ScopeKeysRead, "", h.listRoles)
 	route("GET "+role, events.ScopeKeysRead, "", h.getRole)
 	route("PUT "+role, events.ScopeKeysWrite, "", h.putRole)
 	route("DELETE "+role, events.ScopeKeysWrite, "reason", h.deleteRole)
@@ -70,15 +77,39 @@ type answer struct {
 	replayed bool
 }
 
-func (h *Handler) serve(r *http.Request, auth api.Authenticator, scope string, params []string, serve func(*request) (*answer, error)) (*answer, error) {
-	who, err := api.Authorize(auth, r, scope)
-	if err != nil {
+func (h *Handler) serve(r *request, params []string, serve func(*request) (*answer, error)) (*answer, error) {
+	if err := checkQuery(r.Request, params); err != nil {
 		return nil, err
 	}
-	if err := checkQuery(r, params); err != nil {
-		return nil, err
+	return serve(r)
+}
+
+// fail answers err: as a problem, or in the words of the regime that the request
+// is about where it says "Prefer: envelope=regime". That is the keyspace of the
+// path or of the key in the path, if the caller may know of it; whom the door did
+// not let in is told nothing in its words.
+func (h *Handler) fail(w http.ResponseWriter, r *http.Request, who *events.Principal, err error) {
+	if who.Actor == (events.Actor{}) || !api.Prefers(r.Header, "envelope", "regime") {
+		api.Write(w, r, err)
+		return
 	}
-	return serve(&request{r, who})
+	id := events.KeyspaceID(r.PathValue("keyspace"))
+	if key, err := events.ParseKeyID(r.PathValue("id")); err == nil {
+		if k, ok := h.cfg.Dir.Key(key); ok && sees(who, &k) {
+			id = k.Keyspace
+		}
+	}
+	ks, ok := h.cfg.Dir.Keyspace(id)
+	if !ok || !seesKeyspace(who, id) {
+		api.Write(w, r, err)
+		return
+	}
+	var envelope *events.Envelope
+	if e := ks.Definition.Errors.Envelope; e != nil {
+		envelope, _ = events.CompileEnvelope(e) // what is stored is valid
+	}
+	w.Header().Set("Preference-Applied", "envelope=regime")
+	api.WriteFailure(w, r, &ks.Definition, envelope, api.AsProblem(r, err).Failure())
 }
 
 // checkQuery refuses parameters that the route does not have, that stand twice,
@@ -254,15 +285,41 @@ func (h *Handler) putKeyspace(r *request) (*answer, error) {
 	if err := api.Decode(r.Request, &c); err != nil {
 		return nil, err
 	}
+	var f events.FieldErrors
+	dry := r.flag(&f, "dry_run")
+	c.AcceptViolations = r.flag(&f, "accept_violations")
+	if dry && c.AcceptViolations {
+		f.Add("accept_violations", "conflict", "want either dry_run or accept_violations, not both")
+	}
+	if len(f) > 0 {
+		return nil, f
+	}
 	call, err := r.call(&c, c.Reason)
 	if err != nil {
 		return nil, err
+	}
+	if dry {
+		ks, review, err := h.ReviewKeyspace(r.Context(), call, r.keyspace(), &c)
+		if err != nil {
+			return nil, err
+		}
+		return &answer{status: http.StatusOK, body: reviewAnswer{viewKeyspace(&ks), *review}}, nil
 	}
 	ks, done, err := h.DefineKeyspace(r.Context(), call, r.keyspace(), &c)
 	if err != nil {
 		return nil, err
 	}
 	return h.written(http.StatusOK, viewKeyspace(&ks), &done), nil
+}
+
+// flag reads a query parameter that is true or false; absent is false.
+func (r *request) flag(f *events.FieldErrors, name string) bool {
+	query := r.URL.Query()
+	v := query.Get(name)
+	if query.Has(name) && v != "true" && v != "false" {
+		f.Add(name, "invalid", "want true or false")
+	}
+	return v == "true"
 }
 
 func (r *request) roleRef() RoleRef {

@@ -24,8 +24,9 @@ var update = flag.Bool("update", false, "write the answers that the stories get 
 //	# a comment
 //	@ 1h                        the clock steps
 //	> METHOD PATH [as NAME] [Header: value]    then lines of body, if any
-//	< STATUS [Header: value]                   then the body's JSON
-//	= NAME                      the data's id is {NAME} from here on, its secret {NAME.key}
+//	< STATUS [Header: value ...]               then the body's JSON
+//	= NAME                      the data's id is {NAME} from here on, its secret {NAME.key},
+//	                            the role that was made with it {NAME.role}
 //
 // In answers ids and secrets that have a name, positions, cursors, ULIDs and
 // digests are shown as {…}. {cursor} in a path is the last cursor seen.
@@ -112,7 +113,9 @@ func (s *story) play(text string) string {
 			s.clock.step(d)
 		case strings.HasPrefix(line, "= "):
 			name := line[2:]
-			s.names[name] = member(s, s.last, "id")
+			if s.names[name] = member(s, s.last, "id"); s.names[name] == "" {
+				s.Fatalf("%s has no id: %d %s", name, s.last.Code, s.last.Body)
+			}
 			if key := member(s, s.last, "key"); key != "" {
 				s.keys[name] = events.NewSecret(key)
 				s.secrets = append(s.secrets, s.keys[name])
@@ -142,8 +145,11 @@ func (s *story) send(line, body string) string {
 		s.cursor = c
 	}
 	status := fmt.Sprintf("< %d", s.last.Code)
-	if s.last.Header().Get("Idempotent-Replayed") != "" {
-		status += " Idempotent-Replayed: " + s.last.Header().Get("Idempotent-Replayed")
+	for _, name := range []string{"Idempotent-Replayed", "Preference-Applied", "Content-Type"} {
+		v := s.last.Header().Get(name)
+		if v != "" && (name != "Content-Type" || s.last.Header().Get("Preference-Applied") != "") {
+			status += " " + name + ": " + v
+		}
 	}
 	logtest.CheckLog(s, s.log)
 	return status + "\n" + s.show(s.last.Body.String()) + "\n"
@@ -152,6 +158,7 @@ func (s *story) send(line, body string) string {
 func (s *story) fill(text string) string {
 	for name, id := range s.names {
 		text = strings.ReplaceAll(text, "{"+name+"}", id)
+		text = strings.ReplaceAll(text, "{"+name+".role}", strings.ToLower(id))
 	}
 	for name, key := range s.keys {
 		text = strings.ReplaceAll(text, "{"+name+".key}", key.Reveal())
@@ -169,6 +176,7 @@ var (
 func (s *story) show(text string) string {
 	for name, id := range s.names {
 		text = strings.ReplaceAll(text, id, "{"+name+"}")
+		text = strings.ReplaceAll(text, strings.ToLower(id), "{"+name+".role}")
 	}
 	for name, key := range s.keys {
 		text = strings.ReplaceAll(text, key.Reveal(), "{"+name+".key}")
@@ -225,6 +233,9 @@ func FuzzHTTP(f *testing.F) {
 		f.Add(uint8(i), `{"limit":null,"expires_at":null,"resources":[{"kind":"project","id":"p"}]}`, "limit=0&cursor=x", `"q"`)
 		f.Add(uint8(i), `{"key_types":[{"name":"a"}],"scopes":[{"name":"s"}],"overlap":"1h","code":"key_compromise"}`, "code=superseded&reason=%00", "\x7f")
 		f.Add(uint8(i), "{\"name\":\"\xff\"}", "as_of=2026-01-01T00:00:00Z&status=active&tenant=*", "")
+		f.Add(uint8(i), `{"key_types":[{"name":"a"}],"grants":{"required":true}}`, "dry_run=true", "k")
+		f.Add(uint8(i), `{"key_types":[{"name":"a"}]}`, "accept_violations=true", "k")
+		f.Add(uint8(i), `{"tenant":"t1","name":"n","permissions":{"level":"division","scopes":["deploy"]},"resources":[{"kind":"division","id":"d"}]}`, "dry_run=maybe", "k")
 		f.Add(uint8(i), `[]`, "name=%ff", strings.Repeat("k", 256))
 		f.Add(uint8(i), `{"name":1,"name":2}`, "%zz", " ")
 	}
@@ -267,5 +278,6 @@ var routes = []string{
 	"PUT /v1/keys/{id}/scopes", "PUT /v1/keys/{id}/resources", "PUT /v1/keys/{id}/allowlist", "PUT /v1/keys/{id}/limit",
 	"POST /v1/keys/{id}/disable", "POST /v1/keys/{id}/enable", "DELETE /v1/keys/{id}", "POST /v1/keys/{id}/rotate",
 	"GET /v1/keyspaces/acme/tenants/t1/roles", "GET /v1/keyspaces/acme/tenants/t1/roles/dev",
+	"GET /v1/keyspaces/acme/tenants/t1", "GET /v1/keyspaces/acme/tenants/*", "PUT /v1/keyspaces/acme/tenants/t1/limit", "PUT /v1/keyspaces/keytrail/tenants/%3E/limit",
 	"PUT /v1/keyspaces/acme/tenants/t1/roles/dev", "DELETE /v1/keyspaces/acme/tenants/t1/roles/dev", "PUT /v1/keyspaces/acme/tenants/*/roles/%3E",
 }

@@ -14,6 +14,10 @@ import (
 type DefineKeyspace struct {
 	events.Definition
 	Reason string `json:"reason,omitzero"`
+
+	// AcceptViolations applies the definition although live keys do not fit it.
+	// Without it such a definition is refused.
+	AcceptViolations bool `json:"-"`
 }
 
 // maxDefinition bounds a definition in bytes: the event that replaces it holds

@@ -14,21 +14,29 @@ type SetLimit struct {
 func (c *SetLimit) Decide(k *events.Key, r *Rules, now events.Time) ([]events.Data, error) {
 	var f events.FieldErrors
 	checkReason(&f, c.Reason)
-	var after *events.Limit
-	switch {
-	case !c.Limit.Set:
-		f.Add("limit", "required", "want a plan, or per_minute and burst; null gives the keyspace's default back")
-	case !c.Limit.Null:
-		after = &c.Limit.Value
-		r.checkLimit(&f, after)
-	}
+	after := limitOf(&f, r, &c.Limit)
 	if err := f.OrNil(); err != nil {
 		return nil, err
 	}
-	same := k.Limit == nil && after == nil || k.Limit != nil && after != nil && *k.Limit == *after
 	data := &events.KeyLimitUpdated{Before: k.Limit, After: after}
-	if err := admit(k, data, now); err != nil || same {
+	if err := admit(k, data, now); err != nil || sameLimit(k.Limit, after) {
 		return nil, err
 	}
 	return []events.Data{data}, nil
+}
+
+// limitOf returns the limit asked for, nil for the keyspace's own; faults go to f.
+func limitOf(f *events.FieldErrors, r *Rules, o *Opt[events.Limit]) *events.Limit {
+	switch {
+	case !o.Set:
+		f.Add("limit", "required", "want a plan, or per_minute and burst; null gives the keyspace's default back")
+	case !o.Null:
+		r.checkLimit(f, &o.Value)
+		return &o.Value
+	}
+	return nil
+}
+
+func sameLimit(a, b *events.Limit) bool {
+	return a == nil && b == nil || a != nil && b != nil && *a == *b
 }

@@ -3,6 +3,7 @@ package commands
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -38,6 +39,7 @@ func (c *Rotate) Decide(k *events.Key, r *Rules, now events.Time, successor even
 		f.Add("environment", "unknown_environment", fmt.Sprintf("key type %q no longer has the key's environment %q", t.Name, k.Environment))
 	}
 	r.checkGrant(&f, t, k.Grant, k.Resources)
+	r.checkHeld(&f, k.Grant)
 	r.checkResources(&f, k.Resources)
 	r.checkLimit(&f, k.Limit)
 	// C6: the overlap never outlives the key's own expiry.
@@ -65,10 +67,17 @@ func (c *Rotate) Decide(k *events.Key, r *Rules, now events.Time, successor even
 
 // successorExpiry is what was asked for, else as long a life as the old key was
 // given, shortened to the policy's longest; a key without expiry gets one only
-// where the policy wants it.
+// where the policy wants it. Where there are choices it is the longest of them
+// within the old key's life, or the shortest of all.
 func (c *Rotate) successorExpiry(f *events.FieldErrors, k *events.Key, p events.ExpiryPolicy, now events.Time) events.Time {
 	if c.Given() {
 		return c.resolve(f, p, now, now)
+	}
+	if len(p.Choices) > 0 {
+		if life := sameChoice(&p, k); life != events.Never {
+			return now.Add(life.Duration())
+		}
+		return 0
 	}
 	longest := cmp.Or(p.Longest(), events.MaxSpan)
 	if k.ExpiresAt != 0 {
@@ -82,4 +91,27 @@ func (c *Rotate) successorExpiry(f *events.FieldErrors, k *events.Key, p events.
 		return now.Add(longest)
 	}
 	return c.resolve(f, p, now, now)
+}
+
+// sameChoice returns the longest choice that is no longer than the life that k was
+// given; where all are longer, the shortest.
+func sameChoice(p *events.ExpiryPolicy, k *events.Key) events.Span {
+	length := func(c events.Span) int64 {
+		if c == events.Never {
+			return math.MaxInt64
+		}
+		return c.Duration().Milliseconds()
+	}
+	life := int64(math.MaxInt64)
+	if k.ExpiresAt != 0 {
+		life = int64(k.ExpiresAt - k.CreatedAt)
+	}
+	best := p.Choices[0]
+	for _, c := range p.Choices {
+		n, m := length(c), length(best)
+		if within := n <= life; within && (n > m || m > life) || !within && n < m {
+			best = c
+		}
+	}
+	return best
 }

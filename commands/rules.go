@@ -16,6 +16,7 @@ type Rules struct {
 	Definition *events.Definition
 	Roles      func(events.RoleID) (events.Role, bool) // the tenant's roles, the deleted ones included
 	NameHolder events.KeyID                            // the live key that holds the name asked for; zero = it is free
+	NewKey     events.KeyID                            // the id of the key to be made; zero = it can have no role of its own
 }
 
 // role returns the role if it exists.
@@ -70,6 +71,49 @@ func (r *Rules) checkGrant(f *events.FieldErrors, t *events.KeyType, g events.Gr
 		}
 		if atResource(role.Level) && !slices.ContainsFunc(resources, func(x events.Resource) bool { return x.Kind == role.Level }) {
 			f.Add(path, "role_level", fmt.Sprintf("role %q is of level %q: the key must be restricted to a %s", id, role.Level, role.Level))
+		}
+	}
+}
+
+// checkHeld reports what of a grant, all that a key would hold, the regime's rules
+// of grants do not admit. What checkGrant says of the parts is said there.
+func (r *Rules) checkHeld(f *events.FieldErrors, g events.Grant) {
+	rules := &r.Definition.Grants
+	switch {
+	case rules.By == events.GrantsByScopes && len(g.Roles) > 0:
+		f.Add("roles", "not_by_roles", fmt.Sprintf("keys of keyspace %q hold scopes, not roles: use scopes", r.Keyspace))
+	case rules.By == events.GrantsByRoles && len(g.Scopes) > 0:
+		f.Add("scopes", "not_by_scopes", fmt.Sprintf("keys of keyspace %q hold roles, not scopes: use roles, or permissions for a role of the key's own", r.Keyspace))
+	case !rules.Required || len(g.Scopes)+len(g.Roles) > 0:
+	case rules.By == events.GrantsByScopes:
+		f.Add("scopes", "required", fmt.Sprintf("a key of keyspace %q holds at least one scope", r.Keyspace))
+	case rules.By == events.GrantsByRoles:
+		f.Add("roles", "required", fmt.Sprintf("a key of keyspace %q holds at least one role: want roles, or permissions", r.Keyspace))
+	default:
+		f.Add("scopes", "required", fmt.Sprintf("a key of keyspace %q holds at least one scope or role", r.Keyspace))
+	}
+}
+
+// checkLevel reports every scope that a role of this level may not hold: at the
+// level of a resource, it and all that it implies must be of that level.
+func (r *Rules) checkLevel(f *events.FieldErrors, path, level string, scopes []string) {
+	if !atResource(level) {
+		return
+	}
+	for i, s := range scopes {
+		if !r.Definition.HasScope(s) {
+			continue // said already
+		}
+		for _, implied := range r.Definition.Expand(scopes[i : i+1]) {
+			if r.Definition.ScopeLevel(implied) == level {
+				continue
+			}
+			what := fmt.Sprintf("scope %q", s)
+			if implied != s {
+				what += fmt.Sprintf(" implies scope %q, which", implied)
+			}
+			f.Add(fmt.Sprintf("%s[%d]", path, i), "scope_level", fmt.Sprintf("%s is not of level %q: a role of this level holds only scopes of it", what, level))
+			break
 		}
 	}
 }

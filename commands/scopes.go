@@ -14,8 +14,12 @@ type AssignScopes struct {
 	Reason string           `json:"reason,omitzero"`
 }
 
-// Decide returns the assignment, nothing when the grant stands as asked, or why not.
+// Decide returns the assignment, nothing when the grant stands as asked, or why
+// not. Where grants are fixed there is no assignment, not even of what stands.
 func (c *AssignScopes) Decide(k *events.Key, r *Rules, now events.Time) ([]events.Data, error) {
+	if r.Definition.Grants.Fixed {
+		return nil, refuse(CodeScopesFixed, "", "what a key of keyspace %q holds never changes: create another key", r.Keyspace)
+	}
 	var f events.FieldErrors
 	checkReason(&f, c.Reason)
 	after := k.Grant
@@ -33,6 +37,9 @@ func (c *AssignScopes) Decide(k *events.Key, r *Rules, now events.Time) ([]event
 	}
 	t, _ := r.Definition.Type(k.KeyType)
 	r.checkGrant(&f, t, asked, k.Resources)
+	if c.Scopes != nil || c.Roles != nil {
+		r.checkHeld(&f, after)
+	}
 	if err := f.OrNil(); err != nil {
 		return nil, err
 	}

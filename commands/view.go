@@ -55,15 +55,52 @@ func ViewKey(k *events.Key, at events.Time) KeyView {
 // KeyspaceView is a keyspace as the door shows it. Its definition is what PUT
 // takes.
 type KeyspaceView struct {
-	ID         events.KeyspaceID  `json:"id"`
-	Definition *events.Definition `json:"definition"`
-	Rev        uint64             `json:"rev"`
-	CreatedAt  events.Time        `json:"created_at"`
-	UpdatedAt  events.Time        `json:"updated_at"`
+	ID             events.KeyspaceID  `json:"id"`
+	Definition     *events.Definition `json:"definition"`
+	SecretPatterns []SecretPattern    `json:"secret_patterns"` // one for each key type
+	Rev            uint64             `json:"rev"`
+	CreatedAt      events.Time        `json:"created_at"`
+	UpdatedAt      events.Time        `json:"updated_at"`
+}
+
+// SecretPattern finds secrets of one key type in text, for secret scanners.
+type SecretPattern struct {
+	Type     string          `json:"type"`
+	Pattern  *string         `json:"pattern"`           // null: without a prefix nothing tells a secret from other text
+	Checksum events.Checksum `json:"checksum,omitzero"` // how the last characters tell a find from chance
 }
 
 func viewKeyspace(ks *events.Keyspace) KeyspaceView {
-	return KeyspaceView{ks.ID, &ks.Definition, ks.Rev, ks.CreatedAt, ks.UpdatedAt}
+	patterns := make([]SecretPattern, len(ks.Definition.KeyTypes))
+	for i := range patterns {
+		t := &ks.Definition.KeyTypes[i]
+		patterns[i] = SecretPattern{t.Name, null(t.Pattern()), t.Checksum}
+	}
+	return KeyspaceView{ks.ID, &ks.Definition, patterns, ks.Rev, ks.CreatedAt, ks.UpdatedAt}
+}
+
+// reviewAnswer is what a dry run answers: the keyspace as it would be, and the
+// review.
+type reviewAnswer struct {
+	Data KeyspaceView `json:"data"`
+	Review
+}
+
+// TenantView is what holds for a tenant as a whole, as the door shows it.
+type TenantView struct {
+	ID        events.TenantID   `json:"id"`
+	Keyspace  events.KeyspaceID `json:"keyspace"`
+	Limit     *events.Limit     `json:"limit"`     // its own; null = the keyspace's tenant_limit
+	Effective *EffectiveLimit   `json:"effective"` // what holds for all its keys together; null = no limit
+	Rev       uint64            `json:"rev"`       // 0 when nothing was ever set for it
+	UpdatedAt *events.Time      `json:"updated_at"`
+}
+
+// EffectiveLimit is a limit with its numbers.
+type EffectiveLimit struct {
+	Plan      string `json:"plan,omitzero"`
+	PerMinute int64  `json:"per_minute"`
+	Burst     int64  `json:"burst"`
 }
 
 // RoleView is a role as the door shows it.

@@ -2,6 +2,7 @@ package projections
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 	"strings"
 
@@ -45,6 +46,22 @@ func (d *Directory) List(q ListQuery) (keys []events.Key, next events.Seq) {
 		keys, last = append(keys, *k), e.created
 	}
 	return keys, 0
+}
+
+// All yields every key of the keyspace in the order of their creation, each as it
+// is when its turn comes. It holds no lock. The keys are shared: do not modify.
+func (d *Directory) All(ks events.KeyspaceID) iter.Seq[*events.Key] {
+	return func(yield func(*events.Key) bool) {
+		lists := d.pick(&ListQuery{Keyspace: ks})
+		if len(lists) == 0 {
+			return
+		}
+		for _, e := range lists[0] {
+			if !yield(e.key.Load()) {
+				return
+			}
+		}
+	}
 }
 
 // pick returns the lists that the query needs, each from After on, none empty.

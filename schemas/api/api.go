@@ -1,7 +1,8 @@
 // Package api holds what Keytrail's own doors share: RFC 9457 problem details,
 // strict reading of bodies, and the shape of answers. It decides nothing.
 //
-// What a regime answers to its own clients is the regime's data and not here.
+// What a regime answers to its own clients is the regime's data; failure.go only
+// puts it on the wire.
 package api
 
 import (
@@ -64,10 +65,10 @@ func Unavailable(retryAfter int, format string, args ...any) *Problem {
 	return p
 }
 
-// Write answers err: a *Problem as it is; events.FieldErrors as Invalid; the
-// log's error classes as 409, 503 and 507; anything else as a 500 whose cause
-// goes to the log and not to the caller.
-func Write(w http.ResponseWriter, r *http.Request, err error) {
+// AsProblem returns err as it is answered: a *Problem as it is;
+// events.FieldErrors as Invalid; the log's error classes as 409, 503 and 507;
+// anything else as a 500 whose cause goes to the log and not to the caller.
+func AsProblem(r *http.Request, err error) *Problem {
 	var p *Problem
 	var fields events.FieldErrors
 	switch {
@@ -87,6 +88,12 @@ func Write(w http.ResponseWriter, r *http.Request, err error) {
 		p = Errorf(http.StatusInternalServerError, "internal", "an internal error; give support the request_id")
 	}
 	p.RequestID = RequestID(r)
+	return p
+}
+
+// Write answers err, as AsProblem says it.
+func Write(w http.ResponseWriter, r *http.Request, err error) {
+	p := AsProblem(r, err)
 	b := p.Render(w.Header())
 	w.WriteHeader(p.Status)
 	w.Write(b)
@@ -100,14 +107,20 @@ func (p *Problem) Render(h http.Header) []byte {
 	if p.Status == http.StatusUnauthorized && h.Get("WWW-Authenticate") == "" { // RFC 9110, 11.6.1
 		h.Set("WWW-Authenticate", `Bearer realm="`+string(events.Builtin)+`"`)
 	}
-	// What an answer repeats of its question may be no text, or cut in the middle
-	// of a character.
-	b, merr := json.Marshal(p, json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
-	if merr != nil {
-		b = []byte(`{"type":"about:blank","title":"Internal Server Error","status":500,"code":"internal"}`)
-	}
-	h.Set("Content-Type", "application/problem+json")
+	h.Set("Content-Type", problemType)
 	h.Set("Cache-Control", "no-store")
+	return p.encode()
+}
+
+const problemType = "application/problem+json"
+
+// encode returns the problem as JSON. What an answer repeats of its question may
+// be no text, or cut in the middle of a character.
+func (p *Problem) encode() []byte {
+	b, err := json.Marshal(p, json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
+	if err != nil {
+		return []byte(`{"type":"about:blank","title":"Internal Server Error","status":500,"code":"internal"}`)
+	}
 	return b
 }
 
