@@ -4,13 +4,18 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -106,8 +111,8 @@ func startGateway(t *testing.T, k gatewayKind, keytrail, api, mirror string, ech
 	}
 	listen := freeAddr(t)
 	port := func(addr string) string { return addr[strings.LastIndex(addr, ":"):] }
-	rewrite := strings.NewReplacer(append([]string{
-		":8080", port(listen), ":7070", port(keytrail), ":9090", port(api), ":9091", port(mirror)}, change...)...)
+	changes := strings.NewReplacer(change...)
+	ports := strings.NewReplacer(":8080", port(listen), ":7070", port(keytrail), ":9090", port(api), ":9091", port(mirror))
 	from := filepath.Join(gatewaysDir, k.name)
 	err = filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -125,7 +130,7 @@ func startGateway(t *testing.T, k gatewayKind, keytrail, api, mirror string, ech
 		if err != nil {
 			return err
 		}
-		return os.WriteFile(to, []byte(rewrite.Replace(string(b))), 0o644)
+		return os.WriteFile(to, []byte(ports.Replace(changes.Replace(string(b)))), 0o644)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -193,7 +198,7 @@ func newUpstream(t *testing.T) *upstream {
 		for _, h := range []string{"X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit", "RateLimit-Policy", "X-Request-Id"} {
 			w.Header().Set(h, "of the upstream")
 		}
-		w.Header().Set("X-Upstream", "yes")
+		w.Header().Set("X-Upstream", "caller "+r.Header.Get("X-Keytrail-Key-Id"))
 		// An upstream's own refusals are not the gateway's to rewrite.
 		status, _ := strconv.Atoi(r.URL.Query().Get("status"))
 		w.WriteHeader(cmp.Or(status, http.StatusOK))
@@ -212,8 +217,8 @@ func (u *upstream) seen() (*http.Request, [sha256.Size]byte) {
 // addr is the server's host and port.
 func (u *upstream) addr() string { return u.Listener.Addr().String() }
 
-// exchange is one request and what came back.
-type exchange struct {
+// passage is one request and what came back.
+type passage struct {
 	status int
 	header http.Header
 	body   []byte
@@ -221,7 +226,7 @@ type exchange struct {
 }
 
 // send sends a request with the header names spelt as they are and the path as it is.
-func send(t *testing.T, client *http.Client, method, base, path string, header http.Header, body []byte) exchange {
+func send(t *testing.T, client *http.Client, method, base, path string, header http.Header, body []byte) passage {
 	t.Helper()
 	x, err := trySend(t, client, method, base, path, header, body)
 	if err != nil {
@@ -230,16 +235,16 @@ func send(t *testing.T, client *http.Client, method, base, path string, header h
 	return x
 }
 
-func trySend(t *testing.T, client *http.Client, method, base, path string, header http.Header, body []byte) (x exchange, err error) {
+func trySend(t *testing.T, client *http.Client, method, base, path string, header http.Header, body []byte) (x passage, err error) {
 	t.Helper()
 	req, err := http.NewRequest(method, base, bytes.NewReader(body))
 	if err != nil {
-		t.Fatal(err)
+		return x, err
 	}
 	if len(body) == 0 {
 		req.Body = http.NoBody
 	}
-	req.URL = &url.URL{Scheme: "http", Host: req.URL.Host, Opaque: path}
+	req.URL = &url.URL{Scheme: req.URL.Scheme, Host: req.URL.Host, Opaque: path}
 	req.Header = http.Header{"User-Agent": {"a new user"}}
 	maps.Copy(req.Header, header)
 	req = req.WithContext(httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
@@ -266,7 +271,7 @@ var refusalHeaders = []string{"Content-Type", "WWW-Authenticate", "Retry-After",
 	"X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit", "RateLimit-Policy"}
 
 // sameRefusal says how the gateway's answer differs from the verifier's own.
-func sameRefusal(direct, got exchange) string {
+func sameRefusal(direct, got passage) string {
 	if got.status != direct.status {
 		return fmt.Sprintf("status %d, the verifier answers %d\n%s", got.status, direct.status, got.body)
 	}
@@ -353,7 +358,7 @@ func testGateway(t *testing.T, k gatewayKind) {
 	id, full := create(map[string]any{"name": "full", "allowlist": []string{"127.0.0.1/32"}})
 	elsewhereID, elsewhere := create(map[string]any{"name": "elsewhere", "allowlist": []string{"127.0.0.1/32"}})
 	_, publishable := create(map[string]any{"name": "publishable", "type": "publishable"})
-	_, project := create(map[string]any{"name": "project", "resources": []any{map[string]any{"kind": "project", "id": "proj_1"}}})
+	projectID, project := create(map[string]any{"name": "project", "resources": []any{map[string]any{"kind": "project", "id": "proj_1"}}})
 	revokedID, revoked := create(map[string]any{"name": "revoked"})
 	p.must(t, "key", "revoke", revokedID, "--code", "superseded", "--reason", "rotated")
 	p.must(t, "key", "allowlist", elsewhereID, "--allow", "198.51.100.7/32")
@@ -366,13 +371,13 @@ func testGateway(t *testing.T, k gatewayKind) {
 		return out
 	}
 	// ask asks the verifier itself what the gateway has to ask.
-	ask := func(t *testing.T, header http.Header, query string) exchange {
+	ask := func(t *testing.T, header http.Header, query string) passage {
 		t.Helper()
 		h := with(header, http.Header{"X-Forwarded-For": {"127.0.0.1"}, "X-Forwarded-Proto": {"http"}})
 		return send(t, client, "GET", p.url, "/v1/authorize/scribe-sight?"+query, h, nil)
 	}
 	// reaches insists that the request reaches the upstream u and no other.
-	reaches := func(t *testing.T, u *upstream, method, path string, header http.Header, body []byte) exchange {
+	reaches := func(t *testing.T, u *upstream, method, path string, header http.Header, body []byte) passage {
 		t.Helper()
 		before, other := u.hits.Load(), api.hits.Load()+mirror.hits.Load()
 		x := send(t, client, method, g.url, path, header, body)
@@ -382,7 +387,7 @@ func testGateway(t *testing.T, k gatewayKind) {
 		return x
 	}
 	// stopped insists that it reaches none.
-	stopped := func(t *testing.T, method, path string, header http.Header, body []byte) exchange {
+	stopped := func(t *testing.T, method, path string, header http.Header, body []byte) passage {
 		t.Helper()
 		before := api.hits.Load() + mirror.hits.Load()
 		x, err := trySend(t, client, method, g.url, path, header, body)
@@ -610,7 +615,7 @@ func testGateway(t *testing.T, k gatewayKind) {
 		}
 		// Without a length, and with the client waiting for a go.
 		x := rawExchange(t, g.url, "POST /api/v1/org HTTP/1.1\r\nHost: api\r\nConnection: close\r\nAuthorization: "+full.Get("Authorization")+
-			"\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+			"\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
 		if _, sum := api.seen(); x.status != 200 || sum != sha256.Sum256([]byte("hello")) {
 			t.Errorf("chunked: %d %s", x.status, x.body)
 		}
@@ -639,7 +644,38 @@ func testGateway(t *testing.T, k gatewayKind) {
 			if x := stopped(t, "GET", "/api/v1/org", publishable, nil); x.status != 403 || !x.reused {
 				t.Errorf("the connection was closed after a refusal")
 			}
+			// What one request's key has is not the next one's.
+			if x := stopped(t, "GET", "/api/v1/org", limited, nil); x.status != 429 || !x.reused {
+				t.Errorf("limited: %d", x.status)
+			}
+			if x := reaches(t, api, "GET", "/api/v1/org", full, nil); !x.reused || x.header.Get("X-RateLimit-Remaining") != "" {
+				t.Errorf("the limit of another key: %q", x.header.Get("X-RateLimit-Remaining"))
+			}
 		}
+	})
+
+	t.Run("many at once", func(t *testing.T) {
+		var wg sync.WaitGroup
+		for i := range 8 {
+			client := newClient(t)
+			wg.Go(func() {
+				for n := range 25 {
+					header, want, status := full, "caller "+id, 200
+					switch (i + n) % 3 {
+					case 1:
+						header, want = project, "caller "+projectID
+					case 2:
+						header, want, status = publishable, "", 403
+					}
+					x, err := trySend(t, client, "GET", g.url, "/api/v1/org", header, nil)
+					if err != nil || x.status != status || x.header.Get("X-Upstream") != want {
+						t.Errorf("%d, %q, want %d, %q: %v", x.status, x.header.Get("X-Upstream"), status, want, err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
 	})
 
 	t.Run("the upstream is down", func(t *testing.T) {
@@ -708,7 +744,7 @@ func testGateway(t *testing.T, k gatewayKind) {
 }
 
 // rawExchange writes request as it is and reads one answer.
-func rawExchange(t *testing.T, base, request string) exchange {
+func rawExchange(t *testing.T, base, request string) passage {
 	t.Helper()
 	c, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
 	if err != nil {
@@ -719,7 +755,11 @@ func rawExchange(t *testing.T, base, request string) exchange {
 	if _, err := io.WriteString(c, request); err != nil {
 		t.Fatal(err)
 	}
-	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	in := bufio.NewReader(c)
+	resp, err := http.ReadResponse(in, nil)
+	for err == nil && resp.StatusCode == http.StatusContinue {
+		resp, err = http.ReadResponse(in, nil)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -728,7 +768,7 @@ func rawExchange(t *testing.T, base, request string) exchange {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return exchange{status: resp.StatusCode, header: resp.Header, body: b}
+	return passage{status: resp.StatusCode, header: resp.Header, body: b}
 }
 
 func lastURI(u *upstream) string {
@@ -763,38 +803,166 @@ func TestGatewayExamples(t *testing.T) {
 	}
 }
 
-// TestGatewayMirror changes nginx to another regime by the line its README names:
-// keys for testing reach the mirror, and only that.
-func TestGatewayMirror(t *testing.T) {
+// TestGatewayRegimes changes nginx to each of the five regimes by the line that its
+// README names: a client gets what the verifier answers under that regime.
+func TestGatewayRegimes(t *testing.T) {
 	nginx := gatewayKinds[0]
 	nginx.installed(t)
 	p := up(t, filepath.Join(t.TempDir(), "data"), "--trusted-proxy", "127.0.0.1/32")
-	p.must(t, "keyspace", "apply", "-f", writeFile(t, "lattica.yaml", `
-name: lattica
-scopes: [{name: read}, {name: write}]
-key_types:
-  - {name: live, environment: live, prefix: lat_live_, defaults: [read]}
-  - {name: test, environment: test, prefix: lat_test_, defaults: [read]}
-`))
-	api, mirror := newUpstream(t), newUpstream(t)
-	g := startGateway(t, nginx, strings.TrimPrefix(p.url, "http://"), api.addr(), mirror.addr(), false,
-		"include regimes/scribe-sight.conf;", "include regimes/lattica.conf;")
-	client := newClient(t)
-	for environment, u := range map[string]*upstream{"live": api, "test": mirror} {
-		key := p.data(t, 201, "POST", "/v1/keyspaces/lattica/keys", map[string]any{"tenant": "acme", "name": environment, "type": environment})
-		p.wantReason(t, "ok", map[string]any{"key": key["key"], "keyspace": "lattica", "min_position": key["__position"]})
-		header := http.Header{"Authorization": {"Bearer " + key["key"].(string)}, "X-Keytrail-Environment": {"live"}}
-		before := u.hits.Load()
-		x := send(t, client, "GET", g.url, "/v1/tasks", header, nil)
-		r, _ := u.seen()
-		if x.status != 200 || u.hits.Load() != before+1 || r.Header.Get("X-Keytrail-Environment") != environment {
-			t.Errorf("%s: %d %s, %d requests", environment, x.status, x.body, u.hits.Load()-before)
-		}
-		if x := send(t, client, "POST", g.url, "/v1/tasks", header, nil); x.status != 403 {
-			t.Errorf("%s: a key that reads writes: %d", environment, x.status)
-		}
+	keytrail := strings.TrimPrefix(p.url, "http://")
+	division := map[string]any{"kind": "division", "id": "eu"}
+	project := map[string]any{"kind": "project", "id": "proj_1"}
+	type request struct{ method, path, query string }
+	for _, tt := range []struct {
+		name    string
+		regime  string
+		key     map[string]any
+		mirror  bool
+		https   bool
+		allowed []request
+		refused map[request]int
+	}{
+		{name: "lathe-studio", key: map[string]any{"scopes": []string{"builds:create", "results:read", "results:submit"}},
+			allowed: []request{{"POST", "/builds", "scope=builds:create"}, {"POST", "/testruns/1/results", "scope=results:submit"}, {"GET", "/testruns/1/results", "scope=results:read"}},
+			refused: map[request]int{{"GET", "/builds/1", "scope=builds:read"}: 403, {"PATCH", "/builds/1", "scope=builds:update"}: 403, {"GET", "/testruns/1", "scope=testruns:read"}: 403,
+				{"POST", "/testruns", "scope=testruns:create"}: 403, {"DELETE", "/webhooks/1", "scope=webhooks:manage"}: 403, {"GET", "/projects/1", "scope=projects:read"}: 403,
+				{"GET", "/billing", "scope=unlisted"}: 403}},
+		{name: "lattica", key: map[string]any{"scopes": []string{"read-only"}, "environment": "live"},
+			allowed: []request{{"GET", "/v1/tasks", "scope=read-only"}}, refused: map[request]int{{"POST", "/v1/tasks", "scope=read-write"}: 403}},
+		{name: "lattica, test key", regime: "lattica", key: map[string]any{"scopes": []string{"read-write"}, "environment": "test", "resources": []any{project}}, mirror: true,
+			allowed: []request{{"GET", "/v1/tasks", "scope=read-only"}, {"POST", "/v1/projects/proj_1/tasks", "scope=read-write&resource=project/proj_1"}},
+			refused: map[request]int{{"GET", "/v1/projects/proj_2", "scope=read-only&resource=project/proj_2"}: 403}},
+		{name: "laserdata", key: map[string]any{"scopes": []string{"member:read"}, "expires_in": "90d"},
+			allowed: []request{{"GET", "/tenants/acme/members", "scope=member:read"}},
+			refused: map[request]int{{"POST", "/tenants/acme/members", "scope=unlisted"}: 403, {"GET", "/tenants/acme/api_keys", "scope=api_key:manage"}: 403}},
+		{name: "laserdata, division key", regime: "laserdata", key: map[string]any{"scopes": []string{"deployment:read"}, "resources": []any{division}, "expires_in": "90d"},
+			allowed: []request{{"GET", "/tenants/acme/divisions/eu/deployments", "scope=deployment:read&resource=division/eu"}},
+			refused: map[request]int{{"GET", "/tenants/acme/divisions/us/deployments", "scope=deployment:read&resource=division/us"}: 404,
+				{"GET", "/tenants/acme/divisions/eu/deployments/1/config", "scope=deployment:config:read&resource=division/eu"}: 403,
+				{"PUT", "/tenants/acme/divisions/eu/deployments/1", "scope=deployment:manage&resource=division/eu"}:             403}},
+		{name: "scribe-sight", key: map[string]any{"type": "publishable"},
+			allowed: []request{{"POST", "/api/v1/projects/proj_1/uploads", "scope=upload&resource=project/proj_1"}},
+			refused: map[request]int{{"GET", "/api/v1/org", "scope=read"}: 403, {"POST", "/api/v1/org", "scope=write"}: 403}},
+		{name: "workspace", key: map[string]any{"scopes": []string{"write:all"}},
+			refused: map[request]int{{"POST", "/v1/projects", "scope=write:all"}: 403}}, // plain HTTP
+		{name: "workspace, https", regime: "workspace", key: map[string]any{"scopes": []string{"write:all"}}, https: true,
+			allowed: []request{{"POST", "/v1/projects", "scope=write:all"}},
+			refused: map[request]int{{"GET", "/v1/projects", "scope=read:all"}: 403, {"PATCH", "/v1/team", "scope=admin"}: 403, {"DELETE", "/v1/projects/1", "scope=admin"}: 403}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			name := cmp.Or(tt.regime, tt.name)
+			p.must(t, "keyspace", "apply", "-f", filepath.Join(filepath.Dir(regime), name+".yaml"))
+			tt.key["tenant"], tt.key["name"] = "acme", tt.name
+			key := p.data(t, 201, "POST", "/v1/keyspaces/"+name+"/keys", tt.key)
+			p.verify(t, map[string]any{"key": key["key"], "keyspace": name, "min_position": key["__position"]}) // it is known now
+			header := http.Header{"Authorization": {"Bearer " + key["key"].(string)}}
+			if name == "laserdata" {
+				header = http.Header{"Ld-Api-Key": {key["key"].(string)}}
+			}
+			api, mirror := newUpstream(t), newUpstream(t)
+			change := []string{"include regimes/scribe-sight.conf;", "include regimes/" + name + ".conf;"}
+			client, proto := newClient(t), "http"
+			if tt.https {
+				cert, pool := certificate(t)
+				change = append(change, "listen 127.0.0.1:8080;", "listen 127.0.0.1:8080 ssl; ssl_certificate "+cert+"; ssl_certificate_key "+cert+";")
+				client.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: pool}
+				proto = "https"
+			}
+			g := startGateway(t, nginx, keytrail, api.addr(), mirror.addr(), false, change...)
+			g.url = proto + strings.TrimPrefix(g.url, "http")
+			u := api
+			if tt.mirror {
+				u = mirror
+			}
+			for i, r := range tt.allowed {
+				x := send(t, client, r.method, g.url, r.path, header, nil)
+				if x.status != 200 || u.hits.Load() != int64(i+1) {
+					t.Fatalf("%s %s: %d %s", r.method, r.path, x.status, x.body)
+				}
+				seen, _ := u.seen()
+				direct := send(t, newClient(t), "GET", p.url, "/v1/authorize/"+name+"?"+r.query, withHeader(header, proto), nil)
+				for _, h := range []string{"X-Keytrail-Key-Id", "X-Keytrail-Tenant", "X-Keytrail-Type", "X-Keytrail-Scopes", "X-Keytrail-Environment"} {
+					if direct.status != 200 || direct.header.Get(h) != seen.Header.Get(h) {
+						t.Errorf("%s %s: %s is %q at the upstream, the verifier says %d %q", r.method, r.path, h, seen.Header.Get(h), direct.status, direct.header.Get(h))
+					}
+				}
+				for h := range direct.header {
+					if strings.Contains(h, "Ratelimit") && x.header.Get(h) == "" {
+						t.Errorf("%s does not reach the client", h)
+					}
+				}
+				if seen.Header.Get("Authorization")+seen.Header.Get("ld-api-key") != "" {
+					t.Error("the secret reached the upstream")
+				}
+			}
+			if len(tt.allowed) > 0 {
+				r := tt.allowed[0]
+				tt.refused[request{r.method, r.path, r.query + " without a key"}] = 401
+			}
+			for r, status := range tt.refused {
+				header := header
+				query, found := strings.CutSuffix(r.query, " without a key")
+				if found {
+					header = http.Header{}
+				}
+				var diff string
+				for range 5 { // a limit stands in some: it counts each of the two
+					direct := send(t, newClient(t), "GET", p.url, "/v1/authorize/"+name+"?"+query, withHeader(header, proto), nil)
+					x := send(t, client, r.method, g.url, r.path, header, nil)
+					if x.status != status {
+						t.Fatalf("%s %s: %d %s, want %d", r.method, r.path, x.status, x.body, status)
+					}
+					for _, h := range []string{"X-Ratelimit-Remaining", "X-Ratelimit-Reset"} {
+						if len(x.header.Values(h)) == len(direct.header.Values(h)) {
+							x.header.Del(h)
+							direct.header.Del(h)
+						}
+					}
+					if diff = sameRefusal(direct, x); diff == "" {
+						break
+					}
+				}
+				if diff != "" {
+					t.Errorf("%s %s: %s", r.method, r.path, diff)
+				}
+			}
+			if n := api.hits.Load() + mirror.hits.Load(); n != int64(len(tt.allowed)) {
+				t.Errorf("%d requests reached an upstream, %d were allowed", n, len(tt.allowed))
+			}
+		})
 	}
-	if api.hits.Load() != 1 || mirror.hits.Load() != 1 {
-		t.Errorf("%d requests to the API, %d to the mirror", api.hits.Load(), mirror.hits.Load())
+}
+
+// withHeader is h as a gateway on this machine passes it on.
+func withHeader(h http.Header, proto string) http.Header {
+	h = maps.Clone(h)
+	h.Set("X-Forwarded-For", "127.0.0.1")
+	h.Set("X-Forwarded-Proto", proto)
+	return h
+}
+
+// certificate writes a certificate for 127.0.0.1 and its key into one file.
+func certificate(t *testing.T) (file string, pool *x509.CertPool) {
+	t.Helper()
+	pub, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
 	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, pub, priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool = x509.NewCertPool()
+	pool.AddCert(cert)
+	b := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})...)
+	return writeFile(t, "gateway.pem", string(b)), pool
 }
