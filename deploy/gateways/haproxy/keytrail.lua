@@ -1,0 +1,123 @@
+-- Asks Keytrail about the request that HAProxy holds.
+--
+-- The action http-request lua.keytrail reads what to ask for from the variables
+-- txn.kt_keyspace, txn.kt_scope and txn.kt_resource (empty: not asked for). Allowed,
+-- it sets the identity headers of the request; refused, it sends the regime's own
+-- answer to the client. Anything else is 503: nothing reaches the upstream.
+
+local verifier = os.getenv("KEYTRAIL_VERIFIER") or "http://127.0.0.1:7070"
+
+-- To the upstream. All are set from the answer, also to nothing.
+local identity = {
+	"x-keytrail-key-id", "x-keytrail-tenant", "x-keytrail-type", "x-keytrail-scopes",
+	"x-keytrail-environment", "x-keytrail-use-id", "x-request-id",
+}
+
+-- To the client. A regime that names other headers of its limit needs them here.
+local limit = {
+	"x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset",
+	"ratelimit", "ratelimit-policy", "x-request-id",
+}
+
+-- To the client, of a refusal.
+local refusal = { "content-type", "cache-control", "www-authenticate", "retry-after" }
+for _, name in ipairs(limit) do
+	table.insert(refusal, name)
+end
+
+-- Not to Keytrail: what belongs to the connection or the body.
+local dropped = {
+	["connection"] = true, ["content-length"] = true, ["content-type"] = true, ["expect"] = true, ["host"] = true,
+	["keep-alive"] = true, ["te"] = true, ["trailer"] = true, ["transfer-encoding"] = true, ["upgrade"] = true,
+}
+
+local function first(headers, name)
+	local values = headers[name]
+	return values and values[0]
+end
+
+local function escape(s)
+	return (s:gsub("[^%w%-._~/:@]", function(c) return string.format("%%%02X", c:byte()) end))
+end
+
+local function unavailable(txn)
+	local reply = txn:reply({ status = 503 })
+	reply:add_header("content-type", "application/problem+json")
+	reply:add_header("retry-after", "1")
+	reply:set_body('{"type":"about:blank","title":"Service Unavailable","status":503}')
+	txn:done(reply)
+end
+
+core.register_action("keytrail", { "http-req" }, function(txn)
+	local url = verifier .. "/v1/authorize/" .. txn:get_var("txn.kt_keyspace")
+	local query = {}
+	for _, name in ipairs({ "scope", "resource" }) do
+		local value = txn:get_var("txn.kt_" .. name)
+		if value and value ~= "" then
+			table.insert(query, name .. "=" .. escape(value))
+		end
+	end
+	if #query > 0 then
+		url = url .. "?" .. table.concat(query, "&")
+	end
+
+	-- The client's headers, so that a credential presented twice is seen to be.
+	-- haproxy.cfg has set X-Forwarded-For and X-Forwarded-Proto.
+	local headers = {}
+	for name, values in pairs(txn.http:req_get_headers()) do
+		if not dropped[name] then
+			local list = {}
+			for i = 0, #values do
+				list[i + 1] = values[i]
+			end
+			headers[name] = list
+		end
+	end
+
+	local ok, answer = pcall(function()
+		return core.httpclient():get({ url = url, headers = headers, timeout = 2000 })
+	end)
+	if not ok or not answer or not answer.status then
+		return unavailable(txn)
+	end
+
+	-- Only Keytrail's answers carry such an id; HAProxy's own 503 does not.
+	local id = first(answer.headers, "x-request-id")
+	if not id or id:sub(1, 4) ~= "req_" then
+		return unavailable(txn)
+	end
+	if answer.status == 200 and (first(answer.headers, "x-keytrail-key-id") or "") ~= "" then
+		for _, name in ipairs(identity) do
+			txn.http:req_set_header(name, first(answer.headers, name) or "")
+		end
+		local keep = {}
+		for _, name in ipairs(limit) do
+			keep[name] = first(answer.headers, name)
+		end
+		txn:set_priv(keep)
+		return
+	end
+	if answer.status < 400 then
+		return unavailable(txn)
+	end
+	local reply = txn:reply({ status = answer.status })
+	for _, name in ipairs(refusal) do
+		local value = first(answer.headers, name)
+		if value then
+			reply:add_header(name, value)
+		end
+	end
+	reply:set_body(answer.body or "")
+	txn:done(reply)
+end)
+
+-- The limit's headers of an allowed request, instead of the upstream's.
+core.register_action("keytrail_limit", { "http-res" }, function(txn)
+	local keep = txn:get_priv() or {}
+	for _, name in ipairs(limit) do
+		txn.http:res_del_header(name)
+		if keep[name] then
+			txn.http:res_set_header(name, keep[name])
+		end
+	end
+end)
