@@ -13,7 +13,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 
-	"github.com/keytrail/keytrail/cmd/internal/regime"
+	"github.com/keytrail/keytrail/cmd/internal/regimes"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/schemas/api"
 )
@@ -65,10 +65,10 @@ is bad.`,
 			if len(files) == 0 {
 				return usageError{fmt.Errorf("want -f FILE; see '%s --help'", c.CommandPath())}
 			}
-			var bad regime.Faults
+			var bad regimes.Faults
 			for _, file := range files {
 				doc, err := a.readKeyspace(file)
-				var faults regime.Faults
+				var faults regimes.Faults
 				if err != nil && !errors.As(err, &faults) {
 					return err
 				}
@@ -89,12 +89,12 @@ is bad.`,
 }
 
 // printVerdict writes what validate found as one line of JSON.
-func (a *app) printVerdict(file string, doc *regime.Document, faults regime.Faults) error {
+func (a *app) printVerdict(file string, doc *regimes.Document, faults regimes.Faults) error {
 	v := struct {
 		File     string            `json:"file"`
 		Keyspace events.KeyspaceID `json:"keyspace,omitzero"`
 		OK       bool              `json:"ok"`
-		Faults   regime.Faults     `json:"faults"`
+		Faults   regimes.Faults    `json:"faults"`
 	}{File: shown(file), OK: len(faults) == 0, Faults: faults}
 	if doc != nil {
 		v.Keyspace = doc.Name()
@@ -108,8 +108,8 @@ func (a *app) printVerdict(file string, doc *regime.Document, faults regime.Faul
 }
 
 // readKeyspace reads a document and checks it. What is wrong with it is
-// regime.Faults.
-func (a *app) readKeyspace(file string) (*regime.Document, error) {
+// regimes.Faults.
+func (a *app) readKeyspace(file string) (*regimes.Document, error) {
 	in := a.in
 	if file != "-" {
 		f, err := os.Open(file)
@@ -119,11 +119,11 @@ func (a *app) readKeyspace(file string) (*regime.Document, error) {
 		defer f.Close()
 		in = f
 	}
-	b, err := io.ReadAll(io.LimitReader(in, regime.MaxBytes+1))
+	b, err := io.ReadAll(io.LimitReader(in, regimes.MaxBytes+1))
 	if err != nil {
 		return nil, unreadable(file, err)
 	}
-	doc, err := regime.Read(shown(file), b)
+	doc, err := regimes.Read(shown(file), b)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +135,7 @@ func unreadable(file string, err error) error {
 	if errors.As(err, &p) {
 		err = p.Err // the name is in the fault
 	}
-	return regime.Faults{{File: shown(file), Message: "cannot be read: " + err.Error(), Source: "file"}}
+	return regimes.Faults{{File: shown(file), Message: "cannot be read: " + err.Error(), Source: "file"}}
 }
 
 // shown is how a message names a file.
@@ -148,7 +148,7 @@ func shown(file string) string {
 
 // onLines tells the bad fields of a server's answer on the lines of the document.
 // The reason is not from there.
-func onLines(doc *regime.Document, err error) error {
+func onLines(doc *regimes.Document, err error) error {
 	var p *api.Problem
 	if !errors.As(err, &p) || len(p.Errors) == 0 {
 		return err

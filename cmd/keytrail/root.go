@@ -15,7 +15,7 @@ import (
 
 	"github.com/keytrail/keytrail/cmd/internal/client"
 	"github.com/keytrail/keytrail/cmd/internal/ops"
-	"github.com/keytrail/keytrail/cmd/internal/regime"
+	"github.com/keytrail/keytrail/cmd/internal/regimes"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/schemas/api"
 )
@@ -56,7 +56,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) 
 	err := root.ExecuteContext(ctx)
 	var usage usageError
 	var p *api.Problem
-	var faults regime.Faults
+	var faults regimes.Faults
 	switch {
 	case err == nil:
 		return 0

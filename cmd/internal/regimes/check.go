@@ -1,9 +1,10 @@
-package regime
+package regimes
 
 import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -22,13 +23,13 @@ func (d *Document) Check() Faults {
 	if err != nil {
 		panic(err) // append writes JSON
 	}
-	told := d.schema(instance)
-	rules := d.rules()
+	rules, words := d.rules()
 	var f Faults
-	for _, s := range told {
-		// A pattern is no sentence: who has one for the same member is heard.
-		if s.pattern && fieldOf(rules, s.Field) {
-			continue
+	for _, s := range d.schema(instance) {
+		// A pattern is no sentence. If the rules have one for the same member, it
+		// is told instead.
+		if i := slices.IndexFunc(words, func(w Fault) bool { return w.Field == s.Field }); s.pattern && i >= 0 {
+			s.Fault = words[i]
 		}
 		f = append(f, s.Fault)
 	}
@@ -42,15 +43,6 @@ func (d *Document) Check() Faults {
 	return f
 }
 
-func fieldOf(f Faults, field string) bool {
-	for _, x := range f {
-		if x.Field == field {
-			return true
-		}
-	}
-	return false
-}
-
 // within reports whether something is wrong with the member already, or with one
 // that holds it.
 func within(f Faults, field string) bool {
@@ -62,57 +54,45 @@ func within(f Faults, field string) bool {
 	return false
 }
 
-// rules reads the definition as the server does, strictly, and asks it.
-func (d *Document) rules() Faults {
-	var f Faults
-	name := d.Name()
-	if err := name.Validate(); err != nil {
-		f = append(f, d.fault("rules", "name", err.Error()))
+// rules reads the definition as the server does, strictly, and asks it. Where a
+// member has the wrong form the rest is asked without it, and what is found may
+// be wrong only because of that: it is not among the faults, but its words are.
+func (d *Document) rules() (faults, words Faults) {
+	if err := d.Name().Validate(); err != nil {
+		faults = append(faults, d.fault("rules", "name", err.Error()))
 	}
-	def := &node{kind: '{'}
-	for _, m := range d.root.members {
-		if m.name != "name" {
-			def.members = append(def.members, m)
-		}
-	}
-	// Decoding ends at the first fault. Each is taken out, and it begins again.
-	const most = 100
-	misfits := 0
+	def := d.definition()
+	misfits := false
+	const most = 100 // decoding ends at the first fault; each is taken out, and it begins again
 	for range most {
 		var v events.Definition
 		err := json.Unmarshal(def.append(nil), &v, json.RejectUnknownMembers(true))
 		if err == nil {
-			if misfits == 0 {
-				f = append(f, d.Locate("rules", v.Validate())...)
+			found := d.Locate("rules", v.Validate())
+			words = slices.Concat(faults, found)
+			if !misfits {
+				faults = words
 			}
-			break
+			return faults, words
 		}
 		var sem *json.SemanticError
-		if !errors.As(err, &sem) {
-			return append(f, d.fault("rules", "", "not a definition"))
+		if !errors.As(err, &sem) || sem.JSONPointer == "" {
+			return append(faults, d.fault("rules", "", "not a definition")), nil
 		}
-		var steps []string
-		for s := range sem.JSONPointer.Tokens() {
-			steps = append(steps, s)
+		steps := slices.Collect(sem.JSONPointer.Tokens())
+		msg := "no such member"
+		if !errors.Is(err, json.ErrUnknownName) {
+			msg = misfit(def.find(steps), sem)
+			misfits = true
 		}
-		if len(steps) == 0 {
-			return append(f, d.fault("rules", "", d.misfit(def, sem)))
-		}
-		field := d.root.dotted(steps)
-		if errors.Is(err, json.ErrUnknownName) {
-			f = append(f, d.fault("rules", field, "no such member"))
-			def = def.without(steps)
-			continue
-		}
-		misfits++
-		f = append(f, d.fault("rules", field, d.misfit(def.find(steps), sem)))
+		faults = append(faults, d.fault("rules", d.root.dotted(steps), msg))
 		def = def.without(steps)
 	}
-	return f
+	return faults, nil
 }
 
 // misfit says why a value cannot be read.
-func (d *Document) misfit(n *node, sem *json.SemanticError) string {
+func misfit(n *node, sem *json.SemanticError) string {
 	if n != nil && n.kind == '0' && sem.GoType != nil && strings.HasPrefix(sem.GoType.Kind().String(), "int") {
 		msg := "want an integer, have " + n.show()
 		if whole, frac, _ := strings.Cut(n.text, "."); strings.Trim(frac, "0") == "" && whole != n.text {

@@ -1,9 +1,9 @@
-// Package regime reads keyspace documents for the command line, and says of each
+// Package regimes reads keyspace documents for the command line, and says of each
 // fault on which line of the file it stands.
 //
 // It knows no member of a definition by name, except the name of the keyspace:
 // what is right is said by the published JSON Schema and by package events.
-package regime
+package regimes
 
 import (
 	"bytes"
@@ -169,16 +169,21 @@ func (d *Document) Name() events.KeyspaceID {
 // Definition returns the document without its name as JSON, with the members in
 // the order of the file. A reason that is not empty goes with it.
 func (d *Document) Definition(reason string) jsontext.Value {
+	def := d.definition()
+	if reason != "" {
+		def.members = append(def.members, member{name: "reason", value: &node{kind: '"', text: reason}})
+	}
+	return def.append(nil)
+}
+
+func (d *Document) definition() *node {
 	def := &node{kind: '{'}
 	for _, m := range d.root.members {
 		if m.name != "name" {
 			def.members = append(def.members, m)
 		}
 	}
-	if reason != "" {
-		def.members = append(def.members, member{name: "reason", value: &node{kind: '"', text: reason}})
-	}
-	return def.append(nil)
+	return def
 }
 
 // Locate adds the place in the file to faults of the definition, and returns

@@ -1,4 +1,4 @@
-package regime
+package regimes
 
 import (
 	"errors"
@@ -67,8 +67,10 @@ func refuse(toks token.Tokens) *trouble {
 				return at(t, "a tab must not indent: want spaces")
 			}
 			return at(t, "%s", t.Error)
-		case token.AnchorType, token.AliasType, token.MergeKeyType:
-			return at(t, "want no anchors and aliases: write the value out")
+		case token.AnchorType, token.AliasType:
+			return at(t, "want no anchors and aliases: write the value out; text that holds & or * stands in quotes")
+		case token.MergeKeyType:
+			return at(t, "want no merging: write the members out")
 		case token.TagType:
 			return at(t, "want no tags: text that looks like something else stands in quotes")
 		case token.DirectiveType:
@@ -106,6 +108,10 @@ func refuse(toks token.Tokens) *trouble {
 		}
 	}
 	return nil
+}
+
+func closes(t token.Type) bool {
+	return t == token.CollectEntryType || t == token.MappingEndType || t == token.SequenceEndType
 }
 
 func at(t *token.Token, format string, args ...any) *trouble {
@@ -213,6 +219,15 @@ func (n *node) add(values []*ast.MappingValueNode, depth int) *trouble {
 			return at(key, "want text as a member's name: put it in quotes")
 		}
 		m := member{name: k.text, line: k.line, col: k.col}
+		if v.Start == nil || v.Start.Type != token.MappingValueType {
+			// {code} is {code: null} to YAML, and never what was meant.
+			return at(key, "want a colon and a value after the name; text in braces stands in quotes")
+		}
+		if next := v.Start.Next; key.Type == token.StringType && next != nil && next.Position.Line == v.Start.Position.Line &&
+			next.Position.Column == v.Start.Position.Column+1 && !closes(next.Type) {
+			// In braces the parser takes {read:all} for {read: all}, and YAML does not.
+			return at(v.Start, "want a space after the colon; text that holds a colon stands in quotes")
+		}
 		if m.value, bad = build(v.Value, nil, depth+1); bad != nil {
 			return bad
 		}

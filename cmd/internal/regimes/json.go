@@ -1,4 +1,4 @@
-package regime
+package regimes
 
 import (
 	"bytes"
