@@ -53,8 +53,10 @@ func (n *node) longest(path string) (*member, string) {
 		}
 		if rest, ok := after(path, m.name); ok {
 			found, left = m, rest
-		} else if rest, ok := after(path, "/"+escape(m.name)); ok {
-			found, left = m, rest
+		} else if path[0] == '/' {
+			if rest, ok := after(path, "/"+escaper.Replace(m.name)); ok {
+				found, left = m, rest
+			}
 		}
 	}
 	return found, left
@@ -97,9 +99,7 @@ func index(path string) (i int, rest string, ok bool) {
 	return i, strings.TrimPrefix(rest, "."), true
 }
 
-func escape(name string) string {
-	return strings.NewReplacer("~", "~0", "/", "~1").Replace(name)
-}
+var escaper = strings.NewReplacer("~", "~0", "/", "~1")
 
 // child returns the dotted path of a member.
 func child(path, name string) string {

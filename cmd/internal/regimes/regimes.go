@@ -24,7 +24,9 @@ const (
 	MaxBytes  = 1 << 20
 	maxDepth  = 64
 	maxTokens = 100_000
-	maxNumber = 40 // characters; what JSON calls a number may be 1e999999999
+	maxNames  = 1000 // of one object
+	maxFaults = 1000 // that the schema tells; nobody reads more
+	maxNumber = 40   // characters; what JSON calls a number may be 1e999999999
 )
 
 // Fault is one thing wrong with a document.
@@ -139,6 +141,10 @@ func (d *Document) shape(source string) Faults {
 	d.root.walk("", func(path string, n *node) {
 		switch n.kind {
 		case '{':
+			if len(n.members) > maxNames {
+				f = append(f, Fault{d.File, n.line, n.col, path, fmt.Sprintf("want at most %d members", maxNames), source})
+				return
+			}
 			first := map[string]*member{}
 			for i := range n.members {
 				m := &n.members[i]

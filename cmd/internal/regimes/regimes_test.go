@@ -258,6 +258,9 @@ func TestBounds(t *testing.T) {
 	if _, err := Read("x", []byte(long+"\n")); err == nil || err.Error() != "x: want at most 1048576 bytes (file)" {
 		t.Errorf("one byte more: %v", err)
 	}
+	if _, err := Read("x", []byte("{"+strings.Repeat(`"a":1,`, maxNames)+`"b":1}`)); err == nil || err.Error() != "x:1:1: want at most 1000 members (json)" {
+		t.Errorf("too many members: %v", err)
+	}
 	// What would keep the parser busy for minutes is refused before it begins.
 	for name, doc := range map[string]string{
 		"members": strings.Repeat("a: b\n", maxTokens),
@@ -327,12 +330,15 @@ func FuzzRead(f *testing.F) {
 // same compares a document with what the YAML library itself makes of it, and
 // with the text of the file.
 func same(t *testing.T, d *Document, b []byte) {
-	b = bytes.TrimPrefix(b, []byte("\ufeff"))
+	b = bytes.ReplaceAll(bytes.TrimPrefix(b, []byte("\ufeff")), []byte("\r\n"), []byte("\n"))
 	lines := strings.Split(string(b), "\n")
 	d.root.walk("", func(path string, n *node) {
 		for _, m := range n.members {
 			if m.line < 1 || m.line > len(lines) || m.col < 1 || m.col > utf8.RuneCountInString(lines[m.line-1])+1 {
 				t.Fatalf("%s is at %d:%d, which is outside", child(path, m.name), m.line, m.col)
+			}
+			if rest := string([]rune(lines[m.line-1])[m.col-1:]); !strings.HasPrefix(rest, m.name) && !strings.HasPrefix(rest, `"`) && !strings.HasPrefix(rest, "'") {
+				t.Fatalf("%s is at %d:%d, where %q stands", child(path, m.name), m.line, m.col, rest)
 			}
 		}
 	})

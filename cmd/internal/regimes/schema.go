@@ -102,6 +102,9 @@ func (t *teller) say(steps []string, format string, args ...any) {
 }
 
 func (t *teller) tell(v *jsonschema.ValidationError) {
+	if len(t.out) >= maxFaults {
+		return
+	}
 	s := t.byPlace[v.SchemaURL]
 	if s == nil {
 		s = &jsonschema.Schema{}
