@@ -23,8 +23,9 @@ import (
 const (
 	MaxBytes  = 1 << 20
 	maxDepth  = 64
-	maxTokens = 100_000
+	maxTokens = 50_000
 	maxNames  = 1000 // of one object
+	maxItems  = 2000 // of one list
 	maxFaults = 1000 // that the schema tells; nobody reads more
 	maxNumber = 40   // characters; what JSON calls a number may be 1e999999999
 )
@@ -153,6 +154,10 @@ func (d *Document) shape(source string) Faults {
 					continue
 				}
 				first[m.name] = m
+			}
+		case '[':
+			if len(n.items) > maxItems {
+				f = append(f, Fault{d.File, n.line, n.col, path, fmt.Sprintf("want at most %d items", maxItems), source})
 			}
 		case '0':
 			if _, exp, _ := strings.Cut(strings.ToLower(n.text), "e"); len(n.text) > maxNumber || len(strings.TrimLeft(exp, "+-0")) > 2 {
