@@ -11,7 +11,6 @@ import (
 
 func readJSON(b []byte) (*node, *trouble) {
 	r := &jsonReader{b: b, dec: jsontext.NewDecoder(bytes.NewBuffer(b), jsontext.AllowDuplicateNames(true))}
-	r.lines = lineStarts(b)
 	n, bad := r.value(0)
 	if bad != nil {
 		return nil, bad
@@ -24,9 +23,25 @@ func readJSON(b []byte) (*node, *trouble) {
 }
 
 type jsonReader struct {
-	b     []byte
-	dec   *jsontext.Decoder
-	lines []int
+	b   []byte
+	dec *jsontext.Decoder
+
+	seen, line, col int // the place that was asked for last
+}
+
+// place is position for questions that go forward: a document may be one long
+// line.
+func (r *jsonReader) place(offset int) (line, col int) {
+	offset = min(offset, len(r.b))
+	if offset < r.seen {
+		return position(r.b, offset)
+	}
+	line, col = position(r.b[r.seen:offset], offset-r.seen)
+	if line == 1 {
+		col += r.col
+	}
+	r.seen, r.line, r.col = offset, r.line+line-1, col-1
+	return r.line + 1, col
 }
 
 // next returns where the next token starts.
@@ -39,7 +54,7 @@ func (r *jsonReader) next() int {
 }
 
 func (r *jsonReader) at(offset int, format string, args ...any) *trouble {
-	line, col := place(r.b, r.lines, offset)
+	line, col := r.place(offset)
 	return &trouble{line, col, fmt.Sprintf(format, args...)}
 }
 
@@ -64,7 +79,7 @@ func (r *jsonReader) value(depth int) (*node, *trouble) {
 		return nil, r.fail(err)
 	}
 	n := &node{kind: byte(tok.Kind())}
-	n.line, n.col = place(r.b, r.lines, start)
+	n.line, n.col = r.place(start)
 	switch n.kind {
 	case '"':
 		n.text = tok.String()
@@ -73,7 +88,7 @@ func (r *jsonReader) value(depth int) (*node, *trouble) {
 	case '{':
 		for r.dec.PeekKind() != '}' {
 			m := member{}
-			m.line, m.col = place(r.b, r.lines, r.next())
+			m.line, m.col = r.place(r.next())
 			name, err := r.dec.ReadToken()
 			if err != nil {
 				return nil, r.fail(err)

@@ -241,24 +241,3 @@ func position(b []byte, offset int) (line, col int) {
 	start := bytes.LastIndexByte(before, '\n') + 1
 	return bytes.Count(before, []byte{'\n'}) + 1, utf8.RuneCount(before[start:]) + 1
 }
-
-// lineStarts returns the offset of each line.
-func lineStarts(b []byte) []int {
-	starts := []int{0}
-	for i, c := range b {
-		if c == '\n' {
-			starts = append(starts, i+1)
-		}
-	}
-	return starts
-}
-
-// place is position for many questions of one document.
-func place(b []byte, starts []int, offset int) (line, col int) {
-	offset = min(offset, len(b))
-	line, found := slices.BinarySearch(starts, offset)
-	if !found {
-		line--
-	}
-	return line + 1, utf8.RuneCount(b[starts[line]:offset]) + 1
-}

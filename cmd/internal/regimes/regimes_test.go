@@ -271,6 +271,7 @@ func TestBounds(t *testing.T) {
 		"aliases": strings.Repeat("*a ", MaxBytes/3),
 		"tags":    strings.Repeat("!a ", MaxBytes/3),
 		"keys":    strings.Repeat("? ", MaxBytes/2),
+		"items":   `{"a":[` + strings.Repeat("1,", MaxBytes/2-8) + "1]}",
 		"json":    strings.Repeat(`{"a":`, MaxBytes/5),
 	} {
 		if _, err := Read("x", []byte(doc)); err == nil {
