@@ -33,6 +33,7 @@ var arrows = map[string][]string{
 	"deploy/standin/clickhouse": {"audit/engine"},
 	"cmd/internal/ops":          {"schemas", "schemas/api"},
 	"cmd/internal/client":       {"events", "schemas/api", "github.com/go-json-experiment/"},
+	"cmd/internal/regimes":      {"events", "schemas", "github.com/go-json-experiment/", "github.com/goccy/go-yaml/", "github.com/santhosh-tekuri/jsonschema/v6", "github.com/santhosh-tekuri/jsonschema/v6/"},
 }
 
 // everywhere is what any package may import.

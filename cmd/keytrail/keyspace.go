@@ -1,17 +1,21 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
 	"strings"
 
-	"github.com/goccy/go-yaml"
+	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 
+	"github.com/keytrail/keytrail/cmd/internal/regimes"
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/schemas/api"
 )
 
 func (a *app) keyspaceCmd() *cobra.Command {
@@ -19,25 +23,26 @@ func (a *app) keyspaceCmd() *cobra.Command {
 		Long: `A keyspace is one key regime: what secrets look like, which scopes there are,
 how long keys live. It is a document; schemas/keyspace.v1.json describes it and
 deploy/regimes holds real ones.`}
-	c.AddCommand(a.keyspaceApply(), a.keyspaceGet(), a.keyspaceList())
+	c.AddCommand(a.keyspaceApply(), a.keyspaceValidate(), a.keyspaceGet(), a.keyspaceList())
 	return c
 }
 
 func (a *app) keyspaceApply() *cobra.Command {
 	var file, reason string
-	c := &cobra.Command{Use: "apply -f FILE", Short: "Define a keyspace from a YAML document, or replace its definition", Args: none,
+	c := &cobra.Command{Use: "apply -f FILE", Short: "Define a keyspace from a YAML or JSON document, or replace its definition", Args: none,
+		Long: `Define a keyspace from a YAML or JSON document, or replace its definition.
+
+The document is checked first, as by keyspace validate. What is wrong, here or
+for the server, is told with its line: FILE:LINE:COLUMN: member: what is wanted.`,
 		Example: "  keytrail keyspace apply -f deploy/regimes/scribe-sight.yaml",
 		RunE: func(c *cobra.Command, _ []string) error {
-			name, def, err := readKeyspace(file, a.in)
+			doc, err := a.readKeyspace(file)
 			if err != nil {
 				return err
 			}
-			if reason != "" {
-				def["reason"] = reason
-			}
-			ans, err := a.call(c.Context(), "", http.MethodPut, "/v1/keyspaces/"+url.PathEscape(name), nil, nil, def)
+			ans, err := a.call(c.Context(), "", http.MethodPut, "/v1/keyspaces/"+url.PathEscape(string(doc.Name())), nil, nil, doc.Definition(reason))
 			if err != nil {
-				return err
+				return onLines(doc, err)
 			}
 			return show(a, ans, printKeyspace)
 		}}
@@ -47,29 +52,119 @@ func (a *app) keyspaceApply() *cobra.Command {
 	return c
 }
 
-// readKeyspace reads the document: a definition and its name. Errors of the
-// YAML point at the line.
-func readKeyspace(file string, in io.Reader) (string, map[string]any, error) {
-	var b []byte
-	var err error
-	if file == "-" {
-		b, err = io.ReadAll(io.LimitReader(in, 1<<20))
-	} else {
-		b, err = os.ReadFile(file)
+func (a *app) keyspaceValidate() *cobra.Command {
+	var files []string
+	c := &cobra.Command{Use: "validate -f FILE...", Short: "Check keyspace documents, without a server",
+		Long: `Check keyspace documents against the published JSON Schema and the rules of this
+version, without a server. Every fault is told with its line on standard error:
+FILE:LINE:COLUMN: member: what is wanted. The exit status is 1 if any document
+is bad.`,
+		Example: "  keytrail keyspace validate -f deploy/regimes/*.yaml",
+		RunE: func(c *cobra.Command, args []string) error {
+			files := append(files, args...) // what a shell makes of -f *.yaml
+			if len(files) == 0 {
+				return usageError{fmt.Errorf("want -f FILE; see '%s --help'", c.CommandPath())}
+			}
+			var bad regimes.Faults
+			for _, file := range files {
+				doc, err := a.readKeyspace(file)
+				var faults regimes.Faults
+				if err != nil && !errors.As(err, &faults) {
+					return err
+				}
+				bad = append(bad, faults...)
+				switch {
+				case a.json:
+					if err := a.printVerdict(file, doc, faults); err != nil {
+						return err
+					}
+				case err == nil:
+					fmt.Fprintf(a.out, "%s: ok\n", shown(file))
+				}
+			}
+			return bad.OrNil()
+		}}
+	c.Flags().StringArrayVarP(&files, "file", "f", nil, "a document; - reads standard input; may be given several times")
+	return c
+}
+
+// printVerdict writes what validate found as one line of JSON.
+func (a *app) printVerdict(file string, doc *regimes.Document, faults regimes.Faults) error {
+	v := struct {
+		File     string            `json:"file"`
+		Keyspace events.KeyspaceID `json:"keyspace,omitzero"`
+		OK       bool              `json:"ok"`
+		Faults   regimes.Faults    `json:"faults"`
+	}{File: shown(file), OK: len(faults) == 0, Faults: faults}
+	if doc != nil {
+		v.Keyspace = doc.Name()
 	}
+	b, err := json.Marshal(v)
 	if err != nil {
-		return "", nil, fmt.Errorf("read the keyspace: %w", err)
+		return err
 	}
-	var doc map[string]any
-	if err := yaml.Unmarshal(b, &doc); err != nil {
-		return "", nil, fmt.Errorf("%s: %s", file, yaml.FormatError(err, false, true))
+	_, err = fmt.Fprintln(a.out, string(b))
+	return err
+}
+
+// readKeyspace reads a document and checks it. What is wrong with it is
+// regimes.Faults.
+func (a *app) readKeyspace(file string) (*regimes.Document, error) {
+	in := a.in
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return nil, unreadable(file, err)
+		}
+		defer f.Close()
+		in = f
 	}
-	name, _ := doc["name"].(string)
-	if err := events.KeyspaceID(name).Validate(); err != nil {
-		return "", nil, fmt.Errorf("%s: name: %w", file, err)
+	b, err := io.ReadAll(io.LimitReader(in, regimes.MaxBytes+1))
+	if err != nil {
+		return nil, unreadable(file, err)
 	}
-	delete(doc, "name")
-	return name, doc, nil
+	doc, err := regimes.Read(shown(file), b)
+	if err != nil {
+		return nil, err
+	}
+	return doc, doc.Check().OrNil()
+}
+
+func unreadable(file string, err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		err = p.Err // the name is in the fault
+	}
+	return regimes.Faults{{File: shown(file), Message: "cannot be read: " + err.Error(), Source: "file"}}
+}
+
+// shown is how a message names a file.
+func shown(file string) string {
+	if file == "-" {
+		return "stdin"
+	}
+	return file
+}
+
+// onLines tells the bad fields of a server's answer on the lines of the document.
+// The reason is not from there.
+func onLines(doc *regimes.Document, err error) error {
+	var p *api.Problem
+	if !errors.As(err, &p) || len(p.Errors) == 0 {
+		return err
+	}
+	var fields, others events.FieldErrors
+	for _, e := range p.Errors {
+		if e.Field == "reason" {
+			e.Field = "--reason"
+			others = append(others, e)
+		} else {
+			fields = append(fields, e)
+		}
+	}
+	rest := *p
+	rest.Errors = others
+	return errors.Join(doc.Locate("server", fields).OrNil(), &rest)
 }
 
 func (a *app) keyspaceGet() *cobra.Command {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/keytrail/keytrail/cmd/internal/client"
 	"github.com/keytrail/keytrail/cmd/internal/ops"
+	"github.com/keytrail/keytrail/cmd/internal/regimes"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/schemas/api"
 )
@@ -55,6 +56,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) 
 	err := root.ExecuteContext(ctx)
 	var usage usageError
 	var p *api.Problem
+	var faults regimes.Faults
 	switch {
 	case err == nil:
 		return 0
@@ -65,6 +67,11 @@ func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) 
 		return exitUsage
 	case errors.As(err, &p):
 		printProblem(errw, p)
+		if errors.As(err, &faults) {
+			fmt.Fprintln(errw, faults)
+		}
+	case errors.As(err, &faults): // as compilers write them: editors follow FILE:LINE:COLUMN
+		fmt.Fprintln(errw, faults)
 	default:
 		fmt.Fprintf(errw, "keytrail: %v\n", err)
 	}
