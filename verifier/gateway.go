@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/projections"
 	"github.com/keytrail/keytrail/schemas/api"
 )
 
@@ -82,12 +83,13 @@ func (n *Node) Answer(ctx context.Context, ask *Ask) *Answer {
 		}
 		return ans
 	}
-	cred := ks.Definition().Credential
+	g := ks.Regime()
+	cred := g.Credential
 	req.Secret = credential(ask.Header(cred.HeaderName()), cred)
 	req.IP, req.Insecure = n.client(ask)
 	d := n.Decide(ctx, req)
 	ans.Decision = &d
-	ans.regime(ask, req, cred)
+	ans.regime(ask, req, g)
 	if o := n.metrics.gateway[ask.Door]; o != nil {
 		o.Observe(time.Since(began).Seconds())
 	}
@@ -97,21 +99,44 @@ func (n *Node) Answer(ctx context.Context, ask *Ask) *Answer {
 
 // regime puts the decision into the words of the keyspace's regime. Whatever a
 // regime may say about its answers belongs here, so that all doors say it.
-func (a *Answer) regime(ask *Ask, req *Request, cred events.Credential) {
+func (a *Answer) regime(ask *Ask, req *Request, g *projections.Regime) {
 	d := a.Decision
-	if l := d.Limit; l.Limit > 0 {
-		a.Header.Set("X-RateLimit-Limit", strconv.FormatInt(l.Limit, 10))
-		a.Header.Set("X-RateLimit-Remaining", strconv.FormatInt(l.Remaining, 10))
-		a.Header.Set("X-RateLimit-Reset", strconv.FormatInt(l.Reset, 10))
+	if d.Key != nil {
+		limitHeaders(a.Header, &g.LimitHeaders, d.Limit, perMinute(g, d), d.At)
 	}
 	if d.Allowed() {
 		a.Status, a.Identity = http.StatusOK, identity(d)
 		return
 	}
-	if d.Status == http.StatusUnauthorized {
-		a.Header.Set("WWW-Authenticate", challenge(cred, req.Keyspace))
+	p := problem(d, req)
+	f := &events.Failure{
+		Reason: d.Reason.String(), Status: p.Status, Code: p.Code, Message: p.Detail, RequestID: ask.RequestID,
+		Scope: req.Scope, RetryAfter: int64(p.RetryAfter),
 	}
-	a.refuse(ask, problem(d, req))
+	if !req.Resource.IsZero() {
+		f.Resource = req.Resource.String()
+	}
+	var contentType string
+	a.Status, contentType, a.Body = api.RenderFailure(&g.Definition, g.Envelope, f)
+	h := a.Header
+	h.Set("Content-Type", contentType)
+	h.Set("Cache-Control", "no-store")
+	if a.Status == http.StatusUnauthorized {
+		h.Set("WWW-Authenticate", challenge(g.Credential, req.Keyspace))
+	}
+	if f.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.FormatInt(f.RetryAfter, 10))
+	}
+}
+
+// perMinute returns the rate of the bucket that the decision's limit speaks of.
+func perMinute(g *projections.Regime, d *Decision) (n int64) {
+	if d.Limit.Scope == ScopeTenant {
+		n, _, _ = d.Key.Whole.Limit(g)
+	} else {
+		n, _, _ = d.Key.Limit(g)
+	}
+	return n
 }
 
 // refuse makes p the answer.

@@ -27,7 +27,7 @@ var update = flag.Bool("update", false, "rewrite the answers in testdata/regimes
 
 const (
 	scripts = "testdata/regimes"
-	regimes = "../../deploy/regimes"
+	regimeDir = "../../deploy/regimes"
 )
 
 // TestRegimes runs the scripts that hold the shipped regimes to their documents,
@@ -61,7 +61,7 @@ func TestRegimes(t *testing.T) {
 	if err := os.Symlink(self, filepath.Join(bin, "keytrail")); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := filepath.Abs(regimes)
+	dir, err := filepath.Abs(regimeDir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -748,7 +748,7 @@ Retry-After: <number>
 // TestRegimeTables: deploy/regimes/README.md counts its statements rightly, and
 // what it names as showing one exists and runs.
 func TestRegimeTables(t *testing.T) {
-	b, err := os.ReadFile(filepath.Join(regimes, "README.md"))
+	b, err := os.ReadFile(filepath.Join(regimeDir, "README.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -764,7 +764,7 @@ func TestRegimeTables(t *testing.T) {
 		}
 		stated[m[1]], files[m[1]] = totals{n, shown}, m[2]
 	}
-	if yamls, err := filepath.Glob(filepath.Join(regimes, "*.yaml")); err != nil || len(yamls) != len(files) {
+	if yamls, err := filepath.Glob(filepath.Join(regimeDir, "*.yaml")); err != nil || len(yamls) != len(files) {
 		t.Errorf("%d regimes, %d documents: %v", len(yamls), len(files), err)
 	}
 	row := regexp.MustCompile(`(?m)^\| (\d+) \| (.+) \| (.+) \| (.+) \|$`)
