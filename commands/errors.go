@@ -19,6 +19,7 @@ const (
 	CodeState             Code = "state"                  // the key's life does not admit it any more
 	CodeAlreadyRotated    Code = "already_rotated"        // names the successor
 	CodeDuplicateName     Code = "duplicate_name"         // a live key of the tenant holds the name
+	CodeDigestKnown       Code = "digest_known"           // a key has the digest that was to be imported
 	CodeLastAdmin         Code = "last_admin"             // nobody could administer Keytrail after it
 	CodeBeyondOwnPower    Code = "beyond_own_power"       // the caller does not hold what it would give or touch
 	CodeBuiltinProtected  Code = "builtin_protected"      // the built-in keyspace is not defined through a door
@@ -33,6 +34,7 @@ var codeStatus = map[Code]int{
 	CodeState:             http.StatusConflict,
 	CodeAlreadyRotated:    http.StatusConflict,
 	CodeDuplicateName:     http.StatusConflict,
+	CodeDigestKnown:       http.StatusConflict,
 	CodeLastAdmin:         http.StatusConflict,
 	CodeBeyondOwnPower:    http.StatusForbidden,
 	CodeBuiltinProtected:  http.StatusForbidden,

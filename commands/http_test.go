@@ -26,6 +26,7 @@ var update = flag.Bool("update", false, "write the answers that the stories get 
 //	> METHOD PATH [as NAME] [Header: value]    then lines of body, if any
 //	< STATUS [Header: value]                   then the body's JSON
 //	= NAME                      the data's id is {NAME} from here on, its secret {NAME.key}
+//	                            with the digest {NAME.digest}
 //
 // In answers ids and secrets that have a name, positions, cursors, ULIDs and
 // digests are shown as {…}. {cursor} in a path is the last cursor seen.
@@ -155,6 +156,7 @@ func (s *story) fill(text string) string {
 	}
 	for name, key := range s.keys {
 		text = strings.ReplaceAll(text, "{"+name+".key}", key.Reveal())
+		text = strings.ReplaceAll(text, "{"+name+".digest}", hexOf(key.Reveal()))
 	}
 	return strings.ReplaceAll(text, "{cursor}", s.cursor)
 }
@@ -225,6 +227,7 @@ func FuzzHTTP(f *testing.F) {
 		f.Add(uint8(i), `{"limit":null,"expires_at":null,"resources":[{"kind":"project","id":"p"}]}`, "limit=0&cursor=x", `"q"`)
 		f.Add(uint8(i), `{"key_types":[{"name":"a"}],"scopes":[{"name":"s"}],"overlap":"1h","code":"key_compromise"}`, "code=superseded&reason=%00", "\x7f")
 		f.Add(uint8(i), "{\"name\":\"\xff\"}", "as_of=2026-01-01T00:00:00Z&status=active&tenant=*", "")
+		f.Add(uint8(i), `{"keys":[{"digest":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","tenant":"t1","name":"n","hint":"h"},{"digest":"\u0000","tenant":"t1"}],"imported_from":"x"}`, "", "key-2")
 		f.Add(uint8(i), `[]`, "name=%ff", strings.Repeat("k", 256))
 		f.Add(uint8(i), `{"name":1,"name":2}`, "%zz", " ")
 	}
@@ -263,6 +266,7 @@ func FuzzHTTP(f *testing.F) {
 var routes = []string{
 	"GET /v1/keyspaces", "GET /v1/keyspaces/acme", "PUT /v1/keyspaces/acme", "PUT /v1/keyspaces/new", "PUT /v1/keyspaces/B*d",
 	"POST /v1/keyspaces/acme/keys", "GET /v1/keyspaces/acme/keys", "POST /v1/keyspaces/keytrail/keys",
+	"POST /v1/keyspaces/acme/keys/import", "POST /v1/keyspaces/keytrail/keys/import",
 	"GET /v1/keys/{id}", "GET /v1/keys/key_x", "GET /v1/keys/{id}/history", "PATCH /v1/keys/{id}",
 	"PUT /v1/keys/{id}/scopes", "PUT /v1/keys/{id}/resources", "PUT /v1/keys/{id}/allowlist", "PUT /v1/keys/{id}/limit",
 	"POST /v1/keys/{id}/disable", "POST /v1/keys/{id}/enable", "DELETE /v1/keys/{id}", "POST /v1/keys/{id}/rotate",
