@@ -97,7 +97,7 @@ func (m *importer) all(ctx context.Context) error {
 	var repeats []int
 	digests, names := map[events.Digest]bool{}, map[name]bool{}
 	for i := range m.Keys {
-		d, ok := parseDigest(m.Keys[i].Digest)
+		d, ok := ParseDigest(m.Keys[i].Digest)
 		n := m.nameOf(i)
 		repeat := ok && digests[d] || names[n]
 		digests[d], names[n] = true, true
@@ -158,7 +158,7 @@ func (r *importing) refused(err error) error {
 // key decides one key and appends it, and puts into res what is there then.
 func (m *importer) key(ctx context.Context, c *ImportKey, res *importing) error {
 	p := &m.call.Principal
-	digest, ok := parseDigest(c.Digest)
+	digest, ok := ParseDigest(c.Digest)
 	if !ok || c.Tenant.Validate() != nil { // there is no history to ask
 		r, err := m.rules(p, m.keyspace, c.Tenant)
 		if err != nil {

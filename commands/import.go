@@ -102,7 +102,7 @@ var emptyDigest = events.NewSecret("").Digest()
 // digest reads the digest. A fault never repeats it: it may be a secret that was
 // put in the wrong place.
 func (c *ImportKey) digest(f *events.FieldErrors) events.Digest {
-	d, ok := parseDigest(c.Digest)
+	d, ok := ParseDigest(c.Digest)
 	switch {
 	case c.Digest == "":
 		f.Add("digest", "required", "want the SHA-256 of the secret, as 64 hexadecimal digits")
@@ -114,7 +114,9 @@ func (c *ImportKey) digest(f *events.FieldErrors) events.Digest {
 	return d
 }
 
-func parseDigest(s string) (d events.Digest, ok bool) {
+// ParseDigest reads a digest as people write it: 64 hexadecimal digits in either
+// case, perhaps after "sha256:".
+func ParseDigest(s string) (d events.Digest, ok bool) {
 	s = strings.TrimPrefix(s, "sha256:")
 	if len(s) != hex.EncodedLen(len(d)) {
 		return d, false

@@ -57,7 +57,7 @@ func find(view *projections.Keys, req *Request) (*projections.Key, events.Reason
 	if secret == "" {
 		return nil, events.ReasonKeyMissing
 	}
-	if !wellFormed(secret) {
+	if !WellFormed(secret) {
 		return nil, events.ReasonKeyMalformed
 	}
 	key := view.Lookup(req.Secret.Digest())
@@ -114,8 +114,8 @@ const (
 	maxSecret = 256
 )
 
-// wellFormed reports whether s can be a secret at all: visible ASCII.
-func wellFormed(s string) bool {
+// WellFormed reports whether s can be a secret at all: visible ASCII.
+func WellFormed(s string) bool {
 	if len(s) < minSecret || len(s) > maxSecret {
 		return false
 	}
