@@ -30,7 +30,7 @@ func newMetrics() *metrics {
 		}, []string{"command"}),
 		imported: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "keytrail_imported_keys_total",
-			Help: "Keys of imports by what became of them. A rise of refused means that an import meets keys which break the keyspace's rules or are known already.",
+			Help: "Keys of answered imports by what became of them. A rise of refused means that an import meets keys which break the keyspace's rules or are known already.",
 		}, []string{"status"}),
 	}
 }
