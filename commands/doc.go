@@ -13,7 +13,7 @@
 //	C1  Deciding is pure. No clock, log, randomness or context inside Decide.
 //	C2  One request is one Append: all of its events or none. The expectation is
 //	    the end of the history that was decided on, so nothing is decided on a
-//	    history that has moved on.
+//	    history that has moved on. An import is as many commands as it has keys.
 //	C3  Every decision stands on a view at least as new as the log's end when the
 //	    request came in, on whichever node that end was written. So does the
 //	    caller's own power: a key that was ended or narrowed since the door let it
@@ -51,13 +51,18 @@
 // index and no retention. A request that was refused or that changed nothing left
 // no event; its retry is judged anew.
 //
+// An import needs no such key: the id of an imported key is derived from keyspace,
+// tenant and digest, and the same import again is answered with what there is.
+//
 // # What is best effort
 //
 // A name is unique among the active and disabled keys of a tenant in a keyspace.
 // One control node is exact (C3, and requests for one name wait for each other);
 // two nodes that give one name within the same few milliseconds may both succeed,
 // because no history is common to both. Ids, not names, identify keys. The guard
-// against revoking the last administrator is of the same strength.
+// against revoking the last administrator is of the same strength. A digest that
+// two nodes import for two tenants at once belongs to the first on the log; see
+// Handler.Import.
 //
 // Read on in this order: create.go, rules.go, run.go, handler.go, http.go.
 package commands

@@ -21,6 +21,7 @@ const (
 	CodeScopesFixed       Code = "scopes_fixed"           // the regime fixes what a key holds at its creation
 	CodeViolations        Code = "violations"             // a definition that keys which live do not fit
 	CodeDuplicateName     Code = "duplicate_name"         // a live key of the tenant holds the name
+	CodeDigestKnown       Code = "digest_known"           // a key has the digest that was to be imported
 	CodeLastAdmin         Code = "last_admin"             // nobody could administer Keytrail after it
 	CodeBeyondOwnPower    Code = "beyond_own_power"       // the caller does not hold what it would give or touch
 	CodeBuiltinProtected  Code = "builtin_protected"      // the built-in keyspace is not defined through a door
@@ -37,6 +38,7 @@ var codeStatus = map[Code]int{
 	CodeScopesFixed:       http.StatusConflict,
 	CodeViolations:        http.StatusConflict,
 	CodeDuplicateName:     http.StatusConflict,
+	CodeDigestKnown:       http.StatusConflict,
 	CodeLastAdmin:         http.StatusConflict,
 	CodeBeyondOwnPower:    http.StatusForbidden,
 	CodeBuiltinProtected:  http.StatusForbidden,

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"io"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/keytrail/keytrail/events"
@@ -36,6 +37,7 @@ type Handler struct {
 	cfg     Config
 	source  string
 	names   names
+	wrote   atomic.Uint64 // the highest sequence that this node was told of by an append
 	metrics *metrics
 }
 

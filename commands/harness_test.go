@@ -105,9 +105,11 @@ const start = "2026-01-06T10:00:00Z"
 
 func newWorld(t testing.TB) *world { t.Helper(); return newWorldAt(t, newClock(start)) }
 
-func newWorldAt(t testing.TB, c *clock) *world {
+func newWorldAt(t testing.TB, c *clock) *world { t.Helper(); return newWorldOn(t, c, logtest.New(t)) }
+
+func newWorldOn(t testing.TB, c *clock, log *logtest.MemLog) *world {
 	t.Helper()
-	w := &world{TB: t, log: logtest.New(t), clock: c, out: new(lockedBuffer)}
+	w := &world{TB: t, log: log, clock: c, out: new(lockedBuffer)}
 	w.log.SetClock(w.clock.now)
 	def := events.BuiltinDefinition()
 	var err error

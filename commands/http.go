@@ -44,6 +44,7 @@ func (h *Handler) Routes(mux *http.ServeMux, auth api.Authenticator) {
 	route("PUT "+keyspace, events.ScopeKeyspacesWrite, "dry_run accept_violations", h.putKeyspace)
 
 	route("POST "+keyspace+"/keys", events.ScopeKeysWrite, "", h.postKey)
+	route("POST "+keyspace+"/keys/import", events.ScopeKeysWrite, "", h.postImport)
 	route("GET "+keyspace+"/keys", events.ScopeKeysRead, "tenant status name cursor limit", h.listKeys)
 	route("GET "+key, events.ScopeKeysRead, "as_of", h.getKey)
 	route("GET "+key+"/history", events.ScopeKeysRead, "cursor limit", h.getHistory)
@@ -200,6 +201,24 @@ func (h *Handler) postKey(r *request) (*answer, error) {
 		return nil, err
 	}
 	return h.writtenKey(http.StatusCreated, &done), nil
+}
+
+// postImport answers 200 for every import that was gone through: what became of
+// each key is in the list. It needs no Idempotency-Key: each digest is one.
+func (h *Handler) postImport(r *request) (*answer, error) {
+	var c Import
+	if err := api.Decode(r.Request, &c); err != nil {
+		return nil, err
+	}
+	call, err := r.call(&c, c.Reason)
+	if err != nil {
+		return nil, err
+	}
+	results, done, err := h.Import(r.Context(), call, r.keyspace(), &c)
+	if err != nil {
+		return nil, err
+	}
+	return h.written(http.StatusOK, results, &done), nil
 }
 
 // changes makes the route of a command on one key. Only status commands, which

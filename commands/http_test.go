@@ -25,8 +25,9 @@ var update = flag.Bool("update", false, "write the answers that the stories get 
 //	@ 1h                        the clock steps
 //	> METHOD PATH [as NAME] [Header: value]    then lines of body, if any
 //	< STATUS [Header: value ...]               then the body's JSON
-//	= NAME                      the data's id is {NAME} from here on, its secret {NAME.key},
-//	                            the role that was made with it {NAME.role}
+//	= NAME                      the data's id is {NAME} from here on, its secret {NAME.key}
+//	                            with the digest {NAME.digest}, the role that was made with it
+//	                            {NAME.role}
 //
 // In answers ids and secrets that have a name, positions, cursors, ULIDs and
 // digests are shown as {…}. {cursor} in a path is the last cursor seen.
@@ -162,6 +163,7 @@ func (s *story) fill(text string) string {
 	}
 	for name, key := range s.keys {
 		text = strings.ReplaceAll(text, "{"+name+".key}", key.Reveal())
+		text = strings.ReplaceAll(text, "{"+name+".digest}", hexOf(key.Reveal()))
 	}
 	return strings.ReplaceAll(text, "{cursor}", s.cursor)
 }
@@ -236,6 +238,7 @@ func FuzzHTTP(f *testing.F) {
 		f.Add(uint8(i), `{"key_types":[{"name":"a"}],"grants":{"required":true}}`, "dry_run=true", "k")
 		f.Add(uint8(i), `{"key_types":[{"name":"a"}]}`, "accept_violations=true", "k")
 		f.Add(uint8(i), `{"tenant":"t1","name":"n","permissions":{"level":"division","scopes":["deploy"]},"resources":[{"kind":"division","id":"d"}]}`, "dry_run=maybe", "k")
+		f.Add(uint8(i), `{"keys":[{"digest":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08","tenant":"t1","name":"n","hint":"h"},{"digest":"\u0000","tenant":"t1"}],"imported_from":"x"}`, "", "key-2")
 		f.Add(uint8(i), `[]`, "name=%ff", strings.Repeat("k", 256))
 		f.Add(uint8(i), `{"name":1,"name":2}`, "%zz", " ")
 	}
@@ -274,6 +277,7 @@ func FuzzHTTP(f *testing.F) {
 var routes = []string{
 	"GET /v1/keyspaces", "GET /v1/keyspaces/acme", "PUT /v1/keyspaces/acme", "PUT /v1/keyspaces/new", "PUT /v1/keyspaces/B*d",
 	"POST /v1/keyspaces/acme/keys", "GET /v1/keyspaces/acme/keys", "POST /v1/keyspaces/keytrail/keys",
+	"POST /v1/keyspaces/acme/keys/import", "POST /v1/keyspaces/keytrail/keys/import",
 	"GET /v1/keys/{id}", "GET /v1/keys/key_x", "GET /v1/keys/{id}/history", "PATCH /v1/keys/{id}",
 	"PUT /v1/keys/{id}/scopes", "PUT /v1/keys/{id}/resources", "PUT /v1/keys/{id}/allowlist", "PUT /v1/keys/{id}/limit",
 	"POST /v1/keys/{id}/disable", "POST /v1/keys/{id}/enable", "DELETE /v1/keys/{id}", "POST /v1/keys/{id}/rotate",

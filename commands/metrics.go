@@ -14,6 +14,7 @@ import (
 type metrics struct {
 	commands *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
+	imported *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -27,12 +28,16 @@ func newMetrics() *metrics {
 			Help:    "Time from the decoded request to the durable answer, by command.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"command"}),
+		imported: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "keytrail_imported_keys_total",
+			Help: "Keys of answered imports by what became of them. A rise of refused means that an import meets keys which break the keyspace's rules or are known already.",
+		}, []string{"status"}),
 	}
 }
 
 // Collectors returns the handler's metrics; the caller registers them.
 func (h *Handler) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{h.metrics.commands, h.metrics.seconds}
+	return []prometheus.Collector{h.metrics.commands, h.metrics.seconds, h.metrics.imported}
 }
 
 // outcomeOf names how a command ended, from a closed set.

@@ -17,6 +17,10 @@ type Rules struct {
 	Roles      func(events.RoleID) (events.Role, bool) // the tenant's roles, the deleted ones included
 	NameHolder events.KeyID                            // the live key that holds the name asked for; zero = it is free
 	NewKey     events.KeyID                            // the id of the key to be made; zero = it can have no role of its own
+
+	// DigestHolder is the key that has the digest to import: nil when none has, the
+	// zero id when it is one that the caller may not know of.
+	DigestHolder *events.KeyID
 }
 
 // role returns the role if it exists.

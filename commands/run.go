@@ -151,6 +151,8 @@ func (h *Handler) catchUp(ctx context.Context) error {
 // applied waits a little for this node's view to hold what was just written, so
 // that a list read next shows it. It does not have to: the position says when.
 func (h *Handler) applied(ctx context.Context, seq events.Seq) {
+	for old := h.wrote.Load(); old < uint64(seq) && !h.wrote.CompareAndSwap(old, uint64(seq)); old = h.wrote.Load() {
+	}
 	ctx, cancel := context.WithTimeout(ctx, applyBudget)
 	defer cancel()
 	_ = h.cfg.Dir.Wait(ctx, seq) // the write is durable either way

@@ -18,6 +18,7 @@ import (
 func TestOpenAPIMembers(t *testing.T) {
 	components := openapi(t)["components"].(map[string]any)["schemas"].(map[string]any)
 	for name, v := range map[string]any{
+		"ImportKeys": commands.Import{}, "ImportKey": commands.ImportKey{}, "ImportResult": commands.ImportResult{},
 		"CreateKey": commands.Create{}, "PatchKey": commands.Patch{}, "AssignScopes": commands.AssignScopes{},
 		"AssignResources": commands.AssignResources{}, "SetAllowlist": commands.SetAllowlist{}, "SetLimit": commands.SetLimit{},
 		"Why": commands.Disable{}, "Revoke": commands.Revoke{}, "Rotate": commands.Rotate{},

@@ -85,7 +85,7 @@ func find(view *projections.Keys, req *Request) (*projections.Key, *projections.
 	switch {
 	case secret == "":
 		return nil, g, events.ReasonKeyMissing
-	case !wellFormed(secret), g.Checksums && g.Junk(secret):
+	case !WellFormed(secret), g.Checksums && g.Junk(secret):
 		return nil, g, events.ReasonKeyMalformed
 	}
 	key := view.Lookup(req.Secret.Digest())
@@ -199,8 +199,8 @@ const (
 	maxSecret = 256
 )
 
-// wellFormed reports whether s can be a secret at all: visible ASCII.
-func wellFormed(s string) bool {
+// WellFormed reports whether s can be a secret at all: visible ASCII.
+func WellFormed(s string) bool {
 	if len(s) < minSecret || len(s) > maxSecret {
 		return false
 	}

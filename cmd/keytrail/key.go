@@ -17,7 +17,7 @@ import (
 
 func (a *app) keyCmd() *cobra.Command {
 	c := &cobra.Command{Use: "key", Short: "Create, change and read keys", Aliases: []string{"keys"}}
-	c.AddCommand(a.keyCreate(), a.keyList(), a.keyGet(), a.keyHistory(), a.keyUpdate(),
+	c.AddCommand(a.keyCreate(), a.keyImport(), a.keyList(), a.keyGet(), a.keyHistory(), a.keyUpdate(),
 		a.keyScopes(), a.keyResources(), a.keyAllowlist(), a.keyLimit(),
 		a.keyRotate(), a.keyAct("disable", "Stop a key until it is enabled again"), a.keyAct("enable", "End a disablement"), a.keyRevoke())
 	return c
