@@ -626,7 +626,8 @@ func testGateway(t *testing.T, k gatewayKind) {
 		if x := stopped(t, "DELETE", "/api/v1/projects/proj_1", publishable, nil); x.status != 403 {
 			t.Errorf("DELETE: %d", x.status)
 		}
-		if x := stopped(t, "POST", "/api/v1/org", http.Header{}, body); x.status != 401 {
+		// Of a longer body a gateway may close the connection before it has read all.
+		if x := stopped(t, "POST", "/api/v1/org", http.Header{}, body[:4096]); x.status != 401 {
 			t.Errorf("a refused body: %d", x.status)
 		}
 	})
@@ -731,6 +732,7 @@ func testGateway(t *testing.T, k gatewayKind) {
 			"nonsense\r\n\r\n",
 			"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
 			"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Keytrail-Key-Id: \r\nConnection: close\r\n\r\n",
+			"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Request-Id: req_1\r\nConnection: close\r\n\r\n",
 			"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n",
 			"HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
 			"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno",
