@@ -305,6 +305,7 @@ func TestEncodeRefuses(t *testing.T) {
 		"reason of two lines": func(e *events.Event) { e.Reason = "a\nb" },
 		"bad UTF-8":           func(e *events.Event) { e.Reason = "\xff" },
 		"no data":             func(e *events.Event) { e.Data = nil },
+		"a tenant's data":     func(e *events.Event) { e.Data = &events.TenantLimitUpdated{} },
 		"data of another":     func(e *events.Event) { e.Data = &events.RoleDeleted{} },
 		"invalid data":        func(e *events.Event) { e.Data = &events.KeyRevoked{} },
 	} {
@@ -379,6 +380,10 @@ func TestDataBounds(t *testing.T) {
 		"a resource twice":   {&events.KeyResourcesAssigned{After: []events.Resource{{Kind: "p", ID: "1"}, {Kind: "p", ID: "1"}}}, false},
 		"a role of no scope": {&events.RoleDefined{}, true},
 		"a role of level X":  {&events.RoleDefined{Level: "X"}, false},
+		"a tenant's default": {&events.TenantLimitUpdated{Before: &events.Limit{Plan: "a"}}, true},
+		"a tenant's plan":    {&events.TenantLimitUpdated{After: &events.Limit{Plan: "a"}}, true},
+		"a tenant of 0":      {&events.TenantLimitUpdated{After: &events.Limit{PerMinute: 1}}, false},
+		"a tenant of both":   {&events.TenantLimitUpdated{After: &events.Limit{Plan: "a", PerMinute: 1, Burst: 1}}, false},
 		"a query of none":    {&events.AuditQueried{}, false},
 		"a query, bad name":  {&events.AuditQueried{Kind: "uses", Filter: map[string]string{"Key": "v"}}, false},
 		"a long filter":      {&events.AuditExported{Kind: "uses", Filter: map[string]string{"key": strings.Repeat("v", 257)}}, false},

@@ -16,7 +16,7 @@ import (
 // Without an envelope the answer is RFC 9457 problem details.
 type ErrorRules struct {
 	ContentType string         `json:"content_type,omitzero"` // default application/json; with an envelope only
-	Envelope    jsontext.Value `json:"envelope,omitzero"`     // an object whose strings may hold placeholders (CompileEnvelope)
+	Envelope    jsontext.Value `json:"envelope,omitzero"`     // an object whose strings may hold placeholders (CompileEnvelope); on the log without white space
 	Answers     []ErrorAnswer  `json:"answers,omitempty"`     // a reason that none names is answered with the default
 }
 

@@ -11,8 +11,9 @@ import (
 // KeyType is one kind of key: what its secret looks like and what it may hold.
 //
 // A secret is the prefix, then Len random characters of the alphabet, then the
-// checksum if there is one. Keys that another system issued may look different;
-// a secret's form is asked about only when no key is found under it.
+// checksum if there is one. Keys that another system issued may look different:
+// a secret's form is asked about only when no key is found under it, but for
+// Junk.
 type KeyType struct {
 	Name         string   `json:"name"`                   // secret, publishable, ...
 	Environments []string `json:"environments,omitempty"` // live, test, ...: told to the gateway; the first is the default
@@ -299,8 +300,9 @@ func (d *Definition) Checksums() bool {
 }
 
 // Junk reports whether secret has the prefix and the length of a type with a
-// checksum, and not its checksum: no key of the keyspace has it, so it can be
-// refused without a look-up. It does not allocate.
+// checksum, and not its checksum: no key that this definition issues has it, so
+// it can be refused without a look-up. A key that was imported, or issued before
+// its type had the checksum, may have it. It does not allocate.
 func (d *Definition) Junk(secret string) bool {
 	junk := false
 	for i := range d.KeyTypes {
