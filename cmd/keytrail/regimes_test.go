@@ -26,7 +26,7 @@ import (
 var update = flag.Bool("update", false, "rewrite the answers in testdata/regimes")
 
 const (
-	scripts = "testdata/regimes"
+	scripts   = "testdata/regimes"
 	regimeDir = "../../deploy/regimes"
 )
 
@@ -46,9 +46,11 @@ const (
 //
 // The status line, every header that is named (!Name must be absent) and the
 // whole body must be as written, but for the white space of JSON. <id>, <time>,
-// <number>, <any> and <base62*28> stand for what is different every time; <id:key>
-// keeps it, and {key} is what was kept, {key:4} its first four characters. A
-// section that begins with "$ keytrail" holds a command and what it prints.
+// <number>, <any> and <base62*28> stand for what is different every time, and
+// <days*30> for the time in 30 days; <id:key> keeps it, and {key} is what was
+// kept, {key:4} its first four characters. Where a name is kept twice in one
+// answer, both must be the same. A section that begins with "$ keytrail" holds a
+// command and what it prints.
 //
 // Run with -update, the answers are rewritten; read the difference.
 func TestRegimes(t *testing.T) {
@@ -115,7 +117,11 @@ func exchange(ts *testscript.TestScript, neg bool, args []string) {
 		if wait && !e.repeatable() {
 			ts.Fatalf("%s: -wait would send a change more than once", name)
 		}
-		deadline := time.Now().Add(20 * time.Second)
+		patience := 20 * time.Second
+		if *update {
+			patience = 3 * time.Second
+		}
+		deadline := time.Now().Add(patience)
 		for {
 			var got *reply
 			if got, err = t.send(e); err != nil {
@@ -343,6 +349,8 @@ var kinds = map[string]string{
 	"number": `\d+`,
 	"id":     `[a-z]+_[0-9A-Z]{26}`,
 
+	"days": `\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z`, // <days*n>: n days from now
+
 	"hex":       `[0-9a-f]`,
 	"base62":    `[0-9A-Za-z]`,
 	"base58":    `[1-9A-HJ-NP-Za-km-z]`,
@@ -361,6 +369,7 @@ func (t *talk) match(want, have string, learned map[string]string) bool {
 	}
 	var re strings.Builder
 	var names []string
+	var days []int // from now, of each placeholder; 0 for others than <days*n>
 	re.WriteString("^")
 	at := 0
 	for _, m := range placeholder.FindAllStringSubmatchIndex(want, -1) {
@@ -370,9 +379,14 @@ func (t *talk) match(want, have string, learned map[string]string) bool {
 		}
 		re.WriteString(regexp.QuoteMeta(want[at:m[0]]))
 		at = m[1]
-		if m[4] >= 0 {
+		n := 0
+		switch {
+		case m[4] >= 0 && want[m[2]:m[3]] == "days":
+			n, _ = strconv.Atoi(want[m[4]:m[5]])
+		case m[4] >= 0:
 			kind += "{" + want[m[4]:m[5]] + "}"
 		}
+		days = append(days, n)
 		name := ""
 		if m[6] >= 0 {
 			name = want[m[6]:m[7]]
@@ -386,6 +400,12 @@ func (t *talk) match(want, have string, learned map[string]string) bool {
 		return false
 	}
 	for i, name := range names {
+		if days[i] > 0 {
+			at, err := time.Parse(time.RFC3339, found[i+1])
+			if err != nil || (time.Until(at)-time.Duration(days[i])*24*time.Hour).Abs() > time.Minute {
+				return false
+			}
+		}
 		if name == "" {
 			continue
 		}
@@ -652,7 +672,7 @@ var changing = []struct {
 	{regexp.MustCompile(`\b[a-z0-9-]+/\d{10,}/\d+\b`), "<any>"},
 }
 
-var hint = regexp.MustCompile(`"hint": ".*(.{4})"`)
+var hint = regexp.MustCompile(`(?:"hint": "|^hint  )[^"]*([^"]{4})(?:"|$)`)
 
 // generalize puts placeholders into a line of an answer.
 func (t *talk) generalize(line string) string {

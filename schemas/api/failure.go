@@ -14,6 +14,9 @@ func (p *Problem) Failure() *events.Failure {
 		Reason: "internal", Status: p.Status, Code: p.Code, Message: p.Detail,
 		RequestID: p.RequestID, RetryAfter: int64(p.RetryAfter), Fields: p.Errors,
 	}
+	if len(p.Errors) > 0 {
+		f.Message = faults(p.Errors)
+	}
 	switch p.Status {
 	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity:
 		f.Reason = events.FailureInvalid
@@ -27,6 +30,22 @@ func (p *Problem) Failure() *events.Failure {
 		f.Reason = events.FailureUnavailable
 	}
 	return f
+}
+
+// faults says which fields are bad and why, for envelopes that have a message but
+// no place for fields. Of many it tells the first.
+func faults(errs events.FieldErrors) string {
+	var b strings.Builder
+	for i, e := range errs {
+		if i == 3 {
+			return b.String() + "; and " + strconv.Itoa(len(errs)-i) + " more"
+		}
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		b.WriteString(e.Field + ": " + e.Message)
+	}
+	return b.String()
 }
 
 // RenderFailure returns the answer to f that the regime gives: status, code and
