@@ -290,6 +290,7 @@ func (t *talk) fill(s string) (out string, missing []string) {
 		v, ok := t.vars[m[1]]
 		if !ok {
 			missing = append(missing, m[1])
+			return ref
 		}
 		if m[2] != "" {
 			n, _ := strconv.Atoi(m[2])
@@ -363,10 +364,7 @@ var placeholder = regexp.MustCompile(`<([a-z0-9]+)(?:\*(\d+))?(?::([a-z][a-z0-9_
 // match compares one line with placeholders: <kind>, <kind*n> for n characters
 // of an alphabet, and <kind:name> to keep what stands there as {name}.
 func (t *talk) match(want, have string, learned map[string]string) bool {
-	want, missing := t.fill(want)
-	if len(missing) > 0 {
-		return false
-	}
+	want, _ = t.fill(want) // what was not kept may be meant as it stands
 	var re strings.Builder
 	var names []string
 	var days []int // from now, of each placeholder; 0 for others than <days*n>
