@@ -121,10 +121,19 @@ func (c Checksum) fits(rest string) bool {
 	if c == "" {
 		return true
 	}
-	var buf [maxLength + checksumLen]byte // no allocation
-	random := buf[:copy(buf[:], rest[:len(rest)-checksumLen])]
-	var sum [checksumLen]byte
-	return string(c.Append(sum[:0], random)) == rest[len(random):]
+	random, sum := rest[:len(rest)-checksumLen], rest[len(rest)-checksumLen:]
+	n := ^uint32(0)
+	for i := range len(random) { // crc32.ChecksumIEEE would leave a copy of the secret on the heap
+		n = crc32.IEEETable[byte(n)^random[i]] ^ n>>8
+	}
+	n = ^n
+	for i := range checksumLen {
+		if sum[checksumLen-1-i] != base62[n%62] {
+			return false
+		}
+		n /= 62
+	}
+	return true
 }
 
 // DefaultSecretLength is the number of random characters when a key type names
