@@ -30,6 +30,9 @@
 //	C6  Rotation never lengthens the old key's life.
 //	C7  A field that is wrong is refused together with every other that is wrong;
 //	    nothing is silently dropped, cut or switched off.
+//	C8  No definition takes power from keys that live, or leaves them where none
+//	    could be made, unless the request says that this is meant (review.go). The
+//	    keys themselves stay as they are; what they may do follows the definition.
 //
 // # Idempotency
 //
@@ -57,7 +60,8 @@
 // One control node is exact (C3, and requests for one name wait for each other);
 // two nodes that give one name within the same few milliseconds may both succeed,
 // because no history is common to both. Ids, not names, identify keys. The guard
-// against revoking the last administrator is of the same strength.
+// against revoking the last administrator is of the same strength, and so is C8
+// for a key that is made in the very moment in which its regime changes.
 //
 // Read on in this order: create.go, rules.go, run.go, handler.go, http.go.
 package commands

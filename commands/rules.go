@@ -17,6 +17,7 @@ type Rules struct {
 	Roles      func(events.RoleID) (events.Role, bool) // the tenant's roles, the deleted ones included
 	NameHolder events.KeyID                            // the live key that holds the name asked for; zero = it is free
 	NewKey     events.KeyID                            // the id of the key to be made; zero = it can have no role of its own
+	AnyExpiry  bool                                    // the life was chosen elsewhere: it need not be one of the choices
 }
 
 // role returns the role if it exists.
