@@ -33,6 +33,7 @@
 //	C8  No definition takes power from keys that live, or leaves them where none
 //	    could be made, unless the request says that this is meant (review.go). The
 //	    keys themselves stay as they are; what they may do follows the definition.
+//	    Best effort, as names are, for a key that is made in the same moment.
 //
 // # Idempotency
 //
@@ -60,8 +61,7 @@
 // One control node is exact (C3, and requests for one name wait for each other);
 // two nodes that give one name within the same few milliseconds may both succeed,
 // because no history is common to both. Ids, not names, identify keys. The guard
-// against revoking the last administrator is of the same strength, and so is C8
-// for a key that is made in the very moment in which its regime changes.
+// against revoking the last administrator is of the same strength.
 //
 // Read on in this order: create.go, rules.go, run.go, handler.go, http.go.
 package commands
