@@ -225,7 +225,7 @@ type reviewView struct {
 
 // reviewKeyspace tells what applying the definition would do. Keys that would not
 // fit are an error, so that a pipeline stops.
-func (a *app) reviewKeyspace(ctx context.Context, path string, def map[string]any) error {
+func (a *app) reviewKeyspace(ctx context.Context, path string, def any) error {
 	c, err := a.client("")
 	if err != nil {
 		return err
