@@ -26,7 +26,7 @@ import (
 var update = flag.Bool("update", false, "rewrite the answers in testdata/regimes")
 
 const (
-	scripts = "testdata/regimes"
+	scripts   = "testdata/regimes"
 	regimeDir = "../../deploy/regimes"
 )
 
