@@ -135,13 +135,16 @@ func (w *world) ask(script string) string {
 	return out.String()
 }
 
+// stories are the files of testdata, each with its world.
+var stories = []struct {
+	file  string
+	world func(testing.TB, func(*NodeConfig)) *world
+	least int // requests
+}{{"doors", doorsWorld, 50}, {"regimes", regimesWorld, 20}}
+
 // TestDoors runs the stories of testdata.
 func TestDoors(t *testing.T) {
-	for _, story := range []struct {
-		file  string
-		world func(testing.TB, func(*NodeConfig)) *world
-		least int // requests
-	}{{"doors", doorsWorld, 50}, {"regimes", regimesWorld, 20}} {
+	for _, story := range stories {
 		t.Run(story.file, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := story.world(t, nil)
@@ -354,43 +357,49 @@ func TestAuthenticate(t *testing.T) {
 // No secret that was presented, of a key or not, is in a log line, a metric, an
 // answer or a use.
 func TestSecretsStayHere(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var logged bytes.Buffer
-		w := doorsWorld(t, func(c *NodeConfig) {
-			c.Logger = slog.New(slog.NewJSONHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	for _, story := range stories {
+		t.Run(story.file, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var logged bytes.Buffer
+				w := story.world(t, func(c *NodeConfig) {
+					c.Logger = slog.New(slog.NewJSONHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
+				})
+				old := slog.Default()
+				slog.SetDefault(slog.New(slog.NewJSONHandler(&logged, nil)))
+				defer slog.SetDefault(old)
+				data, err := os.ReadFile("testdata/" + story.file + ".txt")
+				if err != nil {
+					t.Fatal(err)
+				}
+				var answers strings.Builder
+				for _, block := range strings.Split(string(data), "\n\n") {
+					if request, _, _ := strings.Cut(block, "\n< "); strings.HasPrefix(request, "> ") {
+						w.beat()
+						answers.WriteString(w.ask(request))
+					}
+				}
+				var secrets []events.Secret
+				for _, word := range []string{"plain", "limited", "office", "project", "revoked", "expired", "disabled", "elsewhere", "nobody",
+					"first", "second", "gone", "deployer", "safe", "chequed"} {
+					secrets = append(secrets, events.NewSecret(secretOf(word)))
+				}
+				secrets = append(secrets, events.NewSecret(checkedSecret()))
+				if logged.Len() == 0 || answers.Len() == 0 {
+					t.Fatal("nothing to look at")
+				}
+				logtest.CheckNoSecrets(t, logged.Bytes(), secrets...)
+				logtest.CheckNoSecrets(t, []byte(answers.String()), secrets...)
+				logtest.CheckNoSecrets(t, scrape(t, w.node), secrets...)
+				w.end()
+				last, _ := w.log.LastUse(t.Context())
+				ms, err := w.log.ReadUses(t.Context(), 0, int(last))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, m := range ms {
+					logtest.CheckNoSecrets(t, m.Data, secrets...)
+				}
+			})
 		})
-		old := slog.Default()
-		slog.SetDefault(slog.New(slog.NewJSONHandler(&logged, nil)))
-		defer slog.SetDefault(old)
-		data, err := os.ReadFile("testdata/doors.txt")
-		if err != nil {
-			t.Fatal(err)
-		}
-		var answers strings.Builder
-		for _, block := range strings.Split(string(data), "\n\n") {
-			if request, _, _ := strings.Cut(block, "\n< "); strings.HasPrefix(request, "> ") {
-				w.beat()
-				answers.WriteString(w.ask(request))
-			}
-		}
-		var secrets []events.Secret
-		for _, word := range []string{"plain", "limited", "office", "project", "revoked", "expired", "disabled", "elsewhere", "nobody"} {
-			secrets = append(secrets, events.NewSecret(secretOf(word)))
-		}
-		if logged.Len() == 0 || answers.Len() == 0 {
-			t.Fatal("nothing to look at")
-		}
-		logtest.CheckNoSecrets(t, logged.Bytes(), secrets...)
-		logtest.CheckNoSecrets(t, []byte(answers.String()), secrets...)
-		logtest.CheckNoSecrets(t, scrape(t, w.node), secrets...)
-		w.end()
-		last, _ := w.log.LastUse(t.Context())
-		ms, err := w.log.ReadUses(t.Context(), 0, int(last))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range ms {
-			logtest.CheckNoSecrets(t, m.Data, secrets...)
-		}
-	})
+	}
 }
