@@ -332,6 +332,21 @@ func compareDirectory(t rapid.TB, w *world, d *Directory) {
 		equal(t, "named", got, want)
 	}
 	for _, ks := range someSpaces {
+		var whole []events.Key
+		for k := range d.All(ks) {
+			whole = append(whole, *k)
+		}
+		var mine []events.Key
+		for _, k := range all { // already in the order of creation
+			if k.Keyspace == ks {
+				mine = append(mine, k)
+			}
+		}
+		equal(t, "all", whole, mine)
+		for k := range d.All(ks) {
+			equal(t, "first", *k, whole[0])
+			break
+		}
 		defs := w.definitions(ks)
 		got, ok := d.Keyspace(ks)
 		equal(t, "keyspace is known", ok, len(defs) > 0)

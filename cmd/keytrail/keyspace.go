@@ -243,7 +243,7 @@ func printKeyspace(w io.Writer, k *keyspaceView) {
 		if t.Checksum != "" {
 			form += fmt.Sprintf(" + %s checksum", t.Checksum)
 		}
-		field(w, "key type", fmt.Sprintf("%s: %s; environments %s; defaults %s", t.Name, form, join(t.Environments), join(t.Defaults)))
+		field(w, "key type", fmt.Sprintf("%s: %s; defaults %s; environments %s", t.Name, form, join(t.Defaults), join(t.Environments)))
 	}
 	for _, p := range k.SecretPatterns {
 		pattern := p.Pattern

@@ -73,8 +73,8 @@ tenant_limit: {per_minute: 60, burst: 60}
 		{"keyspace apply -f " + file + " --dry-run", 0, "changes https_only\nchanges scopes\nall 0 live keys fit; nothing was written"},
 		{"keyspace get laser", exitFailed, `there is no keyspace "laser"`},
 		{"keyspace apply -f " + file, 0, "https only +yes\n" +
-			`key type +key: - \+ 43 characters; environments -; defaults -` + "\n" +
-			`key type +tagged: ld_\{environment\}_ \+ 32 characters \+ crc32 checksum; environments live,test; defaults -` + "\n" +
+			`key type +key: - \+ 43 characters; defaults -; environments -` + "\n" +
+			`key type +tagged: ld_\{environment\}_ \+ 32 characters \+ crc32 checksum; defaults -; environments live,test` + "\n" +
 			`secret pattern +key: none: without a prefix, secrets of this type cannot be found in text` + "\n" +
 			`secret pattern +tagged: \\bld_\(\?:live\|test\)_\[0-9A-Za-z\]\{32\}\[0-9A-Za-z\]\{6\}\\b` + "\n" +
 			"scope +member:read  see members\ngrants +by roles, at least one\nexpiry +by default 30d, one of never, 30d, 90d\n" +
