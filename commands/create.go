@@ -86,7 +86,11 @@ func (c *Create) Decide(r *Rules, now events.Time, digest events.Digest, hint st
 	r.checkHeld(&f, g)
 	r.checkResources(&f, c.Resources)
 	allowlist := parseAllowlist(&f, c.Allowlist)
-	expires := c.resolve(&f, r.Definition.Expiry, now, now)
+	policy := r.Definition.Expiry
+	if r.AnyExpiry {
+		policy.Choices = nil
+	}
+	expires := c.resolve(&f, policy, now, now)
 	r.checkLimit(&f, c.Limit)
 	checkMetadata(&f, c.Metadata)
 	checkReason(&f, c.Reason)

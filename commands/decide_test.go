@@ -358,6 +358,14 @@ func TestExpiryChoices(t *testing.T) {
 			check("rotate", t0, next.ExpiresAt, err)
 		})
 	}
+	// A life that was chosen elsewhere is bounded, and may be any.
+	elsewhere := func(r *commands.Rules) { r.AnyExpiry = true }
+	for wish, want := range map[string]string{"2026-01-20T00:00:00Z": "ok", "2027-02-01T00:00:00Z": "expires_at:too_late"} {
+		c := commands.Create{Tenant: "t1", Name: "n", ExpiryWish: at(wish)}
+		if _, err := c.Decide(rules(policy(must), elsewhere), t0, events.NewSecret("s").Digest(), "h"); codeOf(err) != want {
+			t.Errorf("chosen elsewhere, %s: %v", wish, err)
+		}
+	}
 	// A choice counts from the request, the longest life from the creation.
 	p := commands.Patch{ExpiryWish: in("365d")}
 	if _, err := p.Decide(life(t), rules(policy(must)), t0.Add(day)); codeOf(err) != "expires_in:too_late" {

@@ -30,6 +30,10 @@
 //	C6  Rotation never lengthens the old key's life.
 //	C7  A field that is wrong is refused together with every other that is wrong;
 //	    nothing is silently dropped, cut or switched off.
+//	C8  No definition takes power from keys that live, or leaves them where none
+//	    could be made, unless the request says that this is meant (review.go). The
+//	    keys themselves stay as they are; what they may do follows the definition.
+//	    Best effort, as names are, for a key that is made in the same moment.
 //
 // # Idempotency
 //

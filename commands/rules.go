@@ -14,6 +14,7 @@ type Rules struct {
 	Keyspace   events.KeyspaceID
 	Tenant     events.TenantID
 	Definition *events.Definition
+	AnyExpiry  bool                                    // the life was chosen elsewhere: it need not be one of the choices
 	Roles      func(events.RoleID) (events.Role, bool) // the tenant's roles, the deleted ones included
 	NameHolder events.KeyID                            // the live key that holds the name asked for; zero = it is free
 	NewKey     events.KeyID                            // the id of the key to be made; zero = it can have no role of its own

@@ -13,7 +13,7 @@ import (
 // Keys is the verifier's view: every key there ever was by its digest, in under
 // 200 bytes a key, with reads that take no lock (P1). What a key shares with no
 // other (the only key of its tenant, a restriction or allowlist of its own) comes
-// on top, some 100 to 200 bytes each. It implements events.Follower; Apply and
+// on top, some 100 to 300 bytes each. It implements events.Follower; Apply and
 // Fresh belong to one goroutine, all else to any.
 type Keys struct {
 	position

@@ -114,6 +114,36 @@ func TestASecretStaysWithItsFirstKey(t *testing.T) {
 	}
 }
 
+// A tenant has one bucket, whatever becomes of its keys, its limit and its
+// keyspace: each change of those would fill it again otherwise.
+func TestTenantsBucketStays(t *testing.T) {
+	w, v := newWorld(t), NewKeys()
+	ref := w.create("ks", "acme", "1", nil) // before its keyspace
+	w.create("ks", "other", "2", nil)
+	w.create("ks-2", "acme", "3", nil)
+	apply(t, v, w)
+	bucket := v.ByID(ref.Key).Whole.Bucket()
+	for _, other := range w.refs[1:] {
+		if v.ByID(other.Key).Whole.Bucket() == bucket {
+			t.Error("two tenants share a bucket")
+		}
+	}
+	for _, change := range []func(){
+		func() { w.define("ks", definition()) },
+		func() { w.tenantLimit("ks", "acme", &events.Limit{Plan: "gold"}) },
+		func() { w.add(ref.Aggregate(), &events.KeyDisabled{}) },
+		func() { w.tenantLimit("ks", "acme", nil) },
+		func() { w.add(ref.Aggregate(), &events.KeyRevoked{Code: events.RevokeCompromise}) },
+		func() { ref = w.create("ks", "acme", "4", func(d *events.KeyCreated) { d.Environment = "test" }) },
+	} {
+		change()
+		apply(t, v, w)
+		if v.ByID(ref.Key).Whole.Bucket() != bucket {
+			t.Errorf("another bucket after event %d", v.At())
+		}
+	}
+}
+
 func TestBucketOutlivesRecords(t *testing.T) {
 	w, v := newWorld(t), NewKeys()
 	w.define("ks", definition())
@@ -263,13 +293,15 @@ func TestReadsDoNotAllocate(t *testing.T) {
 		d.Scopes, d.Limit = []string{"s1", "write"}, &events.Limit{Plan: "gold"}
 		d.Allowlist, d.Resources = somePrefixes[:2], someResources
 	})
+	w.tenantLimit("ks", "acme", &events.Limit{Plan: "gold"})
 	apply(t, v, w)
 	digest, addr := events.NewSecret("1").Digest(), netip.MustParseAddr("10.0.0.1")
 	if n := testing.AllocsPerRun(100, func() {
 		k := v.Lookup(digest)
 		_, _, limited := k.Limit(k.Space.Regime())
-		if v.ByID(ref.Key) != k || v.Keyspace("ks") != k.Space || !k.HasScope("read") || k.HasScope("s2") || !k.AllowsAddr(addr) ||
-			!k.AllowsResource(someResources[2]) || !limited || k.StatusAt(1) != events.StatusActive || k.Bucket() == nil || v.At() != 2 {
+		_, _, whole := k.Whole.Limit(k.Space.Regime())
+		if !whole || k.Whole.Bucket() == nil || k.Space.Regime().Level("read") != "" || v.ByID(ref.Key) != k || v.Keyspace("ks") != k.Space || !k.HasScope("read") || k.HasScope("s2") || !k.AllowsAddr(addr) ||
+			!k.AllowsResource(someResources[2]) || !limited || k.StatusAt(1) != events.StatusActive || k.Bucket() == nil || v.At() != 3 {
 			t.Fatal("wrong answer")
 		}
 	}); n != 0 {

@@ -52,16 +52,21 @@ func (d *Directory) List(q ListQuery) (keys []events.Key, next events.Seq) {
 // is when its turn comes. It holds no lock. The keys are shared: do not modify.
 func (d *Directory) All(ks events.KeyspaceID) iter.Seq[*events.Key] {
 	return func(yield func(*events.Key) bool) {
-		lists := d.pick(&ListQuery{Keyspace: ks})
-		if len(lists) == 0 {
-			return
-		}
-		for _, e := range lists[0] {
+		for _, e := range d.allOf(ks) {
 			if !yield(e.key.Load()) {
 				return
 			}
 		}
 	}
+}
+
+func (d *Directory) allOf(ks events.KeyspaceID) []*entry {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if l := d.lists[ks]; l != nil {
+		return l.all
+	}
+	return nil
 }
 
 // pick returns the lists that the query needs, each from After on, none empty.

@@ -11,11 +11,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
 	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/keytrail/keytrail/events"
 )
@@ -45,9 +48,20 @@ func rich(t testing.TB) (*world, *Keys) {
 		d.Limit, d.ExpiresAt = &events.Limit{Plan: "gold"}, 1_900_000_000_000
 	})
 	w.add(ref.Aggregate(), &events.KeyRotated{Successor: ref.Key, Before: 1_900_000_000_000, After: 1_900_000_000_000})
+	w.tenantLimit("ks", "acme", &events.Limit{Plan: "gold"})
+	w.tenantLimit("ks", "keyless", &events.Limit{PerMinute: 7, Burst: 8})
+	w.tenantLimit("ks", "freed", &events.Limit{PerMinute: 7, Burst: 8})
+	w.tenantLimit("ks", "freed", nil)
+	w.tenantLimit("early", "acme", &events.Limit{PerMinute: 9, Burst: 9})
 	w.create("early", "acme", "1", nil) // a keyspace without a definition, and a digest that is taken
 	def := definition()
 	def.Plans = nil
+	def.TenantLimit = &events.Limit{PerMinute: 70, Burst: 80}
+	def.Checks = []events.Check{events.CheckAddress, events.CheckState, events.CheckScope, events.CheckResource, events.CheckLimit}
+	def.Resources, def.Scopes[0].Level = []string{"project"}, "project"
+	def.KeyTypes[0].Checksum, def.HTTPSOnly = events.CRC32, true
+	def.Errors.Envelope = jsontext.Value(`{"code":"{code}"}`)
+	def.Errors.Answers = []events.ErrorAnswer{{Reasons: []string{"rate_limited"}, Status: 430, Code: "slow"}}
 	w.define("ks", def)
 	if err := v.Apply(w.log); err != nil {
 		t.Fatal(err)
@@ -61,6 +75,34 @@ func snapshot(t testing.TB, v *Keys) []byte {
 		t.Fatal(err)
 	}
 	return buf.Bytes()
+}
+
+// What is loaded goes on as what was saved would have: the tenants with their
+// limits and their histories, and the regime with what it works out in advance.
+func TestSnapshotKeepsTenantsAndRegime(t *testing.T) {
+	w, v := rich(t)
+	n := reloadAnywhere(t, v)
+	for _, ks := range []events.KeyspaceID{"ks", "early"} {
+		was, is := v.space(ks), n.space(ks)
+		if a, b := was.Regime(), is.Regime(); ks == "ks" && !reflect.DeepEqual(a, b) {
+			t.Errorf("%s: %+v, want %+v", ks, b, a)
+		}
+		for _, tenant := range []events.TenantID{"acme", "keyless", "freed"} {
+			a, b := v.tenant(was, tenant), n.tenant(is, tenant)
+			if !reflect.DeepEqual(a.state, b.state) || !reflect.DeepEqual(a.limit.Load(), b.limit.Load()) {
+				t.Errorf("%s/%s: %+v, want %+v", ks, tenant, b.state, a.state)
+			}
+		}
+	}
+	for i, want := range [][3]int64{{60, 10, 1}, {9, 9, 1}} {
+		k := n.ByID(w.refs[i].Key)
+		if perMinute, burst, _ := k.Whole.Limit(k.Space.Regime()); [3]int64{perMinute, burst, 1} != want {
+			t.Errorf("key %d: %d a minute, burst %d", i, perMinute, burst)
+		}
+	}
+	w.tenantLimit("ks", "freed", &events.Limit{PerMinute: 1, Burst: 1})
+	w.tenantLimit("ks", "keyless", nil)
+	apply(t, n, w)
 }
 
 // TestSnapshotRefusesAnyOther flips every bit of a snapshot and cuts it at every

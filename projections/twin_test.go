@@ -78,9 +78,11 @@ func compareKeys(t rapid.TB, w *world, v *Keys) {
 		}
 		if s != nil {
 			equal(t, "definition", *s.Definition(), defs[len(defs)-1])
+			compareRegime(t, s.Regime(), defs[len(defs)-1])
 		}
 	}
 	owner := map[events.Digest]events.KeyID{}
+	wholes := map[spaceTenant]*Tenant{}
 	for _, ref := range w.refs {
 		want, got := w.key(ref), v.ByID(ref.Key)
 		if got == nil {
@@ -117,9 +119,45 @@ func compareKeys(t rapid.TB, w *world, v *Keys) {
 		}
 		perMinute, burst, ok := got.Limit(got.Space.Regime())
 		equal(t, "limit", [3]any{perMinute, burst, ok}, w.limit(&want))
+		perMinute, burst, ok = got.Whole.Limit(got.Space.Regime())
+		equal(t, "tenant's limit", [3]any{perMinute, burst, ok}, w.wholeLimit(want.Keyspace, want.Tenant))
+		if whole := wholes[spaceTenant{want.Keyspace, want.Tenant}]; whole != nil && whole != got.Whole {
+			t.Fatalf("tenant %s of %s stands twice: with two buckets it has twice its limit", want.Tenant, want.Keyspace)
+		}
+		wholes[spaceTenant{want.Keyspace, want.Tenant}] = got.Whole
 	}
 	if v.Lookup(events.NewSecret("never issued").Digest()) != nil {
 		t.Fatal("an unknown digest leads to a key")
+	}
+}
+
+// compareRegime asks the regime what it has worked out in advance.
+func compareRegime(t rapid.TB, g *Regime, def events.Definition) {
+	t.Helper()
+	order := def.Checks
+	if len(order) == 0 {
+		order = events.DefaultChecks
+	}
+	equal(t, "order", g.Order, order)
+	equal(t, "usual order", g.Usual, reflect.DeepEqual(order, events.DefaultChecks))
+	equal(t, "checksums", g.Checksums, def.KeyTypes[0].Checksum != "")
+	equal(t, "an envelope", g.Envelope != nil, def.Errors.Envelope != nil)
+	for _, s := range def.Scopes {
+		level := s.Level
+		if level == events.LevelTenant {
+			level = ""
+		}
+		equal(t, "level of "+s.Name, g.Level(s.Name), level)
+	}
+	equal(t, "level of no scope", g.Level("zz"), "")
+	for _, r := range events.Reasons() {
+		want := 0
+		for _, a := range def.Errors.Answers {
+			if slices.Contains(a.Reasons, r.String()) {
+				want = a.Status
+			}
+		}
+		equal(t, "status of "+r.String(), g.Status(r), want)
 	}
 }
 
@@ -189,6 +227,21 @@ func naiveAllows(list []netip.Prefix, a netip.Addr) bool {
 		return true
 	}
 	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a.Unmap().WithZone("")) })
+}
+
+// wholeLimit is the limit of all keys of the tenant together.
+func (w *world) wholeLimit(ks events.KeyspaceID, tenant events.TenantID) [3]any {
+	var l *events.Limit
+	if h := w.history(events.TenantAggregate(ks, tenant)); len(h) > 0 {
+		l = h[len(h)-1].Data.(*events.TenantLimitUpdated).After
+	}
+	if defs := w.definitions(ks); l == nil && len(defs) > 0 {
+		l = defs[len(defs)-1].TenantLimit
+	}
+	if l == nil {
+		return [3]any{int64(0), int64(0), false}
+	}
+	return w.limit(&events.Key{Keyspace: ks, Limit: l})
 }
 
 // limit looks for the plan from the last version of the definition back.
@@ -279,6 +332,21 @@ func compareDirectory(t rapid.TB, w *world, d *Directory) {
 		equal(t, "named", got, want)
 	}
 	for _, ks := range someSpaces {
+		var whole []events.Key
+		for k := range d.All(ks) {
+			whole = append(whole, *k)
+		}
+		var mine []events.Key
+		for _, k := range all { // already in the order of creation
+			if k.Keyspace == ks {
+				mine = append(mine, k)
+			}
+		}
+		equal(t, "all", whole, mine)
+		for k := range d.All(ks) {
+			equal(t, "first", *k, whole[0])
+			break
+		}
 		defs := w.definitions(ks)
 		got, ok := d.Keyspace(ks)
 		equal(t, "keyspace is known", ok, len(defs) > 0)
@@ -286,6 +354,12 @@ func compareDirectory(t rapid.TB, w *world, d *Directory) {
 			equal(t, "definition", got.Definition, defs[len(defs)-1])
 		}
 		for _, tenant := range someTenants {
+			h, whole := w.history(events.TenantAggregate(ks, tenant)), d.Tenant(ks, tenant)
+			equal(t, "tenant's rev", whole.Rev, uint64(len(h)))
+			equal(t, "tenant", spaceTenant{whole.Keyspace, whole.ID}, spaceTenant{ks, tenant})
+			if len(h) > 0 {
+				equal(t, "tenant's own limit", whole.Limit, h[len(h)-1].Data.(*events.TenantLimitUpdated).After)
+			}
 			var want []events.RoleID
 			for _, role := range someRoles {
 				h := w.history(events.RoleAggregate(ks, tenant, role))

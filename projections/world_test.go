@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/oklog/ulid/v2"
 	"pgregory.net/rapid"
 
@@ -49,6 +50,17 @@ func (w *world) define(ks events.KeyspaceID, def events.Definition) {
 func (w *world) role(ks events.KeyspaceID, tenant events.TenantID, role events.RoleID, scopes ...string) {
 	w.t.Helper()
 	w.add(events.RoleAggregate(ks, tenant, role), &events.RoleDefined{Scopes: scopes})
+}
+
+// tenantLimit sets the limit of a tenant as a whole.
+func (w *world) tenantLimit(ks events.KeyspaceID, tenant events.TenantID, limit *events.Limit) {
+	w.t.Helper()
+	a := events.TenantAggregate(ks, tenant)
+	d := &events.TenantLimitUpdated{After: limit}
+	if h := w.history(a); len(h) > 0 {
+		d.Before = h[len(h)-1].Data.(*events.TenantLimitUpdated).After
+	}
+	w.add(a, d)
 }
 
 // create starts a key's life; change may set what it likes.
@@ -135,6 +147,22 @@ func drawDefinition(rt *rapid.T) events.Definition {
 			d.Limit = &events.Limit{Plan: d.Plans[0].Name}
 		}
 	}
+	d.TenantLimit = rapid.SampledFrom([]*events.Limit{nil, nil, {PerMinute: 200, Burst: 3}, d.Limit}).Draw(rt, "tenant limit")
+	for i := range d.Scopes {
+		d.Scopes[i].Level = rapid.SampledFrom([]string{"", events.LevelTenant, "division", "project"}).Draw(rt, "level")
+	}
+	if rapid.Bool().Draw(rt, "checksum") {
+		d.KeyTypes[0].Checksum = events.CRC32
+	}
+	if rapid.Bool().Draw(rt, "order") {
+		d.Checks = rapid.Permutation(events.DefaultChecks).Draw(rt, "checks")
+	}
+	d.HTTPSOnly = rapid.Bool().Draw(rt, "https only")
+	if rapid.Bool().Draw(rt, "errors") {
+		d.Errors.Envelope = jsontext.Value(`{"code":"{code}","n":[1,null]}`)
+		d.Errors.Answers = []events.ErrorAnswer{{Reasons: []string{"rate_limited", "invalid"}, Status: rapid.IntRange(400, 599).Draw(rt, "status"), Code: "slow"},
+			{Reasons: []string{"key_unknown"}, Message: "who?"}}
+	}
 	if err := d.Validate().OrNil(); err != nil {
 		rt.Fatal(err)
 	}
@@ -155,7 +183,7 @@ func drawLimit(rt *rapid.T) *events.Limit {
 func (w *world) step(rt *rapid.T) {
 	ks := rapid.SampledFrom(someSpaces).Draw(rt, "keyspace")
 	tenant := rapid.SampledFrom(someTenants).Draw(rt, "tenant")
-	switch rapid.IntRange(0, 11).Draw(rt, "what") {
+	switch rapid.IntRange(0, 12).Draw(rt, "what") {
 	case 0:
 		w.define(ks, drawDefinition(rt))
 	case 1:
@@ -177,6 +205,8 @@ func (w *world) step(rt *rapid.T) {
 			d.Resources, d.Limit = some(rt, "resources", someResources), drawLimit(rt)
 			d.Allowlist = slices.SortedFunc(slices.Values(some(rt, "allowlist", somePrefixes)), events.ComparePrefixes)
 		})
+	case 6:
+		w.tenantLimit(ks, tenant, drawLimit(rt))
 	default:
 		if len(w.refs) > 0 {
 			w.change(rt, rapid.SampledFrom(w.refs).Draw(rt, "key"))

@@ -23,6 +23,8 @@ func TestOpenAPIMembers(t *testing.T) {
 		"AssignResources": commands.AssignResources{}, "SetAllowlist": commands.SetAllowlist{}, "SetLimit": commands.SetLimit{},
 		"Why": commands.Disable{}, "Revoke": commands.Revoke{}, "Rotate": commands.Rotate{},
 		"DefineKeyspace": commands.DefineKeyspace{}, "Definition": events.Definition{}, "DefineRole": commands.DefineRole{},
+		"Permissions": commands.Permissions{}, "SetTenantLimit": commands.SetTenantLimit{}, "Tenant": commands.TenantView{}, "EffectiveLimit": commands.EffectiveLimit{},
+		"SecretPattern": commands.SecretPattern{}, "Violation": commands.Violation{},
 		"Key": commands.KeyView{}, "KeyspaceView": commands.KeyspaceView{}, "Role": commands.RoleView{},
 		"Event": api.EventView{}, "Use": audit.UseView{}, "Usage": audit.UsageView{}, "Watermark": audit.Watermark{},
 		"Problem": api.Problem{}, "FieldError": events.FieldError{}, "Resource": events.Resource{}, "Actor": events.Actor{},

@@ -9,32 +9,52 @@
 //
 // # The order of checks
 //
-// The order is fixed and part of the API. A decision names the first check that
-// fails, so a reason also says that every check above it passed.
+// The order is part of the API. A decision names the first check that fails, so
+// a reason also says that every check above it passed. The last five are the
+// regime's to order (checks: [state, address, scope, resource, limit] is the
+// default); the first are fixed.
 //
+//	https_required        403  the request came over plain HTTP and the keyspace is HTTPS only; the key is looked
+//	                           up all the same, so that the record names whose secret went over the wire in the clear
 //	verifier_stale        503  the node cannot prove that its view is recent enough (freshness.go)
 //	key_missing           401  no secret
-//	key_malformed         401  not 16 to 256 visible ASCII characters, given twice, or no key has it
-//	                           and it has the form of no key type of the keyspace named
+//	key_malformed         401  not 16 to 256 visible ASCII characters, or given twice; or with the form of a key type
+//	                           of the keyspace named and not its checksum; or no key has it and it has the form of
+//	                           no key type of the keyspace named
 //	key_unknown           401  no key of the keyspace named has it; without a keyspace, no key at all
-//	key_revoked           401
-//	key_expired           401  from the expiry's own millisecond on, whatever the log says yet
-//	key_disabled          401
-//	address_not_allowed   403  the key has an allowlist and the client's address is not on it, or not known
-//	scope_missing         403  neither held, nor implied, nor in a role
-//	resource_not_allowed  403
-//	rate_limited          429  the only check with a memory: the token is taken by a request that passed all others
+//
+//	state     key_revoked           401
+//	          key_expired           401  from the expiry's own millisecond on, whatever the log says yet
+//	          key_disabled          401
+//	address   address_not_allowed   403  the key has an allowlist and the client's address is not on it, or not known
+//	scope     scope_missing         403  neither held, nor implied, nor in a role
+//	resource  resource_not_allowed  403  not reached, or the scope wants a kind of resource that the request does not name
+//	limit     rate_limited          429  the key's bucket or its tenant's holds too few tokens; the only check with a memory
+//
 //	ok                    200
+//
+// The statuses are the defaults; a regime may answer with its own (errors.answers).
 //
 // A key of another keyspace is unknown here, like a secret that nobody has:
 // nothing is disclosed about it. The form is asked about only after the look-up,
-// so that an imported key may keep the form that its first issuer gave it.
+// so that an imported key may keep the form that its first issuer gave it. The
+// checksum is asked before: where a key type has one, an imported key that looks
+// like that type and has another checksum is refused.
+//
+// # Limits
+//
+// A request takes its tokens from the key's bucket and from its tenant's, from
+// both or from none. Every answer about a known key tells where the tighter one
+// stands: the one that refused (the one that holds back longest, if both did), or
+// the one with the fewest tokens left. A refusal by a check before the limit takes
+// nothing. Where the regime asks the limit before other checks, a refusal by
+// those has cost the tokens: so guesses at scopes, say, are limited too.
 //
 // # What allowed proves
 //
 // At the decision's time and at its position in the log the key existed in the
-// keyspace named, was active, and admitted the address, scope and resource; the
-// node had heard from the log within the staleness bound. With a ledger in mode
+// keyspace named, was active, and admitted the address, scope and resource, and
+// neither its limit nor its tenant's was exceeded at this node; the node had heard from the log within the staleness bound. With a ledger in mode
 // sync it also proves that this very use is durable.
 //
 // # Fail closed
@@ -47,13 +67,17 @@
 //	ledger sync, and the use is not durable in time 503 to the caller; the decision is recorded as it was made
 //	ledger async, and its buffer is full            answered; the number becomes part of a gap record
 //	the client's address cannot be told             denied where the key has an allowlist
+//	the regime has a check of a later release       verifier_stale
 //
 // # Invariants
 //
-//	V1  Verify is pure but for the key's bucket: the same view, request and time
-//	    give the same decision. It does no I/O, reads no clock, allocates nothing.
+//	V1  Verify is pure but for the buckets of the key and its tenant: the same
+//	    view, request and time give the same decision, under one version of the
+//	    regime. It does no I/O, reads no clock, allocates nothing.
 //	V2  No decision is remembered. What changes a key changes the next decision.
-//	V3  A token is taken by an otherwise allowed request only, and exactly once.
+//	V3  A token is taken by a request that passed every check before the limit,
+//	    exactly once, and from both buckets or from neither. No bucket admits more
+//	    than its burst and its rate, however many ask at once.
 //	V4  The secret is hashed and forgotten: it is in no decision, use, log line,
 //	    error or metric.
 //	G1  A gateway's doors (authorize.go, extauthz) give one answer, Node.Answer's,

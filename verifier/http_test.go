@@ -49,6 +49,32 @@ func doorsWorld(t testing.TB, change func(*NodeConfig)) *world {
 	return w
 }
 
+// regimesWorld holds the keys that testdata/regimes.txt speaks of.
+func regimesWorld(t testing.TB, change func(*NodeConfig)) *world {
+	w := newWorld(t, change)
+	w.define("cloud", cloudDefinition())
+	w.keyIn("cloud", "acme", secretOf("first"), nil)
+	w.keyIn("cloud", "acme", secretOf("second"), nil)
+	listed := func(c *events.KeyCreated) { c.Allowlist = []netip.Prefix{office} }
+	w.put(w.keyIn("cloud", "beta", secretOf("gone"), listed), &events.KeyRevoked{Code: events.RevokeCompromise})
+	w.keyIn("cloud", "beta", secretOf("deployer"), func(c *events.KeyCreated) { c.Scopes = []string{"deploy", "read"} })
+	locked := scribeDefinition()
+	locked.HTTPSOnly = true
+	w.define("locked", locked)
+	w.keyIn("locked", "acme", secretOf("safe"), nil)
+	hub := scribeDefinition()
+	hub.KeyTypes[0].Length, hub.KeyTypes[0].Checksum = events.DefaultSecretLength-events.CRC32.Len(), events.CRC32
+	w.define("hub", hub)
+	w.keyIn("hub", "acme", checkedSecret(), nil)
+	return w
+}
+
+// checkedSecret is a secret with a checksum, as long as one of secretOf.
+func checkedSecret() string {
+	random := []byte("checked" + strings.Repeat("x", events.DefaultSecretLength))[:events.DefaultSecretLength-events.CRC32.Len()]
+	return "sk_live_" + string(events.CRC32.Append(random, random))
+}
+
 var (
 	secretRE   = regexp.MustCompile(`\$[a-z]+`)
 	positionRE = regexp.MustCompile(`"position":"([A-Za-z0-9_-]{39})"`)
@@ -60,6 +86,7 @@ func (w *world) expand(s string) string {
 	s = strings.ReplaceAll(s, "$P", events.Position{Log: w.log.ID(), Seq: at}.String())
 	s = strings.ReplaceAll(s, "$AHEAD", events.Position{Log: w.log.ID(), Seq: at + 1}.String())
 	s = strings.ReplaceAll(s, "$FOREIGN", events.Position{Log: events.LogID{1}, Seq: at}.String())
+	s = strings.ReplaceAll(s, "$checked", checkedSecret())
 	return secretRE.ReplaceAllStringFunc(s, func(v string) string { return secretOf(v[1:]) })
 }
 
@@ -108,47 +135,62 @@ func (w *world) ask(script string) string {
 	return out.String()
 }
 
-// TestDoors runs testdata/doors.txt.
+// stories are the files of testdata, each with its world.
+var stories = []struct {
+	file  string
+	world func(testing.TB, func(*NodeConfig)) *world
+	least int // requests
+}{{"doors", doorsWorld, 50}, {"regimes", regimesWorld, 20}}
+
+// TestDoors runs the stories of testdata.
 func TestDoors(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const file = "testdata/doors.txt"
-		data, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		w := doorsWorld(t, nil)
-		var got strings.Builder
-		requests := 0
-		for _, block := range strings.Split(strings.TrimSpace(string(data)), "\n\n") {
-			if got.Len() > 0 {
-				got.WriteString("\n")
-			}
-			request, _, _ := strings.Cut(block, "\n< ")
-			got.WriteString(strings.TrimSuffix(request, "\n") + "\n")
-			if strings.HasPrefix(request, "> ") {
-				w.beat()
-				got.WriteString(w.ask(request))
-				requests++
-			}
-		}
-		if *update {
-			if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		} else if got.String() != string(data) {
-			a, b := strings.Split(string(data), "\n"), strings.Split(got.String(), "\n")
-			for i := range min(len(a), len(b)) {
-				if a[i] != b[i] {
-					t.Fatalf("%s, line %d:\n%s\nwant:\n%s", file, i+1, b[i], a[i])
+	for _, story := range stories {
+		t.Run(story.file, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := story.world(t, nil)
+				if n := w.tell("testdata/" + story.file + ".txt"); n < story.least {
+					t.Fatalf("only %d requests were made", n)
 				}
+				w.end()
+			})
+		})
+	}
+}
+
+// tell makes the requests of the file and compares the answers. It returns how
+// many there were.
+func (w *world) tell(file string) (requests int) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var got strings.Builder
+	for _, block := range strings.Split(strings.TrimSpace(string(data)), "\n\n") {
+		if got.Len() > 0 {
+			got.WriteString("\n")
+		}
+		request, _, _ := strings.Cut(block, "\n< ")
+		got.WriteString(strings.TrimSuffix(request, "\n") + "\n")
+		if strings.HasPrefix(request, "> ") {
+			w.beat()
+			got.WriteString(w.ask(request))
+			requests++
+		}
+	}
+	if *update {
+		if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
+			w.t.Fatal(err)
+		}
+	} else if got.String() != string(data) {
+		a, b := strings.Split(string(data), "\n"), strings.Split(got.String(), "\n")
+		for i := range min(len(a), len(b)) {
+			if a[i] != b[i] {
+				w.t.Fatalf("%s, line %d:\n%s\nwant:\n%s", file, i+1, b[i], a[i])
 			}
-			t.Fatalf("%s: %d lines, want %d", file, len(b), len(a))
 		}
-		if requests < 50 {
-			t.Fatalf("only %d requests were made", requests)
-		}
-		w.end()
-	})
+		w.t.Fatalf("%s: %d lines, want %d", file, len(b), len(a))
+	}
+	return requests
 }
 
 // The hand-written answer is the JSON that its shape says.
@@ -315,43 +357,49 @@ func TestAuthenticate(t *testing.T) {
 // No secret that was presented, of a key or not, is in a log line, a metric, an
 // answer or a use.
 func TestSecretsStayHere(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var logged bytes.Buffer
-		w := doorsWorld(t, func(c *NodeConfig) {
-			c.Logger = slog.New(slog.NewJSONHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	for _, story := range stories {
+		t.Run(story.file, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var logged bytes.Buffer
+				w := story.world(t, func(c *NodeConfig) {
+					c.Logger = slog.New(slog.NewJSONHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
+				})
+				old := slog.Default()
+				slog.SetDefault(slog.New(slog.NewJSONHandler(&logged, nil)))
+				defer slog.SetDefault(old)
+				data, err := os.ReadFile("testdata/" + story.file + ".txt")
+				if err != nil {
+					t.Fatal(err)
+				}
+				var answers strings.Builder
+				for _, block := range strings.Split(string(data), "\n\n") {
+					if request, _, _ := strings.Cut(block, "\n< "); strings.HasPrefix(request, "> ") {
+						w.beat()
+						answers.WriteString(w.ask(request))
+					}
+				}
+				var secrets []events.Secret
+				for _, word := range []string{"plain", "limited", "office", "project", "revoked", "expired", "disabled", "elsewhere", "nobody",
+					"first", "second", "gone", "deployer", "safe", "chequed"} {
+					secrets = append(secrets, events.NewSecret(secretOf(word)))
+				}
+				secrets = append(secrets, events.NewSecret(checkedSecret()))
+				if logged.Len() == 0 || answers.Len() == 0 {
+					t.Fatal("nothing to look at")
+				}
+				logtest.CheckNoSecrets(t, logged.Bytes(), secrets...)
+				logtest.CheckNoSecrets(t, []byte(answers.String()), secrets...)
+				logtest.CheckNoSecrets(t, scrape(t, w.node), secrets...)
+				w.end()
+				last, _ := w.log.LastUse(t.Context())
+				ms, err := w.log.ReadUses(t.Context(), 0, int(last))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, m := range ms {
+					logtest.CheckNoSecrets(t, m.Data, secrets...)
+				}
+			})
 		})
-		old := slog.Default()
-		slog.SetDefault(slog.New(slog.NewJSONHandler(&logged, nil)))
-		defer slog.SetDefault(old)
-		data, err := os.ReadFile("testdata/doors.txt")
-		if err != nil {
-			t.Fatal(err)
-		}
-		var answers strings.Builder
-		for _, block := range strings.Split(string(data), "\n\n") {
-			if request, _, _ := strings.Cut(block, "\n< "); strings.HasPrefix(request, "> ") {
-				w.beat()
-				answers.WriteString(w.ask(request))
-			}
-		}
-		var secrets []events.Secret
-		for _, word := range []string{"plain", "limited", "office", "project", "revoked", "expired", "disabled", "elsewhere", "nobody"} {
-			secrets = append(secrets, events.NewSecret(secretOf(word)))
-		}
-		if logged.Len() == 0 || answers.Len() == 0 {
-			t.Fatal("nothing to look at")
-		}
-		logtest.CheckNoSecrets(t, logged.Bytes(), secrets...)
-		logtest.CheckNoSecrets(t, []byte(answers.String()), secrets...)
-		logtest.CheckNoSecrets(t, scrape(t, w.node), secrets...)
-		w.end()
-		last, _ := w.log.LastUse(t.Context())
-		ms, err := w.log.ReadUses(t.Context(), 0, int(last))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range ms {
-			logtest.CheckNoSecrets(t, m.Data, secrets...)
-		}
-	})
+	}
 }

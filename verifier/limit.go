@@ -1,6 +1,7 @@
 package verifier
 
 import (
+	"math"
 	"runtime"
 
 	"github.com/keytrail/keytrail/events"
@@ -37,18 +38,18 @@ type meter struct {
 // meters are the limits of one request.
 type meters struct{ key, tenant meter }
 
-// metersOf finds the buckets. They are looked at here, before the checks, so
-// that their memory arrives while the checks run: a tenth of all.
-func metersOf(g *projections.Regime, key *projections.Key) (m meters) {
-	if perMinute, burst, ok := key.Limit(g); ok {
-		b := key.Bucket()
-		m.key = meter{b, b.At.Load(), perMinute, burst}
+// find finds the buckets. They are looked at here, before the checks, so that
+// their memory arrives while the checks run: a tenth of all.
+func (m *meters) find(g *projections.Regime, key *projections.Key) {
+	var ok bool
+	if m.key.perMinute, m.key.burst, ok = key.Limit(g); ok {
+		m.key.bucket = key.Bucket()
+		m.key.seen = m.key.bucket.At.Load()
 	}
-	if perMinute, burst, ok := key.Whole.Limit(g); ok {
-		b := key.Whole.Bucket()
-		m.tenant = meter{b, b.At.Load(), perMinute, burst}
+	if m.tenant.perMinute, m.tenant.burst, ok = key.Whole.Limit(g); ok {
+		m.tenant.bucket = key.Whole.Bucket()
+		m.tenant.seen = m.tenant.bucket.At.Load()
 	}
-	return m
 }
 
 // take takes cost tokens from both buckets if both hold that many, and says
@@ -86,20 +87,19 @@ func takeBoth(k, t *meter, now events.Time, cost int64) (Limit, bool) {
 	unlock(t.bucket, owedT, atT, now)
 	unlock(k.bucket, owedK, atK, now)
 	limitK.Scope, limitT.Scope = ScopeKey, ScopeTenant
-	tenant := limitT.Remaining < limitK.Remaining
-	switch {
-	case okK && okT:
-	case okK != okT:
-		tenant = okK
-	case cost > k.burst || cost > t.burst: // never
-		tenant = cost <= k.burst
-	case limitK.RetryAfter != limitT.RetryAfter:
-		tenant = limitT.RetryAfter > limitK.RetryAfter
+	ok, waitK, waitT := okK && okT, limitK.wait(okK), limitT.wait(okT)
+	if waitT > waitK || waitT == waitK && limitT.Remaining < limitK.Remaining {
+		return limitT, ok
 	}
-	if tenant {
-		return limitT, okK && okT
+	return limitK, ok
+}
+
+// wait returns for how long the limit holds the request back.
+func (l *Limit) wait(ok bool) int64 {
+	if !ok && l.RetryAfter == 0 {
+		return math.MaxInt64
 	}
-	return limitK, okK && okT
+	return l.RetryAfter
 }
 
 // A token is worth perToken parts, and a key with n tokens a minute regains n

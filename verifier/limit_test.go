@@ -3,6 +3,7 @@ package verifier
 import (
 	"math/big"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -17,30 +18,45 @@ type twin struct {
 	at     int64
 }
 
-func (w *twin) take(now, perMinute, burst, cost int64) (Limit, bool) {
+// advance brings the bucket to now.
+func (w *twin) advance(now, perMinute, burst int64) {
 	full := big.NewRat(burst, 1)
-	rate := big.NewRat(perMinute, 60_000) // tokens in a millisecond
 	if w.tokens == nil {
 		w.tokens = new(big.Rat).Set(full)
 	} else {
-		w.tokens.Add(w.tokens, new(big.Rat).Mul(rate, big.NewRat(now-w.at, 1)))
+		w.tokens.Add(w.tokens, new(big.Rat).Mul(perMS(perMinute), big.NewRat(now-w.at, 1)))
 	}
 	w.at = now
 	if w.tokens.Cmp(full) > 0 {
 		w.tokens.Set(full)
 	}
-	var l Limit
-	price := big.NewRat(cost, 1)
-	ok := w.tokens.Cmp(price) >= 0
-	if ok {
-		w.tokens.Sub(w.tokens, price)
-	} else if cost <= burst {
-		l.RetryAfter = ceilSeconds(new(big.Rat).Quo(new(big.Rat).Sub(price, w.tokens), rate))
+}
+
+// perMS is how many tokens a millisecond brings.
+func perMS(perMinute int64) *big.Rat { return big.NewRat(perMinute, 60_000) }
+
+func (w *twin) has(cost int64) bool { return w.tokens.Cmp(big.NewRat(cost, 1)) >= 0 }
+
+func (w *twin) spend(cost int64) { w.tokens.Sub(w.tokens, big.NewRat(cost, 1)) }
+
+// tell says where the bucket stands, after a request of the cost was refused or not.
+func (w *twin) tell(perMinute, burst, cost int64, refused bool) (l Limit) {
+	if refused && cost <= burst {
+		l.RetryAfter = ceilSeconds(new(big.Rat).Quo(new(big.Rat).Sub(big.NewRat(cost, 1), w.tokens), perMS(perMinute)))
 	}
 	l.Limit = burst
 	l.Remaining = new(big.Int).Quo(w.tokens.Num(), w.tokens.Denom()).Int64()
-	l.Reset = ceilSeconds(new(big.Rat).Quo(new(big.Rat).Sub(full, w.tokens), rate))
-	return l, ok
+	l.Reset = ceilSeconds(new(big.Rat).Quo(new(big.Rat).Sub(big.NewRat(burst, 1), w.tokens), perMS(perMinute)))
+	return l
+}
+
+func (w *twin) take(now, perMinute, burst, cost int64) (Limit, bool) {
+	w.advance(now, perMinute, burst)
+	ok := w.has(cost)
+	if ok {
+		w.spend(cost)
+	}
+	return w.tell(perMinute, burst, cost, !ok), ok
 }
 
 // ceilSeconds rounds milliseconds up to whole seconds.
@@ -92,22 +108,18 @@ func TestLimitEqualsItsTwin(t *testing.T) {
 
 func TestLimitTable(t *testing.T) {
 	const start = events.Time(1_790_000_000_000)
+	type step struct {
+		after events.Time // since start
+		cost  int64
+		ok    bool
+		want  Limit
+	}
 	for _, c := range []struct {
 		name             string
 		perMinute, burst int64
-		steps            []struct {
-			after events.Time // since start
-			cost  int64
-			ok    bool
-			want  Limit
-		}
+		steps            []step
 	}{
-		{"60 a minute, burst 2", 60, 2, []struct {
-			after events.Time
-			cost  int64
-			ok    bool
-			want  Limit
-		}{
+		{"60 a minute, burst 2", 60, 2, []step{
 			{0, 1, true, at(2, 1, 1, 0)},
 			{0, 1, true, at(2, 0, 2, 0)},
 			{0, 1, false, at(2, 0, 2, 1)},
@@ -118,22 +130,49 @@ func TestLimitTable(t *testing.T) {
 			{60_000, 3, false, at(2, 2, 0, 0)}, // more than the burst: never, and no token is taken
 			{60_000, 2, true, at(2, 0, 2, 0)},
 		}},
-		{"the clock was set back an hour: it refills from there", 60, 2, []struct {
-			after events.Time
-			cost  int64
-			ok    bool
-			want  Limit
-		}{
+		{"60 a minute, burst 120: a token a second", 60, 120, []step{
+			{0, 1, true, at(120, 119, 1, 0)},
+			{0, 119, true, at(120, 0, 120, 0)},
+			{0, 1, false, at(120, 0, 120, 1)},
+			{999, 1, false, at(120, 0, 120, 1)},
+			{1000, 1, true, at(120, 0, 120, 0)},
+			{31_000, 30, true, at(120, 0, 120, 0)},
+			{31_000, 60, false, at(120, 0, 120, 60)},
+			{90_999, 60, false, at(120, 59, 61, 1)},
+			{91_000, 60, true, at(120, 0, 120, 0)},
+			{210_999, 0, true, at(120, 119, 1, 0)}, // a look takes nothing
+			{211_000, 0, true, at(120, 120, 0, 0)}, // full again after two minutes
+			{211_000, 121, false, at(120, 120, 0, 0)},
+			{271_000, 120, true, at(120, 0, 120, 0)}, // and it never holds more
+		}},
+		{"300 a minute, burst 600: a token in 200 ms", 300, 600, []step{
+			{0, 600, true, at(600, 0, 120, 0)},
+			{0, 1, false, at(600, 0, 120, 1)},
+			{199, 1, false, at(600, 0, 120, 1)},
+			{200, 1, true, at(600, 0, 120, 0)},
+			{1_200, 5, true, at(600, 0, 120, 0)},
+			{61_200, 299, true, at(600, 1, 120, 0)}, // 599 owed are 119.8 s
+			{61_200, 11, false, at(600, 1, 120, 2)},
+			{63_199, 11, false, at(600, 10, 118, 1)},
+			{63_200, 11, true, at(600, 0, 120, 0)},
+			{63_200, 600, false, at(600, 0, 120, 120)},
+			{183_200, 600, true, at(600, 0, 120, 0)},
+		}},
+		{"1,200 a minute, burst 2,400: a token in 50 ms", 1200, 2400, []step{
+			{0, 2400, true, at(2400, 0, 120, 0)},
+			{49, 1, false, at(2400, 0, 120, 1)},
+			{50, 1, true, at(2400, 0, 120, 0)},
+			{1_050, 21, false, at(2400, 20, 119, 1)},
+			{1_050, 20, true, at(2400, 0, 120, 0)},
+			{121_049, 1, true, at(2400, 2398, 1, 0)}, // 1.02 owed
+			{121_050, 2, true, at(2400, 2397, 1, 0)}, // 3 owed: 0.15 s
+		}},
+		{"the clock was set back an hour: it refills from there", 60, 2, []step{
 			{3_600_000, 2, true, at(2, 0, 2, 0)},
 			{0, 1, false, at(2, 0, 2, 1)},
 			{1000, 1, true, at(2, 0, 2, 0)},
 		}},
-		{"a billion at one a minute is a quota", 1, 1_000_000_000, []struct {
-			after events.Time
-			cost  int64
-			ok    bool
-			want  Limit
-		}{
+		{"a billion at one a minute is a quota", 1, 1_000_000_000, []step{
 			{0, 999_999_999, true, at(1_000_000_000, 1, 59_999_999_940, 0)},
 			{0, 2, false, at(1_000_000_000, 1, 59_999_999_940, 60)},
 			{60_000, 2, true, at(1_000_000_000, 0, 60_000_000_000, 0)},
@@ -184,5 +223,143 @@ func TestLimitUnderContention(t *testing.T) {
 	}
 	if sum != 5000 {
 		t.Fatalf("%d allowed of a burst of 5000", sum)
+	}
+}
+
+// In any minute from a full bucket on, a plan admits its burst and its rate,
+// whoever takes as soon as a token is there.
+func TestLimitAdmitsBurstAndRate(t *testing.T) {
+	const start = events.Time(1_790_000_000_000)
+	for _, plan := range [][2]int64{{60, 120}, {300, 600}, {1200, 2400}, {7, 2}, {59_999, 3}} {
+		var b projections.Bucket
+		admitted := int64(0)
+		for ms := range events.Time(60_001) {
+			for {
+				if _, ok := takeNow(&b, start+ms, plan[0], plan[1], 1); !ok {
+					break
+				}
+				admitted++
+			}
+		}
+		if admitted != plan[0]+plan[1] {
+			t.Errorf("%d a minute, burst %d: %d admitted", plan[0], plan[1], admitted)
+		}
+	}
+}
+
+// pair are the meters of one request, for a key and its tenant.
+func pair(key, tenant *projections.Bucket, k, t events.Limit) *meters {
+	return &meters{meter{key, key.At.Load(), k.PerMinute, k.Burst}, meter{tenant, tenant.At.Load(), t.PerMinute, t.Burst}}
+}
+
+// Two keys of one tenant, each with its limit beside the tenant's, that change
+// now and then. A request takes from both or from none; the answer is that of
+// the bucket that holds back longest, then of the one with the fewest tokens.
+func TestBothLimitsEqualTheirTwins(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		number := rapid.OneOf(rapid.Int64Range(1, 30), rapid.Int64Range(1, events.MaxPerMinute))
+		limit := rapid.Custom(func(t *rapid.T) events.Limit {
+			return events.Limit{PerMinute: number.Draw(t, "per minute"), Burst: number.Draw(t, "burst")}
+		})
+		step := rapid.OneOf(rapid.Int64Range(0, 3), rapid.Int64Range(0, 120_000), rapid.Int64Range(0, 1<<40))
+		cost := rapid.OneOf(rapid.Int64Range(0, 5), rapid.Int64Range(1, 1<<32-1))
+		now := int64(1_790_000_000_000)
+		var buckets [3]projections.Bucket // the tenant's is the last
+		var twins [3]twin
+		var limits [3]events.Limit
+		for i := range limits {
+			limits[i] = limit.Draw(t, "limit")
+			twins[i].advance(now, limits[i].PerMinute, limits[i].Burst)
+		}
+		for range rapid.IntRange(1, 60).Draw(t, "requests") {
+			if i := rapid.IntRange(0, 30).Draw(t, "change"); i < 3 {
+				// By the old numbers up to now. What was taken stays taken: as many are missing as before.
+				twins[i].advance(now, limits[i].PerMinute, limits[i].Burst)
+				takeNow(&buckets[i], events.Time(now), limits[i].PerMinute, limits[i].Burst, 0)
+				owed := new(big.Rat).Sub(big.NewRat(limits[i].Burst, 1), twins[i].tokens)
+				limits[i] = limit.Draw(t, "new limit")
+				twins[i].tokens.Sub(big.NewRat(limits[i].Burst, 1), owed)
+				if twins[i].tokens.Sign() < 0 {
+					twins[i].tokens.SetInt64(0)
+				}
+			}
+			now += step.Draw(t, "step")
+			c := cost.Draw(t, "cost")
+			i := rapid.IntRange(0, 1).Draw(t, "key")
+			got, ok := pair(&buckets[i], &buckets[2], limits[i], limits[2]).take(events.Time(now), c)
+
+			key, tenant := &twins[i], &twins[2]
+			key.advance(now, limits[i].PerMinute, limits[i].Burst)
+			tenant.advance(now, limits[2].PerMinute, limits[2].Burst)
+			keyHas, tenantHas := key.has(c), tenant.has(c)
+			wantOK := keyHas && tenantHas
+			if wantOK {
+				key.spend(c)
+				tenant.spend(c)
+			}
+			want := key.tell(limits[i].PerMinute, limits[i].Burst, c, !keyHas)
+			want.Scope = ScopeKey
+			other := tenant.tell(limits[2].PerMinute, limits[2].Burst, c, !tenantHas)
+			other.Scope = ScopeTenant
+			wait := func(l Limit, has bool) int64 {
+				switch {
+				case has:
+					return -1
+				case l.RetryAfter == 0:
+					return 1 << 62
+				}
+				return l.RetryAfter
+			}
+			if a, b := wait(want, keyHas), wait(other, tenantHas); b > a || a == b && other.Remaining < want.Remaining {
+				want = other
+			}
+			if got != want || ok != wantOK {
+				t.Fatalf("%+v, cost %d: %+v %v, want %+v %v", limits, c, got, ok, want, wantOK)
+			}
+		}
+	})
+}
+
+// However many take at once, neither a key's limit nor the tenant's is exceeded,
+// and none of a bucket's tokens is lost to a request that the other refused.
+func TestBothLimitsUnderContention(t *testing.T) {
+	const now = events.Time(1_790_000_000_000)
+	for _, c := range []struct {
+		name        string
+		key, tenant int64 // burst
+	}{{"the tenant's is the tighter", 900, 5000}, {"the keys' are", 500, 5000}, {"both", 625, 5000}} {
+		t.Run(c.name, func(t *testing.T) {
+			const keys = 8
+			var buckets [keys]projections.Bucket
+			var tenant projections.Bucket
+			var allowed [keys]atomic.Int64
+			var wg sync.WaitGroup
+			k, whole := events.Limit{PerMinute: 1, Burst: c.key}, events.Limit{PerMinute: 1, Burst: c.tenant}
+			for g := range 2 * keys { // two takers a key
+				wg.Go(func() {
+					for range 600 {
+						if _, ok := pair(&buckets[g%keys], &tenant, k, whole).take(now, 1); ok {
+							allowed[g%keys].Add(1)
+						}
+						pair(&buckets[g%keys], &tenant, k, whole).take(now, 0)
+					}
+				})
+			}
+			wg.Wait()
+			sum := int64(0)
+			for i := range allowed {
+				n := allowed[i].Load()
+				sum += n
+				if l, _ := takeNow(&buckets[i], now, 1, c.key, 0); l.Remaining != c.key-n {
+					t.Errorf("key %d: %d allowed, %d of %d left", i, n, l.Remaining, c.key)
+				}
+			}
+			if want := min(keys*c.key, c.tenant); sum != want {
+				t.Errorf("%d allowed, want %d", sum, want)
+			}
+			if l, _ := takeNow(&tenant, now, 1, c.tenant, 0); l.Remaining != c.tenant-sum {
+				t.Errorf("%d allowed, %d of %d left to the tenant", sum, l.Remaining, c.tenant)
+			}
+		})
 	}
 }

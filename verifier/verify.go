@@ -62,7 +62,8 @@ func Verify(view *projections.Keys, req *Request, now events.Time) Decision {
 func (d *Decision) refuse(g *projections.Regime, reason events.Reason) {
 	d.Reason = reason
 	if d.Key != nil {
-		m := metersOf(g, d.Key)
+		var m meters
+		m.find(g, d.Key)
 		d.Limit, _ = m.take(d.At, 0)
 	}
 }
@@ -106,11 +107,12 @@ func find(view *projections.Keys, req *Request) (*projections.Key, *projections.
 // the limit takes nothing and tells where the limit stands; one after it has
 // cost the tokens.
 func check(g *projections.Regime, key *projections.Key, req *Request, now events.Time) (events.Reason, Limit) {
-	m := metersOf(g, key)
+	var m meters
+	m.find(g, key)
 	if !g.Usual {
 		return checkInOrder(g, key, &m, req, now)
 	}
-	// The usual order, written out: the loop would cost a twentieth more.
+	// The usual order, written out: the loop costs more.
 	reason := state(key, now)
 	switch {
 	case reason != events.ReasonOK:

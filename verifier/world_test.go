@@ -47,6 +47,19 @@ func scribeDefinition() events.Definition {
 	}
 }
 
+// cloudDefinition is a regime of its own order: a blocked address is told before
+// the key's state. Its statuses are its own too, a scope wants a project, and keys
+// are limited one by one and by tenant.
+func cloudDefinition() events.Definition {
+	d := scribeDefinition()
+	d.Scopes = append(d.Scopes, events.ScopeDef{Name: "deploy", Level: "project"}, events.ScopeDef{Name: "members", Level: events.LevelTenant})
+	d.Checks = []events.Check{events.CheckAddress, events.CheckState, events.CheckScope, events.CheckResource, events.CheckLimit}
+	d.Limit = &events.Limit{PerMinute: 60, Burst: 2}
+	d.TenantLimit = &events.Limit{PerMinute: 60, Burst: 3}
+	d.Errors.Answers = []events.ErrorAnswer{{Reasons: []string{"resource_not_allowed"}, Status: 404}, {Reasons: []string{"key_unknown", "verifier_stale"}, Status: 400}}
+	return d
+}
+
 func newWorld(t testing.TB, change func(*NodeConfig)) *world {
 	w := &world{t: t, log: logtest.New(t), view: projections.NewKeys(), mux: http.NewServeMux()}
 	cfg := NodeConfig{View: w.view, Log: w.log.ID(), Logger: slog.New(slog.DiscardHandler)}

@@ -296,8 +296,8 @@ func TestImportCommand(t *testing.T) {
 		t.Errorf("again: exit %d: %s%s", code, out, errs2)
 	}
 	out, errs3, code := importAt(t, s.URL, strings.Join(lines, ""), "--format", "jsonl", "--dry-run")
-	if code != 0 {
-		t.Errorf("dry: exit %d: %s%s", code, out, errs3)
+	if sent := d.raw.String(); code != 0 || strings.Count(sent, `"dry_run":true`) != 1 || strings.Count(sent, `"imported_from":"the old gateway"`) != 3 {
+		t.Errorf("dry: exit %d: %s%s\nsent %s", code, out, errs3, sent)
 	}
 	var tally importTally
 	out, _, code = cliAtWith(t, s.URL, strings.Join(lines, ""), "--json", "key", "import", "--keyspace", "k")

@@ -139,7 +139,8 @@ func (a *app) keyCreate() *cobra.Command {
 	var resources []string
 	in := struct {
 		tenant, name, typ, env, expiresAt, expiresIn, reason string
-		scopes, roles, allow                                 []string
+		scopes, roles, allow, permissions                    []string
+		permissionLevel                                      string
 		metadata                                             map[string]string
 	}{}
 	c := &cobra.Command{Use: "create", Short: "Create a key and show its secret, this once", Args: none,
@@ -159,6 +160,14 @@ func (a *app) keyCreate() *cobra.Command {
 			put("environment", in.env != "", in.env)
 			put("scopes", c.Flags().Changed("scope"), in.scopes)
 			put("roles", len(in.roles) > 0, in.roles)
+			permissions := map[string]any{"scopes": in.permissions}
+			if in.permissionLevel != "" {
+				permissions["level"] = in.permissionLevel
+			}
+			put("permissions", len(in.permissions) > 0, permissions)
+			if in.permissionLevel != "" && len(in.permissions) == 0 {
+				return usageError{fmt.Errorf("--permission-level says at which level --permission holds: give that as well")}
+			}
 			put("resources", len(rs) > 0, rs)
 			put("allowlist", len(in.allow) > 0, in.allow)
 			put("expires_at", in.expiresAt != "", in.expiresAt)
@@ -184,10 +193,12 @@ func (a *app) keyCreate() *cobra.Command {
 	f.StringVar(&in.env, "environment", "", "environment, where the type leaves it open")
 	f.StringSliceVar(&in.scopes, "scope", nil, "a scope; repeat, or separate with commas (default: the type's)")
 	f.StringSliceVar(&in.roles, "role", nil, "a role of the tenant")
+	f.StringSliceVar(&in.permissions, "permission", nil, "a scope of a role of the key's own, which is made with it")
+	f.StringVar(&in.permissionLevel, "permission-level", "", "level of that role: tenant (default) or a resource kind")
 	f.StringSliceVar(&resources, "resource", nil, "restrict to kind/id, as project/proj_1 (default: the whole tenant)")
 	f.StringSliceVar(&in.allow, "allow", nil, "address or CIDR it may be used from (default: any)")
 	f.StringVar(&in.expiresAt, "expires-at", "", "RFC 3339 instant")
-	f.StringVar(&in.expiresIn, "expires-in", "", "life from now, as 720h or 30d")
+	f.StringVar(&in.expiresIn, "expires-in", "", "life from now, as 720h or 30d, or never; where the keyspace has choices, one of them")
 	f.StringToStringVar(&in.metadata, "metadata", nil, "name=value")
 	f.StringVar(&in.reason, "reason", "", "why, for the record")
 	f.StringVar(&idem, "idempotency-key", "", "makes a retry safe: the same key is answered again, without its secret")
@@ -425,7 +436,7 @@ func (a *app) keyRotate() *cobra.Command {
 		})
 	c.Flags().StringVar(&overlap, "overlap", "", "how long the old key goes on, as 24h or 7d (default: it ends at once)")
 	c.Flags().StringVar(&at, "expires-at", "", "the successor's expiry, RFC 3339")
-	c.Flags().StringVar(&in, "expires-in", "", "the successor's life, as 720h or 30d")
+	c.Flags().StringVar(&in, "expires-in", "", "the successor's life, as 720h or 30d, or never")
 	return c
 }
 

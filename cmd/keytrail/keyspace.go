@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,8 +10,10 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"text/tabwriter"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
 	"github.com/keytrail/keytrail/cmd/internal/regimes"
@@ -29,18 +32,31 @@ deploy/regimes holds real ones.`}
 
 func (a *app) keyspaceApply() *cobra.Command {
 	var file, reason string
+	var dryRun, accept bool
 	c := &cobra.Command{Use: "apply -f FILE", Short: "Define a keyspace from a YAML or JSON document, or replace its definition", Args: none,
 		Long: `Define a keyspace from a YAML or JSON document, or replace its definition.
 
 The document is checked first, as by keyspace validate. What is wrong, here or
-for the server, is told with its line: FILE:LINE:COLUMN: member: what is wanted.`,
-		Example: "  keytrail keyspace apply -f deploy/regimes/scribe-sight.yaml",
+for the server, is told with its line: FILE:LINE:COLUMN: member: what is wanted.
+
+A definition that keys which live do not fit is refused and nothing is written.
+--dry-run says what would change and which keys do not fit, and why; it ends with 1
+if there are any. --accept-violations applies it: the keys stay as they are, and
+what they may do follows the definition.`,
+		Example: "  keytrail keyspace apply -f deploy/regimes/scribe-sight.yaml --dry-run\n  keytrail keyspace apply -f deploy/regimes/scribe-sight.yaml",
 		RunE: func(c *cobra.Command, _ []string) error {
 			doc, err := a.readKeyspace(file)
 			if err != nil {
 				return err
 			}
-			ans, err := a.call(c.Context(), "", http.MethodPut, "/v1/keyspaces/"+url.PathEscape(string(doc.Name())), nil, nil, doc.Definition(reason))
+			path, query, def := "/v1/keyspaces/"+url.PathEscape(string(doc.Name())), url.Values{}, doc.Definition(reason)
+			if dryRun {
+				return onLines(doc, a.reviewKeyspace(c.Context(), path, def))
+			}
+			if accept {
+				query.Set("accept_violations", "true")
+			}
+			ans, err := a.call(c.Context(), "", http.MethodPut, path, query, nil, def)
 			if err != nil {
 				return onLines(doc, err)
 			}
@@ -48,6 +64,9 @@ for the server, is told with its line: FILE:LINE:COLUMN: member: what is wanted.
 		}}
 	c.Flags().StringVarP(&file, "file", "f", "", "the document; - reads standard input")
 	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "write nothing; tell what would change and which keys do not fit")
+	c.Flags().BoolVar(&accept, "accept-violations", false, "apply it although live keys do not fit")
+	c.MarkFlagsMutuallyExclusive("dry-run", "accept-violations")
 	c.MarkFlagRequired("file")
 	return c
 }
@@ -193,6 +212,11 @@ type keyspaceView struct {
 	Rev        uint64            `json:"rev"`
 	Definition events.Definition `json:"definition"`
 	UpdatedAt  string            `json:"updated_at"`
+
+	SecretPatterns []struct {
+		Type    string `json:"type"`
+		Pattern string `json:"pattern"` // "" when there is none
+	} `json:"secret_patterns"`
 }
 
 func (k *keyspaceView) prefixes() []string {
@@ -204,16 +228,135 @@ func (k *keyspaceView) prefixes() []string {
 }
 
 func printKeyspace(w io.Writer, k *keyspaceView) {
+	d := &k.Definition
 	field(w, "keyspace", k.ID)
-	field(w, "title", k.Definition.Title)
+	field(w, "title", d.Title)
 	field(w, "rev", fmt.Sprint(k.Rev))
 	field(w, "updated", k.UpdatedAt)
-	field(w, "credential", strings.TrimSpace(k.Definition.Credential.HeaderName()+": "+k.Definition.Credential.SchemeName()+" …"))
-	for _, t := range k.Definition.KeyTypes {
-		field(w, "key type", fmt.Sprintf("%s: %s + %d characters; defaults %s", t.Name, dash(t.Prefix), t.Len(), join(t.Defaults)))
+	field(w, "credential", strings.TrimSpace(d.Credential.HeaderName()+": "+d.Credential.SchemeName()+" …"))
+	if d.HTTPSOnly {
+		field(w, "https only", "yes")
 	}
-	for _, s := range k.Definition.Scopes {
+	for i := range d.KeyTypes {
+		t := &d.KeyTypes[i]
+		form := fmt.Sprintf("%s + %d characters", dash(t.Prefix), t.Len())
+		if t.Checksum != "" {
+			form += fmt.Sprintf(" + %s checksum", t.Checksum)
+		}
+		field(w, "key type", fmt.Sprintf("%s: %s; defaults %s; environments %s", t.Name, form, join(t.Defaults), join(t.Environments)))
+	}
+	for _, p := range k.SecretPatterns {
+		pattern := p.Pattern
+		if pattern == "" {
+			pattern = "none: without a prefix, secrets of this type cannot be found in text"
+		}
+		field(w, "secret pattern", p.Type+": "+pattern)
+	}
+	for _, s := range d.Scopes {
 		field(w, "scope", strings.TrimSpace(s.Name+"  "+s.Description))
 	}
-	field(w, "resources", strings.Join(k.Definition.Resources, ", "))
+	field(w, "grants", strings.Join(grantRules(&d.Grants), ", "))
+	field(w, "resources", strings.Join(d.Resources, ", "))
+	field(w, "expiry", strings.Join(expiryRules(&d.Expiry), ", "))
+	for _, p := range d.Plans {
+		field(w, "plan", p.Name+": "+limitName(&events.Limit{PerMinute: p.PerMinute, Burst: p.Burst}))
+	}
+	field(w, "limit of a key", limitName(d.Limit))
+	field(w, "limit of a tenant", limitName(d.TenantLimit))
+	checks := make([]string, len(d.Order()))
+	for i, c := range d.Order() {
+		checks[i] = string(c)
+	}
+	field(w, "checks", strings.Join(checks, ", "))
+}
+
+func grantRules(g *events.GrantRules) (out []string) {
+	if g.By != "" {
+		out = append(out, "by "+g.By)
+	}
+	if g.Required {
+		out = append(out, "at least one")
+	}
+	if g.Fixed {
+		out = append(out, "fixed at creation")
+	}
+	return out
+}
+
+func expiryRules(p *events.ExpiryPolicy) (out []string) {
+	if p.Required {
+		out = append(out, "required")
+	}
+	if p.Max != "" {
+		out = append(out, "at most "+string(p.Max))
+	}
+	if p.Default != "" {
+		out = append(out, "by default "+string(p.Default))
+	}
+	if len(p.Choices) > 0 {
+		choices := make([]string, len(p.Choices))
+		for i, c := range p.Choices {
+			choices[i] = string(c)
+		}
+		out = append(out, "one of "+strings.Join(choices, ", "))
+	}
+	return out
+}
+
+// reviewView is what a dry run answers.
+type reviewView struct {
+	Data       jsontext.Value `json:"data"`
+	Changes    []string       `json:"changes"`
+	Violations []struct {
+		KeyID   string `json:"key_id"`
+		Tenant  string `json:"tenant"`
+		Name    string `json:"name"`
+		Field   string `json:"field"`
+		Code    string `json:"code"`
+		Message string `json:"message"`
+	} `json:"violations"`
+	Violating int `json:"violating"`
+	Keys      int `json:"keys"`
+}
+
+// reviewKeyspace tells what applying the definition would do. Keys that would not
+// fit are an error, so that a pipeline stops.
+func (a *app) reviewKeyspace(ctx context.Context, path string, def any) error {
+	c, err := a.client("")
+	if err != nil {
+		return err
+	}
+	var r reviewView
+	if err := c.Do(ctx, http.MethodPut, path, url.Values{"dry_run": {"true"}}, nil, def, &r); err != nil {
+		return err
+	}
+	if a.json {
+		if err := a.printJSON(&r); err != nil {
+			return err
+		}
+	} else {
+		for _, path := range r.Changes {
+			fmt.Fprintf(a.out, "changes %s\n", path)
+		}
+		if len(r.Changes) == 0 {
+			fmt.Fprintln(a.out, "changes nothing")
+		}
+		w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
+		if len(r.Violations) > 0 {
+			fmt.Fprintln(w, "\nKEY\tTENANT\tNAME\tFIELD\tWHY")
+		}
+		for _, v := range r.Violations {
+			fmt.Fprintln(w, strings.Join([]string{v.KeyID, v.Tenant, v.Name, v.Field, v.Message}, "\t"))
+		}
+		if err := w.Flush(); err != nil {
+			return err
+		}
+	}
+	if r.Violating > 0 {
+		return fmt.Errorf("%d of %d live keys do not fit the definition; nothing was written; --accept-violations applies it all the same", r.Violating, r.Keys)
+	}
+	if !a.json {
+		fmt.Fprintf(a.out, "all %d live keys fit; nothing was written\n", r.Keys)
+	}
+	return nil
 }

@@ -133,7 +133,7 @@ Start here:
 		}
 	}
 	add("run", a.upCmd(), a.logCmd(), a.initCmd(), a.controlCmd(), a.verifierCmd(), a.auditorCmd())
-	add("operate", a.keyspaceCmd(), a.keyCmd(), a.roleCmd(), a.verifyCmd(), a.auditCmd())
+	add("operate", a.keyspaceCmd(), a.keyCmd(), a.roleCmd(), a.tenantCmd(), a.verifyCmd(), a.auditCmd())
 	add("check", a.doctorCmd(), a.benchCmd())
 	return root
 }

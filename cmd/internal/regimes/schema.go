@@ -301,14 +301,13 @@ func wrongType(want []string, n *node) string {
 func oneOf(values []any) string {
 	var words []string
 	for _, v := range values {
-		s := fmt.Sprint(v)
 		switch v {
-		case "":
-			s = `""`
+		case "": // the same as leaving the member out
 		case nil:
-			s = "null"
+			words = append(words, "null")
+		default:
+			words = append(words, fmt.Sprint(v))
 		}
-		words = append(words, s)
 	}
 	return list(words, "or")
 }

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"io"
+	"net/http"
+	"net/url"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+// tenantView is what holds for a tenant as a whole, as the door shows it.
+type tenantView struct {
+	ID        string        `json:"id"`
+	Keyspace  string        `json:"keyspace"`
+	Limit     *events.Limit `json:"limit"`
+	Effective *struct {
+		Plan      string `json:"plan"`
+		PerMinute int64  `json:"per_minute"`
+		Burst     int64  `json:"burst"`
+	} `json:"effective"`
+	UpdatedAt string `json:"updated_at"`
+}
+
+func printTenant(w io.Writer, t *tenantView) {
+	field(w, "tenant", t.ID)
+	field(w, "keyspace", t.Keyspace)
+	own := limitName(t.Limit)
+	if own == "" {
+		own = "none of its own"
+	}
+	field(w, "limit", own)
+	holds := "unlimited"
+	if e := t.Effective; e != nil {
+		holds = limitName(&events.Limit{PerMinute: e.PerMinute, Burst: e.Burst})
+		if e.Plan != "" {
+			holds += ", plan " + e.Plan
+		}
+	}
+	field(w, "all its keys", holds)
+	field(w, "updated", t.UpdatedAt)
+}
+
+func (a *app) tenantCmd() *cobra.Command {
+	var keyspace string
+	c := &cobra.Command{Use: "tenant", Short: "Set and read what holds for a tenant as a whole", Aliases: []string{"tenants"}}
+	c.PersistentFlags().StringVar(&keyspace, "keyspace", "", "the keyspace")
+	c.MarkPersistentFlagRequired("keyspace")
+	path := func(tenant string) string {
+		return "/v1/keyspaces/" + url.PathEscape(keyspace) + "/tenants/" + url.PathEscape(tenant)
+	}
+	get := &cobra.Command{Use: "get TENANT", Short: "Show the limit of all keys of a tenant together", Args: exactly("TENANT"),
+		RunE: func(c *cobra.Command, args []string) error {
+			ans, err := a.call(c.Context(), "", http.MethodGet, path(args[0]), nil, nil, nil)
+			if err != nil {
+				return err
+			}
+			return show(a, ans, printTenant)
+		}}
+	var limit limitFlags
+	var def bool
+	var reason string
+	set := &cobra.Command{Use: "limit TENANT", Short: "Replace the limit of all keys of a tenant together", Args: exactly("TENANT"),
+		Example: "  keytrail tenant limit acme --keyspace lattica --plan team",
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := either(c, limit.value() != nil, "plan or --per-minute", def, "default"); err != nil {
+				return err
+			}
+			body := map[string]any{"limit": limit.value()}
+			if reason != "" {
+				body["reason"] = reason
+			}
+			ans, err := a.call(c.Context(), "", http.MethodPut, path(args[0])+"/limit", nil, nil, body)
+			if err != nil {
+				return err
+			}
+			return show(a, ans, printTenant)
+		}}
+	limit.register(set)
+	set.Flags().BoolVar(&def, "default", false, "the keyspace's own tenant_limit, if it has one")
+	set.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	c.AddCommand(get, set)
+	return c
+}
