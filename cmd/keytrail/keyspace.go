@@ -233,7 +233,7 @@ func printKeyspace(w io.Writer, k *keyspaceView) {
 	field(w, "title", d.Title)
 	field(w, "rev", fmt.Sprint(k.Rev))
 	field(w, "updated", k.UpdatedAt)
-	field(w, "credential", strings.TrimSpace(d.Credential.HeaderName()+": "+d.Credential.SchemeName()+" …"))
+	field(w, "credential", d.Credential.HeaderName()+": "+strings.TrimSpace(d.Credential.SchemeName()+" …"))
 	if d.HTTPSOnly {
 		field(w, "https only", "yes")
 	}

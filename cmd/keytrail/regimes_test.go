@@ -78,7 +78,7 @@ func TestRegimes(t *testing.T) {
 			} {
 				e.Setenv(name, value)
 			}
-			e.Values[talkKey{}] = &talk{url: p.url, vars: map[string]string{"root": p.root}, bin: filepath.Join(bin, "keytrail"), env: e}
+			e.Values[talkKey{}] = &talk{url: p.url, vars: map[string]string{"root": p.root, "regimes": dir}, bin: filepath.Join(bin, "keytrail"), env: e}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exchange": exchange},
@@ -90,7 +90,7 @@ type talk struct {
 	url  string
 	bin  string
 	env  *testscript.Env
-	vars map[string]string // what answers captured, and "root"
+	vars map[string]string // what answers captured, "root" and "regimes"
 
 	archive *txtar.Archive // of the script, once -update has changed it
 }
@@ -349,6 +349,7 @@ var kinds = map[string]string{
 	"time":   `\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z`,
 	"number": `\d+`,
 	"id":     `[a-z]+_[0-9A-Z]{26}`,
+	"role":   `key_[0-9a-z]{26}`, // made with a key
 
 	"days": `\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z`, // <days*n>: n days from now
 
@@ -665,6 +666,7 @@ var changing = []struct {
 }{
 	{regexp.MustCompile(kinds["time"]), "<time>"},
 	{regexp.MustCompile(kinds["id"]), "<id>"},
+	{regexp.MustCompile(kinds["role"]), "<role>"},
 	{regexp.MustCompile(`^\d+  <time>`), "<number>  <time>"}, // the trail
 	{regexp.MustCompile(`("position": ")[^"]+`), "${1}<any>"},
 	{regexp.MustCompile(`\b[a-z0-9-]+/\d{10,}/\d+\b`), "<any>"},

@@ -51,9 +51,12 @@ func Errorf(status int, code, format string, args ...any) *Problem {
 	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Code: code, Detail: fmt.Sprintf(format, args...)}
 }
 
+// codeInvalid is of problems that say in their errors what is wrong.
+const codeInvalid = "invalid"
+
 // Invalid makes the 422 problem that lists every bad field at once.
 func Invalid(errs events.FieldErrors) *Problem {
-	p := Errorf(http.StatusUnprocessableEntity, "invalid", "%d field(s) are not acceptable", len(errs))
+	p := Errorf(http.StatusUnprocessableEntity, codeInvalid, "%d field(s) are not acceptable", len(errs))
 	p.Errors = errs
 	return p
 }
@@ -179,7 +182,7 @@ func decode(b []byte, v any) error {
 	var sem *json.SemanticError
 	if errors.As(err, &sem) {
 		field := pointerToPath(string(sem.JSONPointer))
-		p := Errorf(http.StatusUnprocessableEntity, "invalid", "1 field(s) are not acceptable")
+		p := Errorf(http.StatusUnprocessableEntity, codeInvalid, "1 field(s) are not acceptable")
 		msg, code := "the value has the wrong form", "invalid"
 		switch {
 		case errors.Is(err, json.ErrUnknownName):

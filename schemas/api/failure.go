@@ -14,7 +14,7 @@ func (p *Problem) Failure() *events.Failure {
 		Reason: "internal", Status: p.Status, Code: p.Code, Message: p.Detail,
 		RequestID: p.RequestID, RetryAfter: int64(p.RetryAfter), Fields: p.Errors,
 	}
-	if len(p.Errors) > 0 {
+	if p.Code == codeInvalid && len(p.Errors) > 0 {
 		f.Message = faults(p.Errors)
 	}
 	switch p.Status {

@@ -125,3 +125,20 @@ func TestRenderFailure(t *testing.T) {
 		})
 	}
 }
+
+// TestFailureNamesFields: an envelope may have no place for fields but its message.
+func TestFailureNamesFields(t *testing.T) {
+	var errs events.FieldErrors
+	for _, tt := range []struct{ field, want string }{
+		{"name", "name: want name"},
+		{"a.0", "name: want name; a.0: want a.0"},
+		{"b", "name: want name; a.0: want a.0; b: want b"},
+		{"c", "name: want name; a.0: want a.0; b: want b; and 1 more"},
+		{"d", "name: want name; a.0: want a.0; b: want b; and 2 more"},
+	} {
+		errs.Add(tt.field, "bad", "want "+tt.field)
+		if got := Invalid(errs).Failure().Message; got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
