@@ -787,6 +787,7 @@ func TestRegimeTables(t *testing.T) {
 	if yamls, err := filepath.Glob(filepath.Join(regimeDir, "*.yaml")); err != nil || len(yamls) != len(files) {
 		t.Errorf("%d regimes, %d documents: %v", len(yamls), len(files), err)
 	}
+	checkCredentialTable(t, head)
 	row := regexp.MustCompile(`(?m)^\| (\d+) \| (.+) \| (.+) \| (.+) \|$`)
 	quoted := regexp.MustCompile("`([^`]+)`")
 	for section := range strings.SplitSeq("Lathe Studio\n"+rest, "\n## ") {
@@ -824,6 +825,33 @@ func TestRegimeTables(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%s: counted %+v, stated %+v", document, got, want)
+		}
+	}
+}
+
+// checkCredentialTable holds the table of what counts as missing, malformed and
+// unknown to the sections that it names.
+func checkCredentialTable(t *testing.T, text string) {
+	t.Helper()
+	const script = scripts + "/workspace.txtar"
+	a, err := txtar.ParseFile(script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := regexp.MustCompile("(?m)^\\| .+ \\| (\\d+) \\| ([a-z_]+) \\| `([a-z-]+)` \\|$").FindAllStringSubmatch(text, -1)
+	if len(rows) == 0 {
+		t.Error("no table of credentials")
+	}
+	for _, m := range rows {
+		i := slices.IndexFunc(a.Files, func(f txtar.File) bool { return f.Name == m[3] })
+		if i < 0 {
+			t.Errorf("%s has no %s", script, m[3])
+			continue
+		}
+		answer := string(a.Files[i].Data)
+		said := m[2] == "ok" && !strings.Contains(answer, `"code": `) || strings.Contains(answer, `"code": "`+m[2]+`"`)
+		if !said || !strings.Contains(answer, "HTTP/1.1 "+m[1]+" ") {
+			t.Errorf("%s does not show %s %s", m[3], m[1], m[2])
 		}
 	}
 }
