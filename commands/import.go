@@ -77,6 +77,7 @@ func (c *ImportKey) Decide(r *Rules, now events.Time, from string) (*events.KeyI
 	digest := c.digest(&f)
 	c.checkHint(&f, r, digest)
 	naming := *r
+	naming.AnyExpiry = true            // the key has the life that it was given
 	naming.NameHolder = events.KeyID{} // asked below, after the digest: a repeated line is told by its digest
 	created, err := c.Create.Decide(&naming, now, digest, c.Hint)
 	if more, ok := errors.AsType[events.FieldErrors](err); ok {

@@ -75,9 +75,6 @@ func (v *reviewer) key(k *events.Key) events.FieldErrors {
 	const end = 0 // no name holds it
 	b := append(append(v.buf[:0], k.KeyType...), end)
 	b = append(append(b, k.Environment...), end)
-	if v.issuedHere(k) {
-		b = append(b, 1)
-	}
 	if k.Limit != nil {
 		b = append(b, k.Limit.Plan...)
 	}
@@ -111,13 +108,6 @@ func (v *reviewer) key(k *events.Key) events.FieldErrors {
 	return faults
 }
 
-// issuedHere reports whether the secret has the form that its type had so far:
-// only then is known what it looks like.
-func (v *reviewer) issuedHere(k *events.Key) bool {
-	t, ok := v.before.Type(k.KeyType)
-	return ok && strings.HasPrefix(k.Hint, t.PrefixIn(k.Environment))
-}
-
 // judge says all but the expiry.
 func (v *reviewer) judge(k *events.Key) (f events.FieldErrors) {
 	t, ok := v.after.Type(k.KeyType)
@@ -130,9 +120,6 @@ func (v *reviewer) judge(k *events.Key) (f events.FieldErrors) {
 		return k.Environment == t.Environment() || slices.Contains(t.Environments, k.Environment)
 	}; !has(t) && (had == nil || has(had)) {
 		f.Add("environment", "unknown_environment", fmt.Sprintf("key type %q would not have environment %q", t.Name, k.Environment))
-	}
-	if had != nil && v.issuedHere(k) && v.after.Junk(sample(had, k.Environment)) {
-		f.Add("type", "checksum", fmt.Sprintf("secrets of key type %q were issued without the checksum: they would be refused", t.Name))
 	}
 	v.power(&f, k, t)
 	kind := ""
@@ -195,12 +182,6 @@ func (v *reviewer) holder(k *events.Key, scope string) string {
 		}
 	}
 	return "scopes"
-}
-
-// sample returns a text of the form that secrets of the type have.
-func sample(t *events.KeyType, environment string) string {
-	random := strings.Repeat(t.Alphabet.Chars()[:1], t.Len())
-	return string(t.Checksum.Append([]byte(t.PrefixIn(environment)+random), []byte(random)))
 }
 
 func expiryFault(p *events.ExpiryPolicy, k *events.Key) *events.FieldError {

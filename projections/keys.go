@@ -237,6 +237,9 @@ func (v *Keys) applyKey(r *events.Recorded) error {
 	if now.Rev > math.MaxUint32 {
 		return fmt.Errorf("event %d of %s: rev %d is past what a view can hold", r.Seq, r.Aggregate, now.Rev)
 	}
+	if _, ok := r.Data.(*events.KeyImported); ok {
+		v.space(now.Keyspace).imported()
+	}
 	v.put(v.record(&now, old), old)
 	return nil
 }

@@ -22,7 +22,7 @@ type Regime struct {
 	Order     []events.Check    // the order of checks
 	Usual     bool              // Order is events.DefaultChecks
 	Envelope  *events.Envelope  // of refusals; nil = problem details
-	Checksums bool              // Junk may refuse a secret without a look-up
+	Checksums bool              // Junk may refuse a secret without a look-up: there is a checksum, and no key here is without the form of its type
 	levels    map[string]string // scopes that want a resource, by its kind; nil when none does
 	retired   []events.Plan     // plans that earlier versions had, with their last numbers
 	statuses  [events.ReasonHTTPSRequired + 1]uint16
@@ -82,9 +82,32 @@ func (s *Keyspace) define(r *events.Recorded) error {
 	if err != nil {
 		return err
 	}
+	first := !s.state.Exists()
 	s.state = next
-	s.current.Store(s.current.Load().next(next.Definition))
+	n := s.current.Load().next(next.Definition)
+	// A type that was, and is not so any more, may have keys that look like junk now.
+	n.Checksums = n.Checksums && (first || s.current.Load().Checksums && sameForms(s.Definition(), &n.Definition))
+	s.current.Store(n)
 	return nil
+}
+
+// sameForms reports whether each key type of old is in def with the same form.
+func sameForms(old, def *events.Definition) bool {
+	return !slices.ContainsFunc(old.KeyTypes, func(t events.KeyType) bool {
+		return !slices.ContainsFunc(def.KeyTypes, func(u events.KeyType) bool {
+			return t.Prefix == u.Prefix && slices.Equal(t.Environments, u.Environments) && t.Alphabet == u.Alphabet && t.Len() == u.Len() && t.Checksum == u.Checksum
+		})
+	})
+}
+
+// imported takes note that a key of another issuer lives here, whose secret may
+// have any form.
+func (s *Keyspace) imported() {
+	if g := s.current.Load(); g.Checksums {
+		n := *g
+		n.Checksums = false
+		s.current.Store(&n)
+	}
 }
 
 func (g *Regime) next(def events.Definition) *Regime {

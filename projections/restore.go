@@ -265,7 +265,7 @@ func (d *decoder) keyspace() {
 	id := events.KeyspaceID(d.text())
 	s := newKeyspace(id)
 	s.state = events.Keyspace{Chain: d.chain(), ID: id, CreatedAt: d.time(), UpdatedAt: d.time()}
-	def, retired := d.text(), d.text()
+	def, retired, checksums := d.text(), d.text(), d.bool()
 	if d.err != nil {
 		return
 	}
@@ -274,7 +274,9 @@ func (d *decoder) keyspace() {
 		d.fail(errDamaged)
 		return
 	}
-	s.current.Store(newRegime(s.state.Definition, plans))
+	g := newRegime(s.state.Definition, plans)
+	g.Checksums = checksums
+	s.current.Store(g)
 	d.spaces = append(d.spaces, counted[Keyspace]{v: s})
 	if s.state.Exists() {
 		d.view.publish(s)

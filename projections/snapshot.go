@@ -67,8 +67,8 @@ type tenantRef struct {
 
 type spacePicture struct {
 	*Keyspace
-	state   events.Keyspace
-	retired []events.Plan
+	state  events.Keyspace
+	regime *Regime
 }
 
 // picture stops the fold for as long as it takes to copy one pointer per key
@@ -78,7 +78,7 @@ func (v *Keys) picture() *picture {
 	defer v.mu.Unlock()
 	p := &picture{at: v.At(), tenants: make(map[tenantRef]*events.Tenant), roles: make(map[roleRef]*events.Role), readers: make(map[string]events.Chain), keys: make([]*Key, 0, v.Len())}
 	add := func(s *Keyspace) {
-		p.spaces = append(p.spaces, spacePicture{s, s.state, s.current.Load().retired})
+		p.spaces = append(p.spaces, spacePicture{s, s.state, s.current.Load()})
 	}
 	for _, s := range *v.spaces.Load() {
 		add(s)
@@ -253,7 +253,7 @@ func (e *encoder) keyspace(s spacePicture) error {
 	if err != nil {
 		return err
 	}
-	retired, err := json.Marshal(s.retired, json.Deterministic(true))
+	retired, err := json.Marshal(s.regime.retired, json.Deterministic(true))
 	if err != nil {
 		return err
 	}
@@ -265,6 +265,7 @@ func (e *encoder) keyspace(s spacePicture) error {
 	e.int(int64(s.state.UpdatedAt))
 	e.text(string(def))
 	e.text(string(retired))
+	e.bool(s.regime.Checksums)
 	e.flush()
 	return nil
 }

@@ -78,7 +78,7 @@ func compareKeys(t rapid.TB, w *world, v *Keys) {
 		}
 		if s != nil {
 			equal(t, "definition", *s.Definition(), defs[len(defs)-1])
-			compareRegime(t, s.Regime(), defs[len(defs)-1])
+			compareRegime(t, s.Regime(), defs[len(defs)-1], w.checked(ks))
 		}
 	}
 	owner := map[events.Digest]events.KeyID{}
@@ -132,7 +132,7 @@ func compareKeys(t rapid.TB, w *world, v *Keys) {
 }
 
 // compareRegime asks the regime what it has worked out in advance.
-func compareRegime(t rapid.TB, g *Regime, def events.Definition) {
+func compareRegime(t rapid.TB, g *Regime, def events.Definition, checked bool) {
 	t.Helper()
 	order := def.Checks
 	if len(order) == 0 {
@@ -140,7 +140,7 @@ func compareRegime(t rapid.TB, g *Regime, def events.Definition) {
 	}
 	equal(t, "order", g.Order, order)
 	equal(t, "usual order", g.Usual, reflect.DeepEqual(order, events.DefaultChecks))
-	equal(t, "checksums", g.Checksums, def.KeyTypes[0].Checksum != "")
+	equal(t, "checksums", g.Checksums, checked)
 	equal(t, "an envelope", g.Envelope != nil, def.Errors.Envelope != nil)
 	for _, s := range def.Scopes {
 		level := s.Level
@@ -174,6 +174,27 @@ func (w *world) definitions(ks events.KeyspaceID) (defs []events.Definition) {
 		defs = append(defs, r.Data.(*events.KeyspaceDefined).Definition)
 	}
 	return defs
+}
+
+// checked reports whether every key that the keyspace ever took in has the
+// checksum of its type: all were issued here, and no type was ever without it.
+func (w *world) checked(ks events.KeyspaceID) bool {
+	checked, types := true, 0
+	for _, r := range w.log {
+		if r.Aggregate.Keyspace != ks {
+			continue
+		}
+		switch d := r.Data.(type) {
+		case *events.KeyspaceDefined:
+			// The first type is the only one that ever has another form, the second
+			// comes and goes: as long as it was never there, it took none away.
+			checked = checked && d.Definition.KeyTypes[0].Checksum != "" && len(d.Definition.KeyTypes) >= types
+			types = len(d.Definition.KeyTypes)
+		case *events.KeyImported:
+			checked = checked && types == 0
+		}
+	}
+	return checked
 }
 
 // holds grows the set of scopes until nothing more is implied, then cuts.

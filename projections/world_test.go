@@ -66,6 +66,17 @@ func (w *world) tenantLimit(ks events.KeyspaceID, tenant events.TenantID, limit 
 // create starts a key's life; change may set what it likes.
 func (w *world) create(ks events.KeyspaceID, tenant events.TenantID, secret string, change func(*events.KeyCreated)) events.KeyRef {
 	w.t.Helper()
+	return w.start(ks, tenant, secret, change, func(d *events.KeyCreated) events.Data { return d })
+}
+
+// take starts the life here of a key of another issuer.
+func (w *world) take(ks events.KeyspaceID, tenant events.TenantID, secret string, change func(*events.KeyCreated)) events.KeyRef {
+	w.t.Helper()
+	return w.start(ks, tenant, secret, change, func(d *events.KeyCreated) events.Data { return &events.KeyImported{KeyCreated: *d} })
+}
+
+func (w *world) start(ks events.KeyspaceID, tenant events.TenantID, secret string, change func(*events.KeyCreated), data func(*events.KeyCreated) events.Data) events.KeyRef {
+	w.t.Helper()
 	w.nextID++
 	id := events.KeyID(ulid.MustNew(uint64(w.now), nil))
 	id[14], id[15] = byte(w.nextID>>8), byte(w.nextID)
@@ -74,7 +85,7 @@ func (w *world) create(ks events.KeyspaceID, tenant events.TenantID, secret stri
 		change(d)
 	}
 	ref := events.KeyRef{Keyspace: ks, Tenant: tenant, Key: id}
-	w.add(ref.Aggregate(), d)
+	w.add(ref.Aggregate(), data(d))
 	w.refs = append(w.refs, ref)
 	return ref
 }
@@ -197,7 +208,11 @@ func (w *world) step(rt *rapid.T) {
 		w.add(events.ReaderAggregate(events.Actor{ID: "someone"}), &events.AuditQueried{Kind: "events"})
 	case 4, 5:
 		secret := fmt.Sprint("secret ", rapid.IntRange(0, 20).Draw(rt, "secret")) // some twice
-		w.create(ks, tenant, secret, func(d *events.KeyCreated) {
+		issue := w.create
+		if rapid.IntRange(0, 4).Draw(rt, "imported") == 0 {
+			issue = w.take
+		}
+		issue(ks, tenant, secret, func(d *events.KeyCreated) {
 			d.Name = rapid.SampledFrom([]string{"Build", "deploy", "Build 2"}).Draw(rt, "name")
 			d.KeyType = rapid.SampledFrom([]string{"secret", "publishable"}).Draw(rt, "type")
 			d.Environment = rapid.SampledFrom([]string{"", "live"}).Draw(rt, "environment")

@@ -37,9 +37,10 @@
 //
 // A key of another keyspace is unknown here, like a secret that nobody has:
 // nothing is disclosed about it. The form is asked about only after the look-up,
-// so that an imported key may keep the form that its first issuer gave it. The
-// checksum is asked before: where a key type has one, an imported key that looks
-// like that type and has another checksum is refused.
+// so that an imported key may keep the form that its first issuer gave it. A
+// checksum is asked before, as long as every key of the keyspace has one: from the
+// first import on, or when a type was there before its checksum, it is asked
+// after the look-up too.
 //
 // # Limits
 //

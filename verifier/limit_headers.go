@@ -19,16 +19,16 @@ func limitHeaders(h http.Header, rules *events.LimitHeaders, l Limit, perMinute 
 	}
 	set := func(name string, value int64) {
 		if name != "" {
-			h.Set(name, strconv.FormatInt(value, 10))
+			h[name] = []string{strconv.FormatInt(value, 10)} // in the regime's own spelling
 		}
 	}
 	if rules.Style == events.HeadersIETF {
 		b := strconv.AppendInt([]byte(`"default";q=`), l.Limit, 10)
 		b = strconv.AppendInt(append(b, ";w="...), seconds(l.Limit*perToken, perMinute), 10)
-		h.Set("RateLimit-Policy", string(b))
+		h["RateLimit-Policy"] = []string{string(b)}
 		b = strconv.AppendInt([]byte(`"default";r=`), l.Remaining, 10)
 		b = strconv.AppendInt(append(b, ";t="...), l.Reset, 10)
-		h.Set("RateLimit", string(b))
+		h["RateLimit"] = []string{string(b)}
 		return
 	}
 	limit, remaining, reset := rules.Names()

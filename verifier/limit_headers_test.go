@@ -19,11 +19,11 @@ func TestLimitHeaders(t *testing.T) {
 		limit Limit
 		want  string
 	}{
-		{events.LimitHeaders{}, l, "X-Ratelimit-Limit=120 X-Ratelimit-Remaining=7 X-Ratelimit-Reset=113"},
-		{events.LimitHeaders{Style: events.HeadersXRateLimit}, l, "X-Ratelimit-Limit=120 X-Ratelimit-Remaining=7 X-Ratelimit-Reset=113"},
-		{events.LimitHeaders{Remaining: "X-RateLimit-Remaining", Reset: "X-RateLimit-Reset"}, l, "X-Ratelimit-Remaining=7 X-Ratelimit-Reset=113"},
+		{events.LimitHeaders{}, l, "X-RateLimit-Limit=120 X-RateLimit-Remaining=7 X-RateLimit-Reset=113"},
+		{events.LimitHeaders{Style: events.HeadersXRateLimit}, l, "X-RateLimit-Limit=120 X-RateLimit-Remaining=7 X-RateLimit-Reset=113"},
+		{events.LimitHeaders{Remaining: "X-RateLimit-Remaining", Reset: "X-RateLimit-Reset"}, l, "X-RateLimit-Remaining=7 X-RateLimit-Reset=113"},
 		{events.LimitHeaders{Reset: "X-Full-At", ResetAs: events.ResetUnix}, l, "X-Full-At=1767693714"},
-		{events.LimitHeaders{Style: events.HeadersIETF}, l, `Ratelimit="default";r=7;t=113 Ratelimit-Policy="default";q=120;w=120`},
+		{events.LimitHeaders{Style: events.HeadersIETF}, l, `RateLimit="default";r=7;t=113 RateLimit-Policy="default";q=120;w=120`},
 		{events.LimitHeaders{Style: events.HeadersNone}, l, ""},
 		{events.LimitHeaders{}, Limit{}, ""},
 		{events.LimitHeaders{Style: events.HeadersIETF}, Limit{}, ""},

@@ -190,12 +190,13 @@ func TestHTTPSOnly(t *testing.T) {
 }
 
 // A secret that the checksum gives away is refused before any look-up, where a
-// keyspace is named: even if an imported key should have it.
+// keyspace is named, until a key comes that need not have the checksum: an
+// imported one, or one from before the checksum.
 func TestJunk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := regimesWorld(t, nil)
 		defer w.end()
-		w.keyIn("hub", "acme", secretOf("imported"), nil)
+		w.keyIn("hub", "acme", secretOf("unchecked"), nil) // as no issuer makes it: it shows that nothing is looked up
 		w.keyIn("hub", "acme", "sk_live_imported_of_another_length", nil)
 		ask := func(secret string, ks events.KeyspaceID) events.Reason {
 			d := Verify(w.view, &Request{Secret: events.NewSecret(secret), Keyspace: ks}, events.At(time.Now()))
@@ -212,8 +213,8 @@ func TestJunk(t *testing.T) {
 			{checkedSecret(), "", events.ReasonOK},
 			{string(typo), "hub", events.ReasonKeyMalformed},
 			{string(typo), "", events.ReasonKeyUnknown},
-			{secretOf("imported"), "hub", events.ReasonKeyMalformed},
-			{secretOf("imported"), "", events.ReasonOK},
+			{secretOf("unchecked"), "hub", events.ReasonKeyMalformed},
+			{secretOf("unchecked"), "", events.ReasonOK},
 			{"sk_live_imported_of_another_length", "hub", events.ReasonOK},
 			{"pk_live_" + strings.Repeat("x", events.DefaultSecretLength), "hub", events.ReasonKeyUnknown}, // a type without a checksum
 			{secretOf("safe"), "locked", events.ReasonOK},
@@ -223,9 +224,29 @@ func TestJunk(t *testing.T) {
 				t.Errorf("%.16s in %q: %s, want %s", c.secret, c.ks, got, c.want)
 			}
 		}
-		w.define("hub", scribeDefinition())
-		if got := ask(secretOf("imported"), "hub"); got != events.ReasonOK {
-			t.Errorf("without the checksum: %s", got)
+		checked := *w.view.Keyspace("hub").Definition()
+		w.define("hub", checked) // nothing changes
+		if got := ask(secretOf("unchecked"), "hub"); got != events.ReasonKeyMalformed {
+			t.Errorf("defined again: %s", got)
+		}
+		imported := &events.KeyImported{KeyCreated: events.KeyCreated{
+			Digest: events.NewSecret(secretOf("imported")).Digest(), Name: "imported", KeyType: "secret"}}
+		w.put(events.KeyAggregate("hub", "acme", events.KeyID{0xaa}), imported)
+		w.fold()
+		for secret, want := range map[string]events.Reason{
+			secretOf("imported"): events.ReasonOK, secretOf("unchecked"): events.ReasonOK,
+			checkedSecret(): events.ReasonOK, string(typo): events.ReasonKeyMalformed,
+		} {
+			if got := ask(secret, "hub"); got != want {
+				t.Errorf("%.16s after an import: %s, want %s", secret, got, want)
+			}
+		}
+		// A checksum that comes later takes no key away either.
+		w.define("late", scribeDefinition())
+		w.keyIn("late", "acme", secretOf("before"), nil)
+		w.define("late", checked)
+		if got := ask(secretOf("before"), "late"); got != events.ReasonOK {
+			t.Errorf("a key from before the checksum: %s", got)
 		}
 	})
 }

@@ -73,22 +73,22 @@ func TestEnvoyCheck(t *testing.T) {
 	for _, h := range resp.GetOkResponse().GetResponseHeadersToAdd() {
 		client[h.Header.Key] = h.Header.Value
 	}
-	if client["X-Ratelimit-Limit"] != "1000" || !strings.HasPrefix(client["X-Request-Id"], "req_") {
+	if client["X-RateLimit-Limit"] != "1000" || !strings.HasPrefix(client["X-Request-Id"], "req_") {
 		t.Errorf("the client gets %v", client)
 	}
 
-	denied := func(want int, reason string, ext, header map[string]string, peer string) {
+	denied := func(want int, code string, ext, header map[string]string, peer string) {
 		t.Helper()
 		resp, err := check(ext, header, peer)
-		if err != nil || int(resp.GetDeniedResponse().GetStatus().GetCode()) != want || !strings.Contains(resp.GetDeniedResponse().GetBody(), `"code":"`+reason+`"`) {
-			t.Errorf("want %d %s, got %v %v", want, reason, resp, err)
+		if err != nil || int(resp.GetDeniedResponse().GetStatus().GetCode()) != want || !strings.Contains(resp.GetDeniedResponse().GetBody(), `"code":"`+code+`"`) {
+			t.Errorf("want %d %s, got %v %v", want, code, resp, err)
 		}
 	}
-	denied(401, "key_missing", ext, nil, inside)
-	denied(401, "key_malformed", ext, header("authorization", "Bearer "+secret+",Bearer "+secret), inside)
-	denied(403, "scope_missing", map[string]string{"keyspace": "scribe-sight", "scope": "upload"}, header(), inside)
-	denied(403, "address_not_allowed", ext, header("x-forwarded-for", inside), outside)
-	denied(403, "address_not_allowed", ext, header("x-forwarded-for", inside+", "+outside), proxy)
+	denied(401, "authentication_required", ext, nil, inside)
+	denied(401, "authentication_required", ext, header("authorization", "Bearer "+secret+",Bearer "+secret), inside)
+	denied(403, "insufficient_permissions", map[string]string{"keyspace": "scribe-sight", "scope": "upload"}, header(), inside)
+	denied(403, "insufficient_permissions", ext, header("x-forwarded-for", inside), outside)
+	denied(403, "insufficient_permissions", ext, header("x-forwarded-for", inside+", "+outside), proxy)
 	denied(404, "keyspace_unknown", map[string]string{"keyspace": "nowhere"}, header(), inside)
 	if resp, err := check(ext, header("x-forwarded-for", outside+", "+inside), proxy); err != nil || resp.GetOkResponse() == nil {
 		t.Errorf("behind a trusted proxy: %v %v", resp, err)
@@ -126,7 +126,7 @@ func TestEnvoyCheck(t *testing.T) {
 	// What was decided is on the record, and a revocation ends it at once.
 	revoked := p.data(t, 200, "DELETE", "/v1/keys/"+created["id"].(string), nil)
 	p.wantReason(t, "key_revoked", map[string]any{"key": secret, "min_position": revoked["__position"]})
-	denied(401, "key_revoked", ext, header(), inside)
+	denied(401, "authentication_required", ext, header(), inside)
 	eventually(t, func() string {
 		if out := p.must(t, "audit", "uses", "--key", created["id"].(string)); !strings.Contains(out, use) || !strings.Contains(out, outside) {
 			return fmt.Sprintf("use %s is not in the ledger:\n%s", use, out)
