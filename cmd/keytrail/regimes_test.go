@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,8 +54,29 @@ const (
 // command and what it prints.
 //
 // Run with -update, the answers are rewritten; read the difference.
+//
+// In the end no secret of any regime is on the record, in the metrics, in the
+// log or in a file.
 func TestRegimes(t *testing.T) {
-	p := up(t, filepath.Join(t.TempDir(), "data"), "--trusted-proxy", "127.0.0.0/8")
+	data := filepath.Join(t.TempDir(), "data")
+	p := up(t, data, "--trusted-proxy", "127.0.0.0/8")
+	var mu sync.Mutex
+	var secrets []string
+	t.Cleanup(func() { // when all scripts have run
+		if len(secrets) == 0 {
+			t.Error("the scripts kept no secret")
+			return
+		}
+		_, _, metrics := p.raw(t, "GET", "/metrics", nil, nil)
+		record := p.must(t, "audit", "export", "--kind", "events") + p.must(t, "audit", "export", "--kind", "uses") + string(metrics)
+		for _, s := range secrets {
+			if strings.Contains(record, s) {
+				t.Errorf("a secret (%s…) is on the record or in the metrics", s[:4])
+			}
+		}
+		p.stop(t)
+		checkNoSecrets(t, data, []*proc{p}, secrets...)
+	})
 	bin := t.TempDir()
 	self, err := filepath.Abs(os.Args[0])
 	if err != nil {
@@ -78,7 +100,17 @@ func TestRegimes(t *testing.T) {
 			} {
 				e.Setenv(name, value)
 			}
-			e.Values[talkKey{}] = &talk{url: p.url, vars: map[string]string{"root": p.root, "regimes": dir}, bin: filepath.Join(bin, "keytrail"), env: e}
+			talk := &talk{url: p.url, vars: map[string]string{"root": p.root, "regimes": dir}, bin: filepath.Join(bin, "keytrail"), env: e}
+			e.Values[talkKey{}] = talk
+			e.Defer(func() {
+				mu.Lock()
+				defer mu.Unlock()
+				for name, value := range talk.vars {
+					if strings.HasSuffix(name, "secret") || name == "random" {
+						secrets = append(secrets, value)
+					}
+				}
+			})
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exchange": exchange},
