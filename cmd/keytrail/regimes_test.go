@@ -736,14 +736,16 @@ Authorization: Bearer {root}
 HTTP/1.1 200 OK
 Content-Type: application/json
 Retry-After: <number>
+X-Request-Id: <any:request>
 !WWW-Authenticate
 
-{"data": {"id": "{key}", "rev": <number>, "key": "k_<hex*4:secret>", "scopes": ["read", "{secret:2}"],
+{"data": {"until": "<days*30>", "request": "<any:request>", "form": "{unknown}", "id": "{key}", "rev": <number>, "key": "k_<hex*4:secret>", "scopes": ["read", "{secret:2}"],
   "text": "a \"quoted\" {brace}, [b]", "empty": {}, "none": []}}
 `
-	const body = `{"data":{"id":"key_1","rev":7,"key":"k_12ab","scopes":["read","zz"],"text":"a \"quoted\" {brace}, [b]","empty":{},"none":[]}}`
+	until := func(days int) string { return time.Now().UTC().AddDate(0, 0, days).Format(time.RFC3339) }
+	body := `{"data":{"until":"` + until(30) + `","request":"req_1","form":"{unknown}","id":"key_1","rev":7,"key":"k_12ab","scopes":["read","zz"],"text":"a \"quoted\" {brace}, [b]","empty":{},"none":[]}}`
 	good := func() *reply {
-		return &reply{"HTTP/1.1 200 OK", http.Header{"Content-Type": {"application/json"}, "Retry-After": {"3"}}, body}
+		return &reply{"HTTP/1.1 200 OK", http.Header{"Content-Type": {"application/json"}, "Retry-After": {"3"}, "X-Request-Id": {"req_1"}}, body}
 	}
 	try := func(change func(*reply)) error {
 		e, err := readExchange(script)
@@ -778,6 +780,10 @@ Retry-After: <number>
 		"header twice":     func(r *reply) { r.header.Add("Retry-After", "4") },
 		"header not there": func(r *reply) { r.header.Set("WWW-Authenticate", "") },
 		"value":            replace("key_1", "key_2"),
+		"kept otherwise":   replace("req_1", "req_2"),
+		"days":             replace(until(30), until(29)),
+		"no time":          replace(until(30), "in 30 days"),
+		"not kept":         replace("{unknown}", "known"),
 		"number as text":   replace("7", `"7"`),
 		"too long":         replace("12ab", "12abc"),
 		"alphabet":         replace("12ab", "12ag"),
