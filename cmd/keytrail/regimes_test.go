@@ -151,7 +151,7 @@ func exchange(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		patience := 20 * time.Second
 		if *update {
-			patience = 3 * time.Second
+			patience = 5 * time.Second
 		}
 		deadline := time.Now().Add(patience)
 		for {
