@@ -575,7 +575,9 @@ func testGateway(t *testing.T, k gatewayKind) {
 		// Headers by which an upstream is told of another method or path than the one asked about.
 		other := http.Header{}
 		for _, name := range []string{"X-HTTP-Method", "X-HTTP-Method-Override", "X-Method-Override", "X-Original-URL", "X-Original-URI", "X-Rewrite-URL"} {
-			other[name] = []string{"forged"}
+			for _, spelt := range []string{name, strings.ReplaceAll(name, "-", "_"), strings.Replace(name, "-", "_", 1), name[:2] + strings.ReplaceAll(name[2:], "-", "_")} {
+				other[spelt] = []string{"forged"}
+			}
 		}
 		reaches(t, api, "GET", "/api/v1/org", with(full, other), nil)
 		r, _ = api.seen()
