@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -116,6 +117,12 @@ func TestExampleConfiguration(t *testing.T) {
 	asked := map[string]string{} // scope by route
 	resources := map[string]events.Resource{}
 	for _, r := range host.Routes {
+		if d := r.GetDirectResponse(); d != nil { // the upstream is not asked
+			if d.Status != 400 {
+				t.Errorf("%s answers %d", r.Name, d.Status)
+			}
+			continue
+		}
 		if !clusters[r.GetRoute().GetCluster()] {
 			t.Errorf("%s goes to %q", r.Name, r.GetRoute().GetCluster())
 		}
@@ -151,11 +158,16 @@ func TestExampleConfiguration(t *testing.T) {
 	// A key restricted to one project reaches no other: whatever the method, the
 	// route names a resource.
 	project := events.Resource{Kind: "project", ID: "proj_1"}
+	for _, path := range []string{"/v1/projects;x/proj_2", "/v1/projects%3bx/proj_2", "/v1/projects%2Fproj_2", "/v1/projects/%zz", "/v1/projects/%", "/v1/projects/%4", "/healthz;x", `/v1\projects`} {
+		if r := route(t, host.Routes, "GET "+path); r.GetDirectResponse() == nil {
+			t.Errorf("%s takes the route %s", path, r.Name)
+		}
+	}
 	for path, want := range map[string]events.Resource{
 		"GET /v1/projects/proj_1": project, "GET /v1/projects/proj_1/files": project,
 		"GET /v1/projects/proj_2": {Kind: "project", ID: "unreadable"}, "POST /v1/projects/proj_2/files": {Kind: "project", ID: "unreadable"},
 		"GET /v1/projects/proj_10": {Kind: "project", ID: "unreadable"}, "GET /v1/Projects/proj_2": {Kind: "project", ID: "unreadable"},
-		"GET /v1/projects": {}, "GET /v1/documents": {},
+		"GET /v1/projects": {}, "GET /v1/documents": {}, "GET /v1/%20%C3%A4": {},
 	} {
 		if r := route(t, host.Routes, path); resources[r.Name] != want {
 			t.Errorf("%s takes the route %s, which asks for %v; want %v", path, r.Name, resources[r.Name], want)
@@ -190,6 +202,8 @@ func route(t *testing.T, routes []*routev3.Route, request string) *routev3.Route
 			fits = fits && strings.HasPrefix(is, m.Prefix)
 		case *routev3.RouteMatch_PathSeparatedPrefix:
 			fits = fits && strings.HasPrefix(is+"/", m.PathSeparatedPrefix+"/")
+		case *routev3.RouteMatch_SafeRegex:
+			fits = fits && regexp.MustCompile("^(?:"+m.SafeRegex.Regex+")$").MatchString(is)
 		default:
 			t.Fatalf("%s: a path of type %T", r.Name, m)
 		}
