@@ -237,8 +237,9 @@ func (v *Keys) applyKey(r *events.Recorded) error {
 	if now.Rev > math.MaxUint32 {
 		return fmt.Errorf("event %d of %s: rev %d is past what a view can hold", r.Seq, r.Aggregate, now.Rev)
 	}
-	if _, ok := r.Data.(*events.KeyImported); ok {
-		v.space(now.Keyspace).imported()
+	space := v.space(now.Keyspace)
+	if _, ok := r.Data.(*events.KeyImported); ok || !space.state.Exists() {
+		space.foreign()
 	}
 	v.put(v.record(&now, old), old)
 	return nil

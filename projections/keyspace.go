@@ -65,7 +65,9 @@ func (g *Regime) Status(r events.Reason) int {
 
 func newKeyspace(id events.KeyspaceID) *Keyspace {
 	s := &Keyspace{ID: id}
-	s.current.Store(newRegime(events.Definition{}, nil))
+	g := newRegime(events.Definition{}, nil)
+	g.Checksums = true // no key yet
+	s.current.Store(g)
 	return s
 }
 
@@ -82,11 +84,10 @@ func (s *Keyspace) define(r *events.Recorded) error {
 	if err != nil {
 		return err
 	}
-	first := !s.state.Exists()
 	s.state = next
 	n := s.current.Load().next(next.Definition)
 	// A type that was, and is not so any more, may have keys that look like junk now.
-	n.Checksums = n.Checksums && (first || s.current.Load().Checksums && sameForms(s.Definition(), &n.Definition))
+	n.Checksums = n.Checksums && s.current.Load().Checksums && sameForms(s.Definition(), &n.Definition)
 	s.current.Store(n)
 	return nil
 }
@@ -100,9 +101,9 @@ func sameForms(old, def *events.Definition) bool {
 	})
 }
 
-// imported takes note that a key of another issuer lives here, whose secret may
-// have any form.
-func (s *Keyspace) imported() {
+// foreign takes note that a key lives here whose secret may have any form: of
+// another issuer, or older than the definition.
+func (s *Keyspace) foreign() {
 	if g := s.current.Load(); g.Checksums {
 		n := *g
 		n.Checksums = false

@@ -190,8 +190,10 @@ func (w *world) checked(ks events.KeyspaceID) bool {
 			// comes and goes: as long as it was never there, it took none away.
 			checked = checked && d.Definition.KeyTypes[0].Checksum != "" && len(d.Definition.KeyTypes) >= types
 			types = len(d.Definition.KeyTypes)
+		case *events.KeyCreated:
+			checked = checked && types != 0 // of a key from before the definition nothing is known
 		case *events.KeyImported:
-			checked = checked && types == 0
+			checked = false
 		}
 	}
 	return checked

@@ -14,7 +14,7 @@ import (
 // quota q is what a full bucket holds, its window w the seconds in which an empty
 // one fills; r is what remains and t the seconds until it is full again.
 func limitHeaders(h http.Header, rules *events.LimitHeaders, l Limit, perMinute int64, now events.Time) {
-	if l.Limit == 0 {
+	if l.Limit == 0 || perMinute == 0 { // the latter: it was taken away after the decision
 		return
 	}
 	set := func(name string, value int64) {

@@ -37,5 +37,10 @@ func TestLimitHeaders(t *testing.T) {
 		if s := strings.Join(got, " "); s != c.want {
 			t.Errorf("%+v: %s, want %s", c.rules, s, c.want)
 		}
+		// The limit was taken away between the decision and its headers.
+		h = http.Header{}
+		if limitHeaders(h, &c.rules, c.limit, 0, now); len(h) != 0 {
+			t.Errorf("%+v: %v for a limit that is no more", c.rules, h)
+		}
 	}
 }

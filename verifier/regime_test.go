@@ -248,6 +248,17 @@ func TestJunk(t *testing.T) {
 		if got := ask(secretOf("before"), "late"); got != events.ReasonOK {
 			t.Errorf("a key from before the checksum: %s", got)
 		}
+		// Nor does a definition that comes after the keys.
+		w.keyIn("later", "acme", secretOf("early"), nil)
+		w.put(events.KeyAggregate("last", "acme", events.KeyID{0xab}), &events.KeyImported{KeyCreated: events.KeyCreated{
+			Digest: events.NewSecret(secretOf("moved")).Digest(), Name: "moved", KeyType: "secret"}})
+		w.define("later", checked)
+		w.define("last", checked)
+		for secret, ks := range map[string]events.KeyspaceID{secretOf("early"): "later", secretOf("moved"): "last"} {
+			if got := ask(secret, ks); got != events.ReasonOK {
+				t.Errorf("a key from before the definition of %s: %s", ks, got)
+			}
+		}
 	})
 }
 

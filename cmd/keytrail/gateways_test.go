@@ -182,6 +182,7 @@ func startGateway(t *testing.T, k gatewayKind, keytrail, api, mirror string, ech
 type upstream struct {
 	*httptest.Server
 	hits atomic.Int64
+	sent atomic.Int64 // what came, request or not
 	mu   sync.Mutex
 	last *http.Request
 	body [sha256.Size]byte
@@ -189,7 +190,7 @@ type upstream struct {
 
 func newUpstream(t *testing.T) *upstream {
 	u := &upstream{}
-	u.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	u.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
 		u.mu.Lock()
 		u.last, u.body = r, sha256.Sum256(b)
@@ -204,6 +205,12 @@ func newUpstream(t *testing.T) *upstream {
 		w.WriteHeader(cmp.Or(status, http.StatusOK))
 		fmt.Fprintf(w, "%s %s", r.Method, r.URL.Path)
 	}))
+	u.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateActive {
+			u.sent.Add(1)
+		}
+	}
+	u.Start()
 	t.Cleanup(u.Close)
 	return u
 }
@@ -389,9 +396,9 @@ func testGateway(t *testing.T, k gatewayKind) {
 	// stopped insists that it reaches none.
 	stopped := func(t *testing.T, method, path string, header http.Header, body []byte) passage {
 		t.Helper()
-		before := api.hits.Load() + mirror.hits.Load()
+		before := api.sent.Load() + mirror.sent.Load()
 		x, err := trySend(t, client, method, g.url, path, header, body)
-		if n := api.hits.Load() + mirror.hits.Load(); n != before {
+		if n := api.sent.Load() + mirror.sent.Load(); n != before {
 			t.Fatalf("%s %s reached the upstream", method, path)
 		}
 		if err != nil {
@@ -466,6 +473,8 @@ func testGateway(t *testing.T, k gatewayKind) {
 			{"address", elsewhere, "/api/v1/org", "scope=read", 403},
 			{"another project", project, "/api/v1/projects/proj_2/files", "scope=read&resource=project/proj_2", 403},
 			{"another project, disguised", project, "/api/v1/%70rojects/proj%5F2/files", "scope=read&resource=project/proj_2", 403},
+			{"another project, in capitals", project, "/API/v1/Projects/proj_2/files", "scope=read&resource=project/proj_2", 403},
+			{"a project that cannot be, in capitals", project, "/api/v1/PROJECTS/%C3%A4", "scope=read&resource=project/unreadable", 403},
 			{"a project that cannot be", project, "/api/v1/projects/%C3%A4", "scope=read&resource=project/unreadable", 403},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
@@ -547,7 +556,7 @@ func testGateway(t *testing.T, k gatewayKind) {
 		}
 		maps.Copy(forged, http.Header{"X-Request-Id": {"forged"}, "X-Forwarded-Proto": {"forged"}, "x-forwarded-proto": {"https"}, "X-Real-Ip": {"198.51.100.7"},
 			"Forwarded": {"for=198.51.100.7;proto=https"}, "X-Forwarded-For": {"198.51.100.7", "198.51.100.7"}, "x-forwarded-for": {"198.51.100.7"},
-			"X_Forwarded_For": {"198.51.100.7"}, "X_Forwarded-For": {"198.51.100.7"}})
+			"X_Forwarded_For": {"198.51.100.7"}, "X_Forwarded-For": {"198.51.100.7"}, "X-Forwarded-Prefix": {"forged"}, "X-Forwarded-Port": {"forged"}, "X-Forwarded-Ssl": {"forged"}})
 		reaches(t, api, "GET", "/api/v1/org", with(full, forged), nil)
 		r, _ := api.seen()
 		for name, values := range r.Header {
@@ -561,6 +570,20 @@ func testGateway(t *testing.T, k gatewayKind) {
 		for name, got := range identityHeaders(r.Header) {
 			if len(got) != 1 || len(want[name]) != 1 || got[0] != want[name][0] && name != "x-keytrail-use-id" {
 				t.Errorf("%s: %q, the verifier says %q", name, got, want[name])
+			}
+		}
+		// Headers by which an upstream is told of another method or path than the one asked about.
+		other := http.Header{}
+		for _, name := range []string{"X-HTTP-Method", "X-HTTP-Method-Override", "X-Method-Override", "X-Original-URL", "X-Original-URI", "X-Rewrite-URL"} {
+			for _, spelt := range []string{name, strings.ReplaceAll(name, "-", "_"), strings.Replace(name, "-", "_", 1), name[:2] + strings.ReplaceAll(name[2:], "-", "_")} {
+				other[spelt] = []string{"forged"}
+			}
+		}
+		reaches(t, api, "GET", "/api/v1/org", with(full, other), nil)
+		r, _ = api.seen()
+		for name := range other {
+			if v := r.Header.Values(name); len(v) != 0 {
+				t.Errorf("%s: %q survived", name, v)
 			}
 		}
 		if r.Header.Get("X-Forwarded-Proto") != "http" || len(r.Header.Values("X-Forwarded-Proto")) != 1 {
@@ -578,6 +601,12 @@ func testGateway(t *testing.T, k gatewayKind) {
 			r.Header.Get("X-Forwarded-For") != "127.0.0.1" || strings.Contains(strings.ToLower(r.Header.Get("Connection")), "keytrail") {
 			t.Errorf("Connection: %d %v", raw.status, r.Header)
 		}
+		// Nor does the client get a connection to the upstream of its own.
+		raw = rawExchange(t, g.url, "GET /api/v1/org HTTP/1.1\r\nHost: api\r\nAuthorization: "+full.Get("Authorization")+
+			"\r\nConnection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n")
+		if r, _ := api.seen(); raw.status != 200 || r.Header.Get("Upgrade") != "" {
+			t.Errorf("Upgrade: %d %v", raw.status, r.Header)
+		}
 		raw = rawExchange(t, g.url, "GET /api/v1/org HTTP/1.1\r\nHost: api\r\nAuthorization: "+elsewhere.Get("Authorization")+
 			"\r\nX-Forwarded-For: 198.51.100.7\r\nConnection: close, X-Forwarded-For\r\n\r\n")
 		if raw.status != 403 {
@@ -591,9 +620,18 @@ func testGateway(t *testing.T, k gatewayKind) {
 			"/api/v1/x/%2e%2E/projects/proj_2", "/api/v1/projects%2fproj_2", "/api/v1/projects;x/proj_2", "/api/v1/projects/proj_1%3b/../proj_2",
 			"/api/v1/projects%5Cproj_2", "/api/v1/projects/proj_1%00", "/api/v1/projects/proj_1%0d%0a", "/api/v1/..", "/api/v1/x%252f..",
 			"/api/v1/projects/proj_1/..?a", `/api/v1/projects\proj_2`, "/api/v1/projects/proj_2%3Fx",
+			"/api/v1/projects/proj_2/%zz", "/api/v1/projects/proj_2/%", "/api/v1/projects/proj_2/%4", "/api/v1/projects/proj_2/%4?a", "/api/v1/projects/proj_2%u002f",
 		} {
 			if x := stopped(t, "GET", path, project, nil); x.status != 400 {
 				t.Errorf("%s: %d %s", path, x.status, x.body)
+			}
+		}
+		// No path at all, and what makes a tunnel of the connection.
+		for _, line := range []string{"GET *", "GET api/v1/projects/proj_2", "CONNECT api:443", "CONNECT /api/v1/org"} {
+			before := api.sent.Load()
+			x := rawExchange(t, g.url, line+" HTTP/1.1\r\nHost: api:443\r\nConnection: close\r\nAuthorization: "+full.Get("Authorization")+"\r\n\r\n")
+			if x.status != 400 && x.status != 405 || api.sent.Load() != before {
+				t.Errorf("%s: %d %s", line, x.status, x.body)
 			}
 		}
 		for _, path := range []string{"/api/v1/org?next=/a/../b//c;d%2f", "/api/v1/a.b/..c/%20%C3%A4"} {
@@ -677,6 +715,20 @@ func testGateway(t *testing.T, k gatewayKind) {
 			})
 		}
 		wg.Wait()
+	})
+
+	// What a gateway's own configuration gets wrong opens nothing: HAProxy goes on
+	// after an error in Lua.
+	t.Run("no keyspace is named", func(t *testing.T) {
+		broken := startGateway(t, k, strings.TrimPrefix(p.url, "http://"), api.addr(), mirror.addr(), false,
+			"default scribe-sight;", `default "";`, `"scribe-sight?`, `"?`, "str(scribe-sight)", "str(scribe-sight) if { path /never }")
+		before := api.sent.Load()
+		for _, header := range []http.Header{full, with(full, http.Header{"X-Keytrail-Key-Id": {id}}), {}} {
+			x := send(t, client, "GET", broken.url, "/api/v1/org", header, nil)
+			if x.status != 503 && x.status != 404 || !strings.HasPrefix(x.header.Get("Content-Type"), "application/problem+json") || api.sent.Load() != before {
+				t.Errorf("%d %s %s", x.status, x.header.Get("Content-Type"), x.body)
+			}
+		}
 	})
 
 	t.Run("the upstream is down", func(t *testing.T) {
@@ -833,7 +885,7 @@ func TestGatewayRegimes(t *testing.T) {
 			allowed: []request{{"GET", "/v1/tasks", "scope=read-only"}}, refused: map[request]int{{"POST", "/v1/tasks", "scope=read-write"}: 403}},
 		{name: "lattica, test key", regime: "lattica", key: map[string]any{"scopes": []string{"read-write"}, "environment": "test", "resources": []any{project}}, mirror: true,
 			allowed: []request{{"GET", "/v1/tasks", "scope=read-only"}, {"POST", "/v1/projects/proj_1/tasks", "scope=read-write&resource=project/proj_1"}},
-			refused: map[request]int{{"GET", "/v1/projects/proj_2", "scope=read-only&resource=project/proj_2"}: 403}},
+			refused: map[request]int{{"GET", "/v1/projects/proj_2", "scope=read-only&resource=project/proj_2"}: 403, {"GET", "/V1/Projects/proj_2", "scope=read-only&resource=project/proj_2"}: 403}},
 		{name: "laserdata", key: map[string]any{"permissions": map[string]any{"scopes": []string{"member:read"}}, "expires_in": "90d"},
 			allowed: []request{{"GET", "/tenants/acme/members", "scope=member:read"}},
 			refused: map[request]int{{"POST", "/tenants/acme/members", "scope=unlisted"}: 403, {"GET", "/tenants/acme/api_keys", "scope=api_key:manage"}: 403}},
@@ -849,7 +901,7 @@ func TestGatewayRegimes(t *testing.T) {
 			refused: map[request]int{{"POST", "/v1/projects", "scope=write:all"}: 403}}, // plain HTTP
 		{name: "workspace, https", regime: "workspace", key: map[string]any{"scopes": []string{"write:all"}}, https: true,
 			allowed: []request{{"POST", "/v1/projects", "scope=write:all"}},
-			refused: map[request]int{{"GET", "/v1/projects", "scope=read:all"}: 403, {"PATCH", "/v1/team", "scope=admin"}: 403, {"DELETE", "/v1/projects/1", "scope=admin"}: 403}},
+			refused: map[request]int{{"GET", "/v1/projects", "scope=read:all"}: 403, {"POST", "/v1/Team", "scope=admin"}: 403, {"PATCH", "/v1/team", "scope=admin"}: 403, {"DELETE", "/v1/projects/1", "scope=admin"}: 403}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			name := cmp.Or(tt.regime, tt.name)

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -114,13 +115,25 @@ func TestExampleConfiguration(t *testing.T) {
 	general, _ := extensions(t, host.TypedPerFilterConfig)
 	var open []string
 	asked := map[string]string{} // scope by route
+	resources := map[string]events.Resource{}
 	for _, r := range host.Routes {
+		if d := r.GetDirectResponse(); d != nil { // the upstream is not asked
+			if d.Status != 400 {
+				t.Errorf("%s answers %d", r.Name, d.Status)
+			}
+			continue
+		}
 		if !clusters[r.GetRoute().GetCluster()] {
 			t.Errorf("%s goes to %q", r.Name, r.GetRoute().GetCluster())
 		}
 		own, disabled := extensions(t, r.TypedPerFilterConfig)
 		if disabled {
 			open = append(open, r.Name)
+			for _, f := range identityNames {
+				if !slices.Contains(r.RequestHeadersToRemove, strings.ToLower(f)) {
+					t.Errorf("%s asks nobody, and %s of the client's goes through", r.Name, f)
+				}
+			}
 			continue
 		}
 		merged := maps.Clone(general)
@@ -130,7 +143,7 @@ func TestExampleConfiguration(t *testing.T) {
 			t.Errorf("%s: %v", r.Name, faults)
 			continue
 		}
-		asked[r.Name] = ask.Scope
+		asked[r.Name], resources[r.Name] = ask.Scope, ask.Resource
 		if string(ask.Keyspace) != regime.Name || !slices.ContainsFunc(regime.Scopes, func(s struct{ Name string }) bool { return s.Name == ask.Scope }) ||
 			!ask.Resource.IsZero() && !slices.Contains(regime.Resources, ask.Resource.Kind) {
 			t.Errorf("%s asks for %v, which the regime does not have", r.Name, merged)
@@ -139,9 +152,67 @@ func TestExampleConfiguration(t *testing.T) {
 	if !slices.Equal(open, []string{"health"}) || asked["uploads"] != "upload" || asked["everything-else"] != "write" {
 		t.Errorf("open to all: %v; asked: %v", open, asked)
 	}
+	if !slices.Contains(host.RequestHeadersToRemove, "authorization") {
+		t.Error("the secret reaches the upstream")
+	}
+	// A key restricted to one project reaches no other: whatever the method, the
+	// route names a resource.
+	project := events.Resource{Kind: "project", ID: "proj_1"}
+	for _, path := range []string{"/v1/projects;x/proj_2", "/v1/projects%3bx/proj_2", "/v1/projects%2Fproj_2", "/v1/projects/%zz", "/v1/projects/%", "/v1/projects/%4", "/healthz;x", `/v1\projects`} {
+		if r := route(t, host.Routes, "GET "+path); r.GetDirectResponse() == nil {
+			t.Errorf("%s takes the route %s", path, r.Name)
+		}
+	}
+	for path, want := range map[string]events.Resource{
+		"GET /v1/projects/proj_1": project, "GET /v1/projects/proj_1/files": project,
+		"GET /v1/projects/proj_2": {Kind: "project", ID: "unreadable"}, "POST /v1/projects/proj_2/files": {Kind: "project", ID: "unreadable"},
+		"GET /v1/projects/proj_10": {Kind: "project", ID: "unreadable"}, "GET /v1/Projects/proj_2": {Kind: "project", ID: "unreadable"},
+		"GET /v1/projects": {}, "GET /v1/documents": {}, "GET /v1/%20%C3%A4": {},
+	} {
+		if r := route(t, host.Routes, path); resources[r.Name] != want {
+			t.Errorf("%s takes the route %s, which asks for %v; want %v", path, r.Name, resources[r.Name], want)
+		}
+	}
 	if last := host.Routes[len(host.Routes)-1].Match; last.GetPathSpecifier().(*routev3.RouteMatch_Prefix).Prefix != "/" {
 		t.Errorf("the last route is %v", last)
 	}
+}
+
+// identityNames are the headers that say who the client is.
+var identityNames = []string{"X-Keytrail-Key-Id", "X-Keytrail-Tenant", "X-Keytrail-Type", "X-Keytrail-Scopes", "X-Keytrail-Environment", "X-Keytrail-Use-Id"}
+
+// route returns the first route that the request ("GET /v1/documents") fits, as
+// Envoy does.
+func route(t *testing.T, routes []*routev3.Route, request string) *routev3.Route {
+	t.Helper()
+	method, path, _ := strings.Cut(request, " ")
+	for _, r := range routes {
+		fits := true
+		for _, h := range r.Match.Headers {
+			fits = fits && h.Name == ":method" && h.GetStringMatch().GetExact() == method
+		}
+		is := path
+		if s := r.Match.CaseSensitive; s != nil && !s.Value {
+			is = strings.ToLower(path) // as the routes' own paths are
+		}
+		switch m := r.Match.PathSpecifier.(type) {
+		case *routev3.RouteMatch_Path:
+			fits = fits && is == m.Path
+		case *routev3.RouteMatch_Prefix:
+			fits = fits && strings.HasPrefix(is, m.Prefix)
+		case *routev3.RouteMatch_PathSeparatedPrefix:
+			fits = fits && strings.HasPrefix(is+"/", m.PathSeparatedPrefix+"/")
+		case *routev3.RouteMatch_SafeRegex:
+			fits = fits && regexp.MustCompile("^(?:"+m.SafeRegex.Regex+")$").MatchString(is)
+		default:
+			t.Fatalf("%s: a path of type %T", r.Name, m)
+		}
+		if fits {
+			return r
+		}
+	}
+	t.Fatalf("%s takes no route", request)
+	return nil
 }
 
 // extensions returns what a virtual host or a route says to the filter.
