@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/keytrail/keytrail/events"
 )
@@ -198,7 +200,7 @@ func expiryFault(p *events.ExpiryPolicy, k *events.Key) *events.FieldError {
 func changedPaths(before, after *events.Definition) []string {
 	var a, b any
 	for v, d := range map[*any]*events.Definition{&a: before, &b: after} {
-		if err := json.Unmarshal(canonical(d), v); err != nil {
+		if err := json.Unmarshal(canonical(d), v, asWritten); err != nil {
 			panic("commands: a definition does not read back: " + err.Error())
 		}
 	}
@@ -206,6 +208,17 @@ func changedPaths(before, after *events.Definition) []string {
 	slices.Sort(out)
 	return append([]string{}, out...)
 }
+
+// asWritten keeps numbers as their text: an envelope may hold any number, and a
+// float64 holds neither all of them nor all of their digits.
+var asWritten = json.WithUnmarshalers(json.UnmarshalFromFunc(func(dec *jsontext.Decoder, v *any) error {
+	if dec.PeekKind() != '0' {
+		return errors.ErrUnsupported // the default does it
+	}
+	number, err := dec.ReadValue()
+	*v = string(number)
+	return err
+}))
 
 func differ(out []string, path string, a, b any) []string {
 	if am, ok := a.(map[string]any); ok {

@@ -161,6 +161,28 @@ func TestReviewChanges(t *testing.T) {
 	}
 }
 
+// TestReviewAnyNumber: an envelope may hold numbers that no float64 holds, and
+// such a definition can be replaced.
+func TestReviewAnyNumber(t *testing.T) {
+	for _, tt := range []struct{ before, after, want string }{
+		{`1e400`, `1e400`, ""},
+		{`1e400`, `"1e401"`, "errors.envelope.n"},
+		{`9007199254740992`, `9007199254740993`, "errors.envelope.n"},
+	} {
+		d := func(n string) *events.Definition {
+			d := changed(func(d *events.Definition) { d.Errors.Envelope = []byte(`{"n":` + n + `}`) })
+			if err := d.Validate().OrNil(); err != nil {
+				t.Fatal(err)
+			}
+			return &d
+		}
+		r := commands.ReviewDefinition(d(tt.before), d(tt.after), func(func(*events.Key) bool) {}, nil, t0)
+		if got := strings.Join(r.Changes, " "); got != tt.want {
+			t.Errorf("%s, then %s: got %q, want %q", tt.before, tt.after, got, tt.want)
+		}
+	}
+}
+
 // herd yields n keys of a hundred tenants: one in ten never expires, and one in a
 // hundred holds upload.
 func herd(n int) iter.Seq[*events.Key] {
