@@ -697,6 +697,9 @@ func TestDecideKeyspaceAndRole(t *testing.T) {
 		{commands.DefineRole{Scopes: &[]string{"read"}, Level: "planet"}, events.Role{}, "-", "role:invalid level:unknown_kind"},
 		{commands.DefineRole{Scopes: &[]string{"fly"}}, events.Role{}, "dev", "scopes[0]:unknown_scope"},
 		{commands.DefineRole{}, events.Role{}, "dev", "scopes:required"},
+		// Of a list that is too long nothing else is said: it may hold as many as a body.
+		{commands.DefineRole{Scopes: ptr(slices.Repeat([]string{"read"}, 201)), Level: "division"}, events.Role{}, "dev", "scopes:invalid"},
+		{commands.DefineRole{Scopes: ptr(slices.Repeat([]string{"fly"}, 201))}, events.Role{}, "dev", "scopes:invalid"},
 	} {
 		data, err := tt.cmd.Decide(&tt.role, rules(), tt.id)
 		got := codeOf(err)
