@@ -361,6 +361,29 @@ func TestTenantLimitWriters(t *testing.T) {
 	logtest.CheckLog(t, w.log)
 }
 
+// TestTenantLimitOfOperators: a limit of all operators together holds for
+// administrators too, so it is theirs to set.
+func TestTenantLimitOfOperators(t *testing.T) {
+	w := newWorld(t)
+	n := w.node("one")
+	w.define(n, "acme", acme)
+	writer := w.create(n, events.Builtin, commands.Create{Tenant: events.RootTenant, Name: "writer", Scopes: ptr([]string{events.ScopeKeysWrite})}).Secret
+	const body = `{"limit":{"per_minute":1,"burst":1}}`
+	for _, tt := range []struct {
+		as   events.Secret
+		path string
+		want int
+	}{
+		{writer, "/v1/keyspaces/keytrail/tenants/operators/limit", http.StatusForbidden},
+		{writer, "/v1/keyspaces/acme/tenants/t1/limit", http.StatusOK},
+		{w.root, "/v1/keyspaces/keytrail/tenants/operators/limit", http.StatusOK},
+	} {
+		if a := n.do(tt.as, "PUT", tt.path, body); a.Code != tt.want {
+			t.Errorf("%s: %d %s, want %d", tt.path, a.Code, a.Body, tt.want)
+		}
+	}
+}
+
 // TestRegimesWordsForTheLog: what is not the caller's fault is told in the
 // regime's words as well, with when to come again.
 func TestRegimesWordsForTheLog(t *testing.T) {
