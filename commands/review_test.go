@@ -290,6 +290,35 @@ func TestDefinitionThatKeysDoNotFit(t *testing.T) {
 	logtest.CheckLog(t, w.log)
 }
 
+// TestReviewTellsNoKeysToOthers: who may define keyspaces and not read keys learns
+// how many keys do not fit, and nothing of any of them.
+func TestReviewTellsNoKeysToOthers(t *testing.T) {
+	w := newWorld(t)
+	n := w.node("one")
+	w.define(n, "acme", acme)
+	k := w.create(n, "acme", commands.Create{Tenant: "t1", Name: "unspoken"}).Key
+	definer := w.create(n, events.Builtin, commands.Create{Tenant: events.RootTenant, Name: "definer", Scopes: ptr([]string{events.ScopeKeyspacesWrite})}).Secret
+	const body = `{"key_types":[{"name":"secret"}]}`
+	for _, tt := range []struct {
+		query string
+		code  int
+		tells string
+	}{
+		{"?dry_run=true", http.StatusOK, `"violations":[],"violating":1,"keys":1`},
+		{"", http.StatusConflict, `"1 of 1 live keys do not fit this definition. Nothing`},
+	} {
+		a := n.do(definer, "PUT", "/v1/keyspaces/acme"+tt.query, body)
+		if a.Code != tt.code || !strings.Contains(a.Body.String(), tt.tells) {
+			t.Errorf("%q: %d %s", tt.query, a.Code, a.Body)
+		}
+		for _, s := range []string{k.ID.String(), "t1", "unspoken"} {
+			if strings.Contains(a.Body.String(), s) {
+				t.Errorf("%q tells %s: %s", tt.query, s, a.Body)
+			}
+		}
+	}
+}
+
 // TestPermissionsAtOnce: two nodes make one key with permissions under one
 // idempotency key; there is one key and one role.
 func TestPermissionsAtOnce(t *testing.T) {
