@@ -694,9 +694,14 @@ func TestDecideKeyspaceAndRole(t *testing.T) {
 		{commands.DefineRole{Scopes: &[]string{"read"}}, events.Role{Chain: events.Chain{Rev: 2}, Deleted: true}, "key_00000000000000000000000001", `role.defined{"level":"tenant","scopes":["read"]}`},
 		{commands.DefineRole{Scopes: &[]string{"read"}}, events.Role{}, "key_8zzzzzzzzzzzzzzzzzzzzzzzzz", `role.defined{"level":"tenant","scopes":["read"]}`},
 		{commands.DefineRole{Scopes: &[]string{"read"}, Level: "division"}, events.Role{Chain: events.Chain{Rev: 1}, Level: "tenant"}, "dev", "level:immutable"},
+		{commands.DefineRole{Scopes: &[]string{"deploy"}, Level: "division"}, events.Role{Chain: events.Chain{Rev: 2}, Level: "tenant", Deleted: true}, "dev", "level:immutable"},
+		{commands.DefineRole{Scopes: &[]string{"deploy"}, Level: "division"}, events.Role{Chain: events.Chain{Rev: 2}, Level: "division", Deleted: true}, "dev", `role.defined{"level":"division","scopes":["deploy"]}`},
 		{commands.DefineRole{Scopes: &[]string{"read"}, Level: "planet"}, events.Role{}, "-", "role:invalid level:unknown_kind"},
 		{commands.DefineRole{Scopes: &[]string{"fly"}}, events.Role{}, "dev", "scopes[0]:unknown_scope"},
 		{commands.DefineRole{}, events.Role{}, "dev", "scopes:required"},
+		// Of a list that is too long nothing else is said: it may hold as many as a body.
+		{commands.DefineRole{Scopes: ptr(slices.Repeat([]string{"read"}, 201)), Level: "division"}, events.Role{}, "dev", "scopes:invalid"},
+		{commands.DefineRole{Scopes: ptr(slices.Repeat([]string{"fly"}, 201))}, events.Role{}, "dev", "scopes:invalid"},
 	} {
 		data, err := tt.cmd.Decide(&tt.role, rules(), tt.id)
 		got := codeOf(err)

@@ -26,7 +26,8 @@
 //	    before and could do after. What it makes or changes there neither outlives
 //	    its own key nor may be used from where its own may not. (Only lifting is
 //	    bounded: a principal may always disable or revoke the key it came with.)
-//	    Rate limits are no power.
+//	    Rate limits are no power, but that of a tenant of the built-in keyspace is
+//	    an administrator's to set: a low one shuts administrators out.
 //	C6  Rotation never lengthens the old key's life.
 //	C7  A field that is wrong is refused together with every other that is wrong;
 //	    nothing is silently dropped, cut or switched off.
@@ -38,9 +39,9 @@
 // # Idempotency
 //
 // A write may carry an Idempotency-Key (draft-ietf-httpapi-idempotency-key-header).
-// Its scope is the actor and the aggregate: the key, the role or the keyspace
-// that is written, and for a new key its keyspace and tenant. The events of the
-// write carry the command id, 64 hexadecimal digits:
+// Its scope is the actor and the aggregate: the key, the role, the tenant or the
+// keyspace that is written, and for a new key its keyspace and tenant. The events
+// of the write carry the command id, 64 hexadecimal digits:
 //
 //	first  16 bytes of SHA-256(actor, idempotency key)            who asked, which ask
 //	second 16 bytes of SHA-256(method, path, canonical body)      what was asked

@@ -23,7 +23,7 @@ func (h *Handler) DefineKeyspace(ctx context.Context, call *Call, id events.Keys
 				return *ks, err
 			}
 			if data.Before != nil && !c.AcceptViolations {
-				if err := h.review(ks, id, &c.Definition, b.now).fits(); err != nil {
+				if err := h.review(&call.Principal, ks, id, &c.Definition, b.now).fits(); err != nil {
 					return *ks, err
 				}
 			}

@@ -129,10 +129,9 @@ func ParseDigest(s string) (d events.Digest, ok bool) {
 // checkHint refuses a hint that shows more than the start of a secret.
 func (c *ImportKey) checkHint(f *events.FieldErrors, r *Rules, digest events.Digest) {
 	err := events.CheckText(c.Hint, 64)
-	_, _, whole := r.Definition.TypeOf(c.Hint)
 	switch {
-	case whole || c.Hint != "" && events.NewSecret(c.Hint).Digest() == digest:
-		f.Add("hint", "secret", "this is a whole secret: want a readable start of it, or nothing")
+	case r.Definition.Reveals(c.Hint) || c.Hint != "" && events.NewSecret(c.Hint).Digest() == digest:
+		f.Add("hint", "secret", "this is a secret, or more than half of one: want a readable start of it, or nothing")
 	case err != nil:
 		f.Add("hint", "invalid", err.Error())
 	}

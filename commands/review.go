@@ -2,6 +2,7 @@ package commands
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/keytrail/keytrail/events"
 )
@@ -21,7 +23,7 @@ const MaxViolations = 1000
 // it. Keys are never changed with the definition: what they may do follows it.
 type Review struct {
 	Changes    []string    `json:"changes"`    // paths of what differs; elements of lists by name, as scopes[read].implies
-	Violations []Violation `json:"violations"` // at most MaxViolations, keys in the order of their creation
+	Violations []Violation `json:"violations"` // at most MaxViolations, keys in the order of their creation; none for a caller without keys:read
 	Violating  int         `json:"violating"`  // keys with a violation, the unlisted ones included
 	Keys       int         `json:"keys"`       // keys that live
 }
@@ -198,7 +200,7 @@ func expiryFault(p *events.ExpiryPolicy, k *events.Key) *events.FieldError {
 func changedPaths(before, after *events.Definition) []string {
 	var a, b any
 	for v, d := range map[*any]*events.Definition{&a: before, &b: after} {
-		if err := json.Unmarshal(canonical(d), v); err != nil {
+		if err := json.Unmarshal(canonical(d), v, asWritten); err != nil {
 			panic("commands: a definition does not read back: " + err.Error())
 		}
 	}
@@ -206,6 +208,17 @@ func changedPaths(before, after *events.Definition) []string {
 	slices.Sort(out)
 	return append([]string{}, out...)
 }
+
+// asWritten keeps numbers as their text: an envelope may hold any number, and a
+// float64 holds neither all of them nor all of their digits.
+var asWritten = json.WithUnmarshalers(json.UnmarshalFromFunc(func(dec *jsontext.Decoder, v *any) error {
+	if dec.PeekKind() != '0' {
+		return errors.ErrUnsupported // the default does it
+	}
+	number, err := dec.ReadValue()
+	*v = string(number)
+	return err
+}))
 
 func differ(out []string, path string, a, b any) []string {
 	if am, ok := a.(map[string]any); ok {
@@ -261,12 +274,17 @@ func byName(v any) (m map[string]any, order []string, ok bool) {
 	return m, order, ok
 }
 
-// review holds the live keys of the keyspace against the definition.
-func (h *Handler) review(ks *events.Keyspace, id events.KeyspaceID, after *events.Definition, now events.Time) *Review {
+// review holds the live keys of the keyspace against the definition. Who may not
+// read keys is told how many do not fit, and not which.
+func (h *Handler) review(p *events.Principal, ks *events.Keyspace, id events.KeyspaceID, after *events.Definition, now events.Time) *Review {
 	role := func(tenant events.TenantID, role events.RoleID) (events.Role, bool) {
 		return h.cfg.Dir.Role(id, tenant, role)
 	}
-	return ReviewDefinition(&ks.Definition, after, h.cfg.Dir.All(id), role, now)
+	r := ReviewDefinition(&ks.Definition, after, h.cfg.Dir.All(id), role, now)
+	if !p.Has(events.ScopeKeysRead) {
+		r.Violations = []Violation{}
+	}
+	return r
 }
 
 // fits refuses a definition that live keys do not fit.
@@ -285,8 +303,12 @@ func (r *Review) fits() error {
 		}
 		first = append(first, fmt.Sprintf("%s (%s): %s", v.KeyID, v.Field, v.Message))
 	}
-	return refuse(CodeViolations, "", "%d of %d live keys do not fit this definition, as %s. Nothing was written. ?dry_run=true lists them; ?accept_violations=true applies it all the same",
-		r.Violating, r.Keys, strings.Join(first, "; "))
+	as, lists := "", ""
+	if len(first) > 0 {
+		as, lists = ", as "+strings.Join(first, "; "), "?dry_run=true lists them; "
+	}
+	return refuse(CodeViolations, "", "%d of %d live keys do not fit this definition%s. Nothing was written. %s?accept_violations=true applies it all the same",
+		r.Violating, r.Keys, as, lists)
 }
 
 // ReviewKeyspace tells what DefineKeyspace would do, and does nothing: the
@@ -305,7 +327,7 @@ func (h *Handler) ReviewKeyspace(ctx context.Context, call *Call, id events.Keys
 	if err != nil {
 		return ks, nil, err
 	}
-	review = h.review(&ks, id, &c.Definition, b.now)
+	review = h.review(&call.Principal, &ks, id, &c.Definition, b.now)
 	if data == nil {
 		return ks, review, nil
 	}

@@ -161,6 +161,28 @@ func TestReviewChanges(t *testing.T) {
 	}
 }
 
+// TestReviewAnyNumber: an envelope may hold numbers that no float64 holds, and
+// such a definition can be replaced.
+func TestReviewAnyNumber(t *testing.T) {
+	for _, tt := range []struct{ before, after, want string }{
+		{`1e400`, `1e400`, ""},
+		{`1e400`, `"1e401"`, "errors.envelope.n"},
+		{`9007199254740992`, `9007199254740993`, "errors.envelope.n"},
+	} {
+		d := func(n string) *events.Definition {
+			d := changed(func(d *events.Definition) { d.Errors.Envelope = []byte(`{"n":` + n + `}`) })
+			if err := d.Validate().OrNil(); err != nil {
+				t.Fatal(err)
+			}
+			return &d
+		}
+		r := commands.ReviewDefinition(d(tt.before), d(tt.after), func(func(*events.Key) bool) {}, nil, t0)
+		if got := strings.Join(r.Changes, " "); got != tt.want {
+			t.Errorf("%s, then %s: got %q, want %q", tt.before, tt.after, got, tt.want)
+		}
+	}
+}
+
 // herd yields n keys of a hundred tenants: one in ten never expires, and one in a
 // hundred holds upload.
 func herd(n int) iter.Seq[*events.Key] {
@@ -268,6 +290,35 @@ func TestDefinitionThatKeysDoNotFit(t *testing.T) {
 	logtest.CheckLog(t, w.log)
 }
 
+// TestReviewTellsNoKeysToOthers: who may define keyspaces and not read keys learns
+// how many keys do not fit, and nothing of any of them.
+func TestReviewTellsNoKeysToOthers(t *testing.T) {
+	w := newWorld(t)
+	n := w.node("one")
+	w.define(n, "acme", acme)
+	k := w.create(n, "acme", commands.Create{Tenant: "t1", Name: "unspoken"}).Key
+	definer := w.create(n, events.Builtin, commands.Create{Tenant: events.RootTenant, Name: "definer", Scopes: ptr([]string{events.ScopeKeyspacesWrite})}).Secret
+	const body = `{"key_types":[{"name":"secret"}]}`
+	for _, tt := range []struct {
+		query string
+		code  int
+		tells string
+	}{
+		{"?dry_run=true", http.StatusOK, `"violations":[],"violating":1,"keys":1`},
+		{"", http.StatusConflict, `"1 of 1 live keys do not fit this definition. Nothing`},
+	} {
+		a := n.do(definer, "PUT", "/v1/keyspaces/acme"+tt.query, body)
+		if a.Code != tt.code || !strings.Contains(a.Body.String(), tt.tells) {
+			t.Errorf("%q: %d %s", tt.query, a.Code, a.Body)
+		}
+		for _, s := range []string{k.ID.String(), "t1", "unspoken"} {
+			if strings.Contains(a.Body.String(), s) {
+				t.Errorf("%q tells %s: %s", tt.query, s, a.Body)
+			}
+		}
+	}
+}
+
 // TestPermissionsAtOnce: two nodes make one key with permissions under one
 // idempotency key; there is one key and one role.
 func TestPermissionsAtOnce(t *testing.T) {
@@ -337,6 +388,29 @@ func TestTenantLimitWriters(t *testing.T) {
 		t.Errorf("the last is %+v", last)
 	}
 	logtest.CheckLog(t, w.log)
+}
+
+// TestTenantLimitOfOperators: a limit of all operators together holds for
+// administrators too, so it is theirs to set.
+func TestTenantLimitOfOperators(t *testing.T) {
+	w := newWorld(t)
+	n := w.node("one")
+	w.define(n, "acme", acme)
+	writer := w.create(n, events.Builtin, commands.Create{Tenant: events.RootTenant, Name: "writer", Scopes: ptr([]string{events.ScopeKeysWrite})}).Secret
+	const body = `{"limit":{"per_minute":1,"burst":1}}`
+	for _, tt := range []struct {
+		as   events.Secret
+		path string
+		want int
+	}{
+		{writer, "/v1/keyspaces/keytrail/tenants/operators/limit", http.StatusForbidden},
+		{writer, "/v1/keyspaces/acme/tenants/t1/limit", http.StatusOK},
+		{w.root, "/v1/keyspaces/keytrail/tenants/operators/limit", http.StatusOK},
+	} {
+		if a := n.do(tt.as, "PUT", tt.path, body); a.Code != tt.want {
+			t.Errorf("%s: %d %s, want %d", tt.path, a.Code, a.Body, tt.want)
+		}
+	}
 }
 
 // TestRegimesWordsForTheLog: what is not the caller's fault is told in the

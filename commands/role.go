@@ -30,7 +30,8 @@ func (c *DefineRole) Decide(role *events.Role, r *Rules, id events.RoleID) (*eve
 	if !known {
 		f.Add("level", "unknown_kind", fmt.Sprintf("level %q: want %s or a resource kind of keyspace %q", clip(level), levelTenant, r.Keyspace))
 	}
-	stays := !role.Exists() || cmp.Or(role.Level, levelTenant) == level
+	// Keys go on holding a deleted role, and have from it what it is when it is back.
+	stays := role.Rev == 0 || cmp.Or(role.Level, levelTenant) == level
 	if !stays {
 		f.Add("level", "immutable", fmt.Sprintf("the role is at level %q and stays there: keys hold it as such; define another role", cmp.Or(role.Level, levelTenant)))
 	}

@@ -50,6 +50,9 @@ func (r *Rules) checkGrant(f *events.FieldErrors, t *events.KeyType, g events.Gr
 	if len(g.Roles) > events.MaxScopes {
 		f.Add("roles", "invalid", fmt.Sprintf("want at most %d", events.MaxScopes))
 	}
+	if max(len(g.Scopes), len(g.Roles)) > events.MaxScopes {
+		return // each costs a walk through the catalogue
+	}
 	var ceiling []string
 	if t != nil && t.Ceiling != nil {
 		ceiling = r.Definition.Expand(t.Ceiling)
@@ -71,7 +74,7 @@ func (r *Rules) checkGrant(f *events.FieldErrors, t *events.KeyType, g events.Gr
 			f.Add(path, "unknown_role", fmt.Sprintf("role %q is not defined for tenant %q", clip(string(id)), r.Tenant))
 			continue
 		}
-		if j := slices.IndexFunc(r.Definition.Expand(role.Scopes), above); j >= 0 {
+		if ceiling != nil && slices.ContainsFunc(r.Definition.Expand(role.Scopes), above) {
 			f.Add(path, "above_ceiling", fmt.Sprintf("role %q holds scopes that keys of type %q may not hold", id, t.Name))
 		}
 		if atResource(role.Level) && !slices.ContainsFunc(resources, func(x events.Resource) bool { return x.Kind == role.Level }) {
@@ -102,7 +105,7 @@ func (r *Rules) checkHeld(f *events.FieldErrors, g events.Grant) {
 // checkLevel reports every scope that a role of this level may not hold: at the
 // level of a resource, it and all that it implies must be of that level.
 func (r *Rules) checkLevel(f *events.FieldErrors, path, level string, scopes []string) {
-	if !atResource(level) {
+	if !atResource(level) || len(scopes) > events.MaxScopes { // checkGrant says the latter
 		return
 	}
 	for i, s := range scopes {

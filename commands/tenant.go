@@ -50,6 +50,10 @@ func (h *Handler) SetTenantLimit(ctx context.Context, call *Call, ks events.Keys
 	if !seesRoles(p, ks, tenant) {
 		return t, done, refuse(CodeBeyondOwnPower, "", "tenant %q of keyspace %q is out of the reach of your own key", tenant, ks)
 	}
+	if ks == events.Builtin && !p.Has(events.ScopeAdmin) {
+		// It holds for administrators' keys as well: a low one shuts them out.
+		return t, done, refuse(CodeBeyondOwnPower, "", "the limit of a tenant of keyspace %q takes scope %q", ks, events.ScopeAdmin)
+	}
 	agg := events.TenantAggregate(ks, tenant)
 	out, err := run(ctx, h, call, task[events.Tenant]{
 		aggregate: agg,

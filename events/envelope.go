@@ -92,14 +92,16 @@ type Envelope struct{ root node }
 const (
 	MaxEnvelope      = 8192 // bytes
 	maxEnvelopeDepth = 8
+	maxIssues        = 1000 // elements of a list of bad fields: each may be as long as the envelope
 )
 
 // CompileEnvelope reads the template of an error body: a JSON object whose
 // strings may hold {code}, {message}, {status}, {title}, {reason}, {request_id},
 // {scope}, {resource}, {retry_after} and {field} (the one bad field, when there
 // is exactly one). A list of one element that holds {issue.code},
-// {issue.message} or {issue.path} stands for one element for each bad field. {{
-// is a brace. A string that is {status} or {retry_after} alone becomes a number.
+// {issue.message} or {issue.path} stands for one element for each bad field, the
+// first 1000 of them; there is no such list within such a list. {{ is a brace. A
+// string that is {status} or {retry_after} alone becomes a number.
 // A member, or an element of a list, whose value comes to nothing is left out.
 func CompileEnvelope(v jsontext.Value) (*Envelope, error) {
 	if len(v) > MaxEnvelope {
@@ -140,6 +142,7 @@ type node struct {
 	names   []string // of objects
 	nodes   []node   // of objects and lists
 	repeat  bool     // a list whose only element stands for every bad field
+	repeats bool     // it is or holds such a list
 	issue   bool     // it holds {issue.…} outside such a list
 }
 
@@ -167,9 +170,13 @@ func compile(dec *jsontext.Decoder, depth int) (n node, err error) {
 			}
 			n.nodes = append(n.nodes, child)
 			n.issue = n.issue || child.issue
+			n.repeats = n.repeats || child.repeats
 		}
 		if n.kind == '[' && len(n.nodes) == 1 && n.issue {
-			n.repeat, n.issue = true, false
+			if n.repeats { // its length would be the number of bad fields squared, and so on
+				return n, fmt.Errorf("want no list of {issue.code}, {issue.message} or {issue.path} within another")
+			}
+			n.repeat, n.repeats, n.issue = true, true, false
 		}
 		_, err = dec.ReadToken()
 		return n, err
@@ -226,7 +233,7 @@ func (n *node) append(dst []byte, f *Failure, issue *FieldError) ([]byte, bool) 
 			}
 		}
 		if n.repeat {
-			for i := range f.Fields {
+			for i := range f.Fields[:min(len(f.Fields), maxIssues)] {
 				element(&n.nodes[0], &f.Fields[i])
 			}
 		} else {

@@ -91,16 +91,18 @@ func TestEnvelopeRefuses(t *testing.T) {
 		`{"a":"{issue.code}"}`:                  "inside a list of one element only",
 		`{"a":["{issue.code}","{issue.path}"]}`: "inside a list of one element only",
 		`{"a":{"b":"{issue.code}"},"c":[1]}`:    "inside a list of one element only",
-		`{"a":1,"a":2}`:                         "duplicate",
-		`{"é":1,"\u00e9":2}`:                    "duplicate",
-		`{"a":1`:                                "EOF",
-		`{"a":1]`:                               "invalid character",
-		`{"a":01}`:                              "invalid character",
-		"{\"a\":\"\xff\"}":                      "UTF-8",
-		`{"a":"\ud800"}`:                        "surrogate",
-		`{"a":1} {}`:                            "nothing after the object",
-		`{"a":1} x`:                             "nothing after the object",
-		deep:                                    "want at most 8 levels",
+		`{"a":[{"b":"{issue.code}","c":["{issue.path}"]}]}`:           "within another",
+		`{"a":[{"b":"{issue.code}","c":{"d":[["{issue.path}"],1]}}]}`: "within another",
+		`{"a":1,"a":2}`:      "duplicate",
+		`{"é":1,"\u00e9":2}`: "duplicate",
+		`{"a":1`:             "EOF",
+		`{"a":1]`:            "invalid character",
+		`{"a":01}`:           "invalid character",
+		"{\"a\":\"\xff\"}":   "UTF-8",
+		`{"a":"\ud800"}`:     "surrogate",
+		`{"a":1} {}`:         "nothing after the object",
+		`{"a":1} x`:          "nothing after the object",
+		deep:                 "want at most 8 levels",
 		`{"a":"` + strings.Repeat("x", 8192) + `"}`: "want at most 8192 bytes",
 	} {
 		if _, err := events.CompileEnvelope(jsontext.Value(template)); err == nil || !strings.Contains(err.Error(), says) || len(err.Error()) > 400 {
@@ -109,6 +111,26 @@ func TestEnvelopeRefuses(t *testing.T) {
 	}
 	if _, err := events.CompileEnvelope(jsontext.Value(deep[len(`{"a":`) : len(deep)-1])); err != nil {
 		t.Errorf("8 levels: %v", err)
+	}
+}
+
+// TestEnvelopeOfManyIssues: an answer does not grow without bound with what was
+// wrong with the question.
+func TestEnvelopeOfManyIssues(t *testing.T) {
+	e := must(events.CompileEnvelope(jsontext.Value(`{"a":["{issue.path}"],"b":[["{issue.code}"]]}`)))
+	var f events.Failure
+	for i := range 1002 {
+		f.Fields.Add(fmt.Sprint("f", i), "c", "m")
+	}
+	var got struct {
+		A []string   `json:"a"`
+		B [][]string `json:"b"`
+	}
+	if err := stdjson.Unmarshal(e.Append(nil, &f), &got); err != nil {
+		t.Fatal(err)
+	}
+	if len(got.A) != 1000 || got.A[999] != "f999" || len(got.B) != 1 || len(got.B[0]) != 1000 {
+		t.Errorf("%d of them, %d lists", len(got.A), len(got.B))
 	}
 }
 

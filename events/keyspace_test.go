@@ -202,6 +202,9 @@ func TestDefinitionValidate(t *testing.T) {
 		"grants by":        {func(d *events.Definition) { d.Grants.By = "role" }, "grants.by invalid"},
 		"max that is none": {func(d *events.Definition) { d.Expiry = events.ExpiryPolicy{Max: "a year", Default: "30d"} }, "expiry.max invalid"},
 		"max of 0":         {func(d *events.Definition) { d.Expiry.Max = "0s" }, "expiry.max invalid"},
+		"less than 1 ms": {func(d *events.Definition) {
+			d.Expiry = events.ExpiryPolicy{Max: "1ms", Default: "999us", Choices: []events.Span{"1ns"}}
+		}, "expiry.default invalid, expiry.choices[0] invalid, expiry.default not_a_choice"},
 		"max of never":     {func(d *events.Definition) { d.Expiry.Max = events.Never }, "expiry.max invalid"},
 		"max of 100 y":     {func(d *events.Definition) { d.Expiry.Max = "36500d" }, ""},
 		"default of max":   {func(d *events.Definition) { d.Expiry = events.ExpiryPolicy{Max: "365d", Default: "8760h"} }, ""},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Validate reports every fault of the definition at once, each with the dotted
@@ -183,8 +184,10 @@ func (p *ExpiryPolicy) validate() FieldErrors {
 	span := func(path string, s Span) (ok bool) {
 		d, err := ParseSpan(string(s))
 		switch {
-		case err != nil || d <= 0:
+		case err != nil:
 			f.Add(path, "invalid", errSpan.Error())
+		case d < time.Millisecond: // no instant that the log holds is nearer
+			f.Add(path, "invalid", "want at least 1ms")
 		case p.Longest() > 0 && d > p.Longest():
 			f.Add(path, "invalid", fmt.Sprintf("want at most max, %s", clip(string(p.Max))))
 		default:

@@ -293,6 +293,35 @@ func (d *Definition) TypeOf(secret string) (t *KeyType, environment string, ok b
 	return nil, "", false
 }
 
+// Reveals reports whether start is a secret of one of the key types, or the start
+// of one with more than half of its random characters: who learns the digest could
+// find the others by trying. Where several prefixes fit, the longest counts, so
+// that a Hint never does.
+func (d *Definition) Reveals(start string) bool {
+	if _, _, whole := d.TypeOf(start); whole {
+		return true
+	}
+	reveals, longest := false, -1
+	for i := range d.KeyTypes {
+		t := &d.KeyTypes[i]
+		chars := t.Alphabet.Chars()
+		if t.Checksum != "" {
+			chars += base62
+		}
+		for _, e := range t.environments() {
+			p := t.PrefixIn(e)
+			rest, ok := strings.CutPrefix(start, p)
+			if !ok || len(p) < longest {
+				continue
+			}
+			most := len(rest) > t.Len()/2 && strings.Trim(rest, chars) == ""
+			reveals = most || reveals && len(p) == longest
+			longest = len(p)
+		}
+	}
+	return reveals
+}
+
 // Checksums reports whether a key type has a checksum: only then can Junk say
 // anything.
 func (d *Definition) Checksums() bool {

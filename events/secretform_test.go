@@ -116,6 +116,8 @@ func TestDrawnSecretsMatch(t *testing.T) {
 		}
 		if kt := d.KeyTypes[0]; kt.Hint(secret) != kt.PrefixIn(environment)+secret[len(kt.PrefixIn(environment)):][:4] {
 			r.Fatalf("%q has the hint %q", secret, kt.Hint(secret))
+		} else if most := len(kt.PrefixIn(environment)) + kt.Len()/2 + 1; !d.Reveals(secret) || d.Reveals(kt.Hint(secret)) || len(kt.Environments) < 2 && !d.Reveals(secret[:most]) {
+			r.Fatalf("of %q, its hint %q and its first %d characters, the wrong ones reveal it", secret, kt.Hint(secret), most)
 		}
 		if d.KeyTypes[0].Checksum == "" {
 			return
@@ -131,6 +133,17 @@ func TestDrawnSecretsMatch(t *testing.T) {
 			r.Fatalf("%q for %q: has the form %v, junk %v", spoilt, secret, ok, d.Junk(spoilt))
 		}
 	})
+}
+
+// The hint of a type reveals nothing where another type has no prefix.
+func TestRevealsByTheLongestPrefix(t *testing.T) {
+	d := events.Definition{KeyTypes: []events.KeyType{{Name: "a", Alphabet: events.Base64URL, Length: 20}, {Name: "b", Prefix: "sk_live_"}}}
+	for start, want := range map[string]bool{"": false, "sk_live_abcd": false, "sk_live_abcdefghijklmnop": false, "sk_live_abcdefghijklmnopq": true,
+		"sk-live_ab": false, "sk-live_abc": true, "sk-live_...": false, "sk_live_abcdefghijkl": true} {
+		if got := d.Reveals(start); got != want {
+			t.Errorf("%q: %v, want %v", start, got, want)
+		}
+	}
 }
 
 // A scanner finds a secret in text as a whole and nothing else there; of one that
