@@ -49,7 +49,7 @@ const LevelTenant = "tenant"
 // GrantRules say how keys hold scopes.
 type GrantRules struct {
 	Required bool   `json:"required,omitzero"` // a key holds at least one scope or role
-	Fixed    bool   `json:"fixed,omitzero"`    // what a key holds never changes after its creation
+	Fixed    bool   `json:"fixed,omitzero"`    // the scopes and roles that a key holds never change after its creation; what a role gives still may
 	By       string `json:"by,omitzero"`       // "scopes" or "roles" only; absent = either
 }
 

@@ -147,6 +147,7 @@ func TestDefinitionValidate(t *testing.T) {
 		"not in form":     {types(events.KeyType{Name: "a", Prefix: "p_", Length: 37}, events.KeyType{Name: "b", Prefix: "p_live_", Length: 32}), ""},
 		"not in alphabet": {types(events.KeyType{Name: "a", Prefix: "p", Length: 33, Alphabet: events.Hex}, events.KeyType{Name: "b", Prefix: "pz", Length: 32}), ""},
 		"header":          {func(d *events.Definition) { d.Credential.Header = "X Key" }, "credential.header invalid"},
+		"reserved header": {func(d *events.Definition) { d.Credential.Header = "x-forwarded-for" }, "credential.header invalid"},
 		"scheme":          {func(d *events.Definition) { d.Credential.Scheme = "a b" }, "credential.scheme invalid"},
 		"resource kind":   {func(d *events.Definition) { d.Resources = []string{"P", "p", "p"} }, "resources[0] invalid, resources[2] duplicate"},
 		"expiry":          {func(d *events.Definition) { d.Expiry.Max = "-1s" }, "expiry.max invalid"},

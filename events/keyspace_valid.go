@@ -87,8 +87,8 @@ func (d *Definition) Validate() FieldErrors {
 			}
 		}
 	}
-	if h := d.Credential.Header; h != "" && !headerRE.MatchString(h) {
-		f.Add("credential.header", "invalid", "want the name of an HTTP header")
+	if h := d.Credential.Header; h != "" && (!headerRE.MatchString(h) || reservedHeader(h) && !strings.EqualFold(h, "Authorization")) {
+		f.Add("credential.header", "invalid", "want the name of an HTTP header, not one that Keytrail or HTTP has another use for")
 	}
 	if s := d.Credential.Scheme; s != "" && !headerRE.MatchString(s) {
 		f.Add("credential.scheme", "invalid", "want the name of an authentication scheme, as Bearer")
