@@ -134,7 +134,7 @@ func beyondSchemas(f events.FieldError, value any) bool {
 		return true
 	case "invalid":
 		return strings.HasPrefix(f.Field, "expiry.") && text != "" && spanForm.MatchString(text) || // too long, or nothing
-			strings.HasPrefix(f.Field, "limit_headers.") && headerForm.MatchString(text) || // a name with another use
+			(strings.HasPrefix(f.Field, "limit_headers.") || f.Field == "credential.header") && headerForm.MatchString(text) || // a name with another use
 			f.Field == "errors.envelope" && (strings.Contains(f.Message, "inside a list") || strings.Contains(f.Message, "bytes")) // of the whole template
 	}
 	return false
