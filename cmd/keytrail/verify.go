@@ -15,7 +15,7 @@ import (
 )
 
 func (a *app) verifyCmd() *cobra.Command {
-	var keyspace, scope, resource, ip, minPosition, maxStaleness string
+	var keyspace, scope, resource, ip, scheme, minPosition, maxStaleness string
 	var cost uint32
 	c := &cobra.Command{Use: "verify [SECRET]", Short: "Ask whether a key may do something now",
 		Long: `Ask a verifier whether a key may do something now. The secret comes from the
@@ -37,7 +37,7 @@ code is 0 when allowed and 3 when denied.`,
 				secret = strings.TrimSpace(string(b))
 			}
 			body := map[string]any{"key": secret}
-			for name, v := range map[string]string{"keyspace": keyspace, "scope": scope, "ip": ip, "min_position": minPosition, "max_staleness": maxStaleness} {
+			for name, v := range map[string]string{"keyspace": keyspace, "scope": scope, "ip": ip, "scheme": scheme, "min_position": minPosition, "max_staleness": maxStaleness} {
 				if v != "" {
 					body[name] = v
 				}
@@ -101,6 +101,7 @@ code is 0 when allowed and 3 when denied.`,
 	f.StringVar(&scope, "scope", "", "the scope it needs")
 	f.StringVar(&resource, "resource", "", "what it wants to reach, as project/proj_1")
 	f.StringVar(&ip, "ip", "", "the client's address")
+	f.StringVar(&scheme, "scheme", "", "how the client's request came: http or https (default: not asked)")
 	f.Uint32Var(&cost, "cost", 0, "tokens to take from the limit (default 1)")
 	f.StringVar(&minPosition, "min-position", "", "answer only at this position or later: read your own write")
 	f.StringVar(&maxStaleness, "max-staleness", "", "refuse an answer older than this, as 500ms")
