@@ -182,6 +182,10 @@ func (d *Definition) Type(name string) (*KeyType, bool) {
 // Expand returns scopes and all that they imply, sorted, each once. Scopes
 // outside the catalogue stay as they are.
 func (d *Definition) Expand(scopes []string) []string {
+	implies := make(map[string][]string, len(d.Scopes))
+	for i := range d.Scopes {
+		implies[d.Scopes[i].Name] = d.Scopes[i].Implies
+	}
 	seen := make(map[string]bool, len(scopes))
 	todo := slices.Clone(scopes)
 	for len(todo) > 0 {
@@ -191,11 +195,7 @@ func (d *Definition) Expand(scopes []string) []string {
 			continue
 		}
 		seen[s] = true
-		for i := range d.Scopes {
-			if d.Scopes[i].Name == s {
-				todo = append(todo, d.Scopes[i].Implies...)
-			}
-		}
+		todo = append(todo, implies[s]...)
 	}
 	out := make([]string, 0, len(seen))
 	for s := range seen {
