@@ -83,11 +83,10 @@ func (n *Node) Answer(ctx context.Context, ask *Ask) *Answer {
 		}
 		return ans
 	}
-	g := ks.Regime()
-	cred := g.Credential
+	cred := ks.Definition().Credential
 	req.Secret = credential(ask.Header(cred.HeaderName()), cred)
 	req.IP, req.Insecure = n.client(ask)
-	d := n.Decide(ctx, req)
+	d, g := n.decide(ctx, req)
 	ans.Decision = &d
 	ans.regime(ask, req, g)
 	if o := n.metrics.gateway[ask.Door]; o != nil {

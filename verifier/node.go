@@ -81,19 +81,17 @@ func (n *Node) Ready() error {
 // epoch of the ledger is open the answer is verifier_stale without a use. Either
 // keeps the tokens it took.
 func (n *Node) Decide(ctx context.Context, req *Request) Decision {
+	d, _ := n.decide(ctx, req)
+	return d
+}
+
+// decide is Decide, and the regime that the decision was made under.
+func (n *Node) decide(ctx context.Context, req *Request) (Decision, *projections.Regime) {
 	reached := n.reach(ctx, req.MinPosition)
 	now := n.cfg.Now()
-	d := Decision{At: events.At(now), Seq: n.cfg.View.At()}
-	key, g, reason := find(n.cfg.View, req)
-	d.Key, d.Reason = key, reason
-	switch {
-	case req.Insecure && g.HTTPSOnly:
-		d.refuse(g, events.ReasonHTTPSRequired)
-	case !reached || n.stale(req, g.Staleness, now):
-		d.refuse(g, events.ReasonVerifierStale)
-	case key != nil:
-		d.Reason, d.Limit = check(g, key, req, d.At)
-	}
+	d, g := decide(n.cfg.View, req, events.At(now), func(g *projections.Regime) bool {
+		return !reached || n.stale(req, g.Staleness, now)
+	})
 	use := record(&d, req)
 	var err error
 	d.Use, err = n.cfg.Ledger.Append(&use)
@@ -105,7 +103,7 @@ func (n *Node) Decide(ctx context.Context, req *Request) Decision {
 	}
 	d.Status = statusOf(g, d.Reason)
 	n.metrics.decisions[d.Reason].Add(1)
-	return d
+	return d, g
 }
 
 func (n *Node) sync(ctx context.Context, use uint64) error {

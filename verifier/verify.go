@@ -44,17 +44,26 @@ func (d *Decision) Allowed() bool { return d.Reason.Allowed() }
 // allowed request takes its tokens (V1, V3). Freshness is not its business: see
 // Node.Decide.
 func Verify(view *projections.Keys, req *Request, now events.Time) Decision {
+	d, g := decide(view, req, now, func(*projections.Regime) bool { return false })
+	d.Status = statusOf(g, d.Reason)
+	return d
+}
+
+// decide is all of a decision but its status, and the regime that it was made
+// under. The node says whether its view is too old for that regime.
+func decide(view *projections.Keys, req *Request, now events.Time, stale func(*projections.Regime) bool) (Decision, *projections.Regime) {
 	d := Decision{At: now, Seq: view.At()}
 	key, g, reason := find(view, req)
 	d.Key, d.Reason = key, reason
 	switch {
 	case req.Insecure && g.HTTPSOnly:
 		d.refuse(g, events.ReasonHTTPSRequired)
+	case stale(g):
+		d.refuse(g, events.ReasonVerifierStale)
 	case key != nil:
 		d.Reason, d.Limit = check(g, key, req, now)
 	}
-	d.Status = statusOf(g, d.Reason)
-	return d
+	return d, g
 }
 
 // refuse answers with a reason that no check found. The limit is told all the
