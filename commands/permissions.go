@@ -47,11 +47,11 @@ func (c *Create) checkPermissions(f *events.FieldErrors, r *Rules, t *events.Key
 	if len(g.Scopes) > 0 && r.Definition.Grants.By != events.GrantsByRoles { // which says so itself
 		f.Add("scopes", "conflict", "want either scopes or permissions: a key with permissions holds roles only")
 	}
-	level := cmp.Or(p.Level, levelTenant)
+	level := cmp.Or(p.Level, events.LevelTenant)
 	switch {
 	case !atResource(level):
 	case !slices.Contains(r.Definition.Resources, level):
-		f.Add("permissions.level", "unknown_kind", fmt.Sprintf("level %q: want %s or a resource kind of keyspace %q", clip(level), levelTenant, r.Keyspace))
+		f.Add("permissions.level", "unknown_kind", fmt.Sprintf("level %q: want %s or a resource kind of keyspace %q", clip(level), events.LevelTenant, r.Keyspace))
 	case !slices.ContainsFunc(c.Resources, func(x events.Resource) bool { return x.Kind == level }):
 		f.Add("permissions.level", "role_level", fmt.Sprintf("permissions of level %q: the key must be restricted to a %s", level, level))
 	}
@@ -79,7 +79,7 @@ func (c *Create) Role() *events.RoleDefined {
 		return nil
 	}
 	return &events.RoleDefined{
-		Level:       cmp.Or(c.Permissions.Level, levelTenant),
+		Level:       cmp.Or(c.Permissions.Level, events.LevelTenant),
 		Description: c.Permissions.Description,
 		Scopes:      sorted(*c.Permissions.Scopes, cmp.Compare),
 	}

@@ -25,15 +25,15 @@ func (c *DefineRole) Decide(role *events.Role, r *Rules, id events.RoleID) (*eve
 	if err := r.Tenant.Validate(); err != nil {
 		f.Add("tenant", "invalid", err.Error())
 	}
-	level := cmp.Or(c.Level, levelTenant)
+	level := cmp.Or(c.Level, events.LevelTenant)
 	known := !atResource(level) || slices.Contains(r.Definition.Resources, level)
 	if !known {
-		f.Add("level", "unknown_kind", fmt.Sprintf("level %q: want %s or a resource kind of keyspace %q", clip(level), levelTenant, r.Keyspace))
+		f.Add("level", "unknown_kind", fmt.Sprintf("level %q: want %s or a resource kind of keyspace %q", clip(level), events.LevelTenant, r.Keyspace))
 	}
 	// Keys go on holding a deleted role, and have from it what it is when it is back.
-	stays := role.Rev == 0 || cmp.Or(role.Level, levelTenant) == level
+	stays := role.Rev == 0 || cmp.Or(role.Level, events.LevelTenant) == level
 	if !stays {
-		f.Add("level", "immutable", fmt.Sprintf("the role is at level %q and stays there: keys hold it as such; define another role", cmp.Or(role.Level, levelTenant)))
+		f.Add("level", "immutable", fmt.Sprintf("the role is at level %q and stays there: keys hold it as such; define another role", cmp.Or(role.Level, events.LevelTenant)))
 	}
 	if role.Rev == 0 && ofKey(id) {
 		f.Add("role", "reserved", "the id of a key names the role that was made with it: want another")

@@ -128,9 +128,7 @@ func (r *Rules) checkLevel(f *events.FieldErrors, path, level string, scopes []s
 
 // atResource reports whether a role of this level is held only by keys that are
 // restricted to a resource of that kind.
-func atResource(level string) bool { return level != "" && level != levelTenant }
-
-const levelTenant = "tenant"
+func atResource(level string) bool { return level != "" && level != events.LevelTenant }
 
 // checkResources reports every resource that the keyspace does not know.
 func (r *Rules) checkResources(f *events.FieldErrors, rs []events.Resource) {

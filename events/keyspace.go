@@ -250,17 +250,6 @@ func (d *Definition) Resolve(l *Limit) (perMinute, burst int64, ok bool) {
 	return 0, 0, false
 }
 
-// ResolveTenant is Resolve for the limit of a tenant, all keys together.
-func (d *Definition) ResolveTenant(l *Limit) (perMinute, burst int64, ok bool) {
-	if l == nil {
-		l = d.TenantLimit
-	}
-	if l == nil {
-		return 0, 0, false
-	}
-	return d.Resolve(l)
-}
-
 // ScopeLevel returns the kind of resource that a request must name to use the
 // scope, "" when it need not.
 func (d *Definition) ScopeLevel(scope string) string {

@@ -348,48 +348,6 @@ func TestDefinitionDefaults(t *testing.T) {
 			t.Errorf("%+v: header %q, scheme %q", c.c, c.c.HeaderName(), c.c.SchemeName())
 		}
 	}
-	d.Plans = []events.Plan{{"basic", 60, 5}}
-	for _, c := range []struct {
-		own, space *events.Limit
-		rate       int64
-		ok         bool
-	}{
-		{nil, nil, 0, false},
-		{nil, &events.Limit{PerMinute: 7, Burst: 1}, 7, true},
-		{nil, &events.Limit{Plan: "basic"}, 60, true},
-		{&events.Limit{PerMinute: 9, Burst: 1}, &events.Limit{Plan: "basic"}, 9, true},
-		{&events.Limit{Plan: "basic"}, nil, 60, true},
-		{&events.Limit{Plan: "gone"}, nil, 0, false},
-	} {
-		d.Limit = c.space
-		if rate, _, ok := d.Resolve(c.own); rate != c.rate || ok != c.ok {
-			t.Errorf("%+v in a space of %+v: %d, %v", c.own, c.space, rate, ok)
-		}
-	}
-}
-
-// What a regime says of limits of tenants, levels, checks, headers and ends, with
-// the defaults applied.
-func TestRegimeDefaults(t *testing.T) {
-	d := minimal()
-	d.Plans = []events.Plan{{"basic", 60, 5}}
-	for _, c := range []struct {
-		own, space *events.Limit
-		rate       int64
-		ok         bool
-	}{
-		{nil, nil, 0, false},
-		{nil, &events.Limit{PerMinute: 7, Burst: 1}, 7, true},
-		{nil, &events.Limit{Plan: "basic"}, 60, true},
-		{&events.Limit{PerMinute: 9, Burst: 1}, nil, 9, true},
-		{&events.Limit{Plan: "basic"}, nil, 60, true},
-		{&events.Limit{Plan: "gone"}, &events.Limit{Plan: "basic"}, 0, false},
-	} {
-		d.TenantLimit, d.Limit = c.space, &events.Limit{PerMinute: 1000, Burst: 1000}
-		if rate, _, ok := d.ResolveTenant(c.own); rate != c.rate || ok != c.ok {
-			t.Errorf("%+v in a space of %+v: %d, %v", c.own, c.space, rate, ok)
-		}
-	}
 	d.Scopes = []events.ScopeDef{{Name: "a"}, {Name: "b", Level: "tenant"}, {Name: "c", Level: "project"}}
 	for scope, want := range map[string]string{"a": "", "b": "", "c": "project", "gone": ""} {
 		if got := d.ScopeLevel(scope); got != want {

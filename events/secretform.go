@@ -246,8 +246,11 @@ func (t *KeyType) Hint(secret string) string {
 	if rest, _, ok := t.cut(secret); ok {
 		return secret[:len(secret)-len(rest)+4]
 	}
-	return secret[:min(8, len(secret)/4)]
+	return foreignHint(secret)
 }
+
+// foreignHint is the hint of a secret whose form is not known.
+func foreignHint(secret string) string { return secret[:min(8, len(secret)/4)] }
 
 // Pattern returns a regular expression that finds secrets of this type in text,
 // for secret scanners (RE2 and PCRE alike), "" when nothing but randomness marks
@@ -291,6 +294,14 @@ func (d *Definition) TypeOf(secret string) (t *KeyType, environment string, ok b
 		}
 	}
 	return nil, "", false
+}
+
+// Hint is KeyType.Hint of the type whose form secret has, of whatever form it is.
+func (d *Definition) Hint(secret string) string {
+	if t, _, ok := d.TypeOf(secret); ok {
+		return t.Hint(secret)
+	}
+	return foreignHint(secret)
 }
 
 // Reveals reports whether start is a secret of one of the key types, or the start

@@ -147,7 +147,7 @@ func (i *importCall) run(ctx context.Context) (err error) {
 		}()
 	}
 	i.began, i.told = time.Now(), time.Now()
-	m := lineMaker{plaintext: i.file == "-", hint: func(s events.Secret) string { return hintOf(def, s) }}
+	m := lineMaker{plaintext: i.file == "-", hint: func(s events.Secret) string { return def.Hint(s.Reveal()) }}
 	err = i.pump(ctx, in, m)
 	i.progress()
 	fmt.Fprintln(i.app.err)
@@ -157,30 +157,17 @@ func (i *importCall) run(ctx context.Context) (err error) {
 	return err
 }
 
-// definition returns the regime that hints are taken by, nil when the operator key
-// may import but not read it.
+// definition returns the regime that hints are taken by, an empty one when the
+// operator key may import but not read it.
 func (i *importCall) definition(ctx context.Context) (*events.Definition, error) {
 	var ans struct {
 		Data keyspaceView `json:"data"`
 	}
 	err := i.client.Do(ctx, http.MethodGet, "/v1/keyspaces/"+url.PathEscape(i.keyspace), nil, nil, nil, &ans)
 	if p, ok := errors.AsType[*api.Problem](err); ok && p.Status == http.StatusForbidden {
-		return nil, nil
+		return new(events.Definition), nil
 	}
 	return &ans.Data.Definition, err
-}
-
-// hintOf returns the start of the secret that may be shown: as for keys that are
-// created here when it has the form of one of the keyspace's types, else 8
-// characters at most, and never more than a quarter.
-func hintOf(def *events.Definition, s events.Secret) string {
-	secret := s.Reveal()
-	if def != nil {
-		if t, _, ok := def.TypeOf(secret); ok {
-			return t.Hint(secret)
-		}
-	}
-	return secret[:min(8, len(secret)/4)]
 }
 
 // pump reads ahead while a batch is under way, and ends after the batch under way
