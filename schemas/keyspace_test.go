@@ -19,12 +19,14 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/events/logtest"
 	"github.com/keytrail/keytrail/schemas"
 )
 
 // document prints a definition as the document that keyspace apply reads.
-func document(t failer, name string, d events.Definition) map[string]any {
+func document(t failer, name string, d keyspace.Definition) map[string]any {
 	t.Helper()
 	b, err := json.Marshal(d)
 	if err != nil {
@@ -127,7 +129,7 @@ var (
 
 // beyondSchemas reports whether a fault is one that a schema cannot tell: what
 // compares two places, and values of the right form.
-func beyondSchemas(f events.FieldError, value any) bool {
+func beyondSchemas(f input.FieldError, value any) bool {
 	text, _ := value.(string)
 	switch f.Code {
 	case "duplicate", "unknown_scope", "unknown_plan", "unknown_kind", "above_ceiling", "not_a_choice", "conflict":
@@ -151,13 +153,13 @@ func disagreement(t failer, s *jsonschema.Schema, body []byte, value any) string
 	if err != nil {
 		t.Fatal(err)
 	}
-	var d events.Definition
+	var d keyspace.Definition
 	err = json.Unmarshal(b, &d, json.RejectUnknownMembers(true))
 	if err == nil {
 		err = d.Validate().OrNil()
 	}
-	var faults events.FieldErrors
-	if errors.As(err, &faults) && bySchema == nil && !slices.ContainsFunc(faults, func(f events.FieldError) bool { return !beyondSchemas(f, value) }) {
+	var faults input.FieldErrors
+	if errors.As(err, &faults) && bySchema == nil && !slices.ContainsFunc(faults, func(f input.FieldError) bool { return !beyondSchemas(f, value) }) {
 		return ""
 	}
 	if (err == nil) != (bySchema == nil) {
@@ -167,7 +169,7 @@ func disagreement(t failer, s *jsonschema.Schema, body []byte, value any) string
 }
 
 // TestKeyspaceSchemaAgrees: what the schema tells an editor is what Validate
-// tells the door. A null is the one difference that is meant: the door reads it
+// tells the endpoint. A null is the one difference that is meant: the endpoint reads it
 // as absent.
 func TestKeyspaceSchemaAgrees(t *testing.T) {
 	s := compile(t, schemas.Keyspace())
@@ -194,7 +196,7 @@ func TestKeyspaceSchemaAgrees(t *testing.T) {
 			t.Errorf("%s %s: %.600s", c.kind, c.path, why)
 		}
 	}
-	for _, name := range members(reflect.TypeFor[events.Definition]()) {
+	for _, name := range members(reflect.TypeFor[keyspace.Definition]()) {
 		if !seen["/"+name] {
 			t.Errorf("%s was never replaced: want it in the sample", name)
 		}
@@ -244,8 +246,8 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// regime reads a shipped document the way keyspace apply and the door do.
-func regime(t *testing.T, path string) (string, events.Definition) {
+// regime reads a shipped document the way keyspace apply and the endpoint do.
+func regime(t *testing.T, path string) (string, keyspace.Definition) {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -267,7 +269,7 @@ func regime(t *testing.T, path string) (string, events.Definition) {
 	if b, err = stdjson.Marshal(doc); err != nil {
 		t.Fatal(err)
 	}
-	var d events.Definition
+	var d keyspace.Definition
 	if err := json.Unmarshal(b, &d, json.RejectUnknownMembers(true)); err != nil {
 		t.Fatalf("%s: %v", path, err)
 	}
@@ -289,7 +291,7 @@ func TestShippedRegimes(t *testing.T) {
 	}
 }
 
-// TestScribeSight holds the regime to its source, the API's own page.
+// TestScribeSight holds the keyspace to its source, the API's own page.
 func TestScribeSight(t *testing.T) {
 	_, d := regime(t, "../deploy/regimes/scribe-sight.yaml")
 	if d.Credential.HeaderName() != "Authorization" || d.Credential.SchemeName() != "Bearer" {
@@ -307,10 +309,10 @@ func TestScribeSight(t *testing.T) {
 	if first.Name != "secret" || !slices.Equal(first.Defaults, []string{"read", "write"}) {
 		t.Errorf("by default %+v", first)
 	}
-	if got := d.Effective("secret", first.Defaults); !slices.Equal(got, []string{"read", "upload", "write"}) {
+	if got := keyspace.Compile(d, nil).Effective("secret", first.Defaults); !slices.Equal(got, []string{"read", "upload", "write"}) {
 		t.Errorf("a secret key may %v", got)
 	}
-	if got := d.Effective("publishable", []string{"read", "upload", "write"}); !slices.Equal(got, []string{"upload"}) {
+	if got := keyspace.Compile(d, nil).Effective("publishable", []string{"read", "upload", "write"}); !slices.Equal(got, []string{"upload"}) {
 		t.Errorf("a publishable key may %v", got)
 	}
 	if !slices.Equal(d.Resources, []string{"project"}) || d.Expiry.MustEnd() {

@@ -111,7 +111,7 @@ func TestOpenAPIOperations(t *testing.T) {
 			responses, _ := op["responses"].(map[string]any)
 			good := 0
 			for status := range responses {
-				if strings.HasPrefix(status, "2") {
+				if strings.HasPrefix(status, "2") && status != "202" { // what is not complete yet
 					good++
 				}
 			}
@@ -143,33 +143,41 @@ func TestOpenAPISchemas(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	examples := 0
-	visit(doc["paths"], "", func(p string, v any) {
+	compiled, examples := 0, 0
+	visit(doc, "", func(p string, v any) {
 		m, _ := v.(map[string]any)
-		if m["schema"] == nil {
+		schema, of := m["schema"], []any{}
+		if example, ok := m["example"]; ok {
+			of = append(of, example)
+		}
+		if list, ok := m["examples"].([]any); ok { // a schema's own
+			schema, of = m, list
+		}
+		if schema == nil {
 			return
 		}
-		b, err := json.Marshal(m["schema"])
+		b, err := json.Marshal(schema)
 		if err != nil {
 			t.Fatal(err)
 		}
-		at := fmt.Sprintf("urn:at:%d", examples)
+		at := fmt.Sprintf("urn:at:%d", compiled)
 		if err := c.AddResource(at, parse(t, []byte(strings.ReplaceAll(string(b), `"#/`, `"`+url+`#/`)))); err != nil {
 			t.Fatal(err)
 		}
-		examples++
+		compiled++
 		s, err := c.Compile(at)
 		if err != nil {
 			t.Fatalf("%s: %v", p, err)
 		}
-		if example, ok := m["example"]; ok {
+		for _, example := range of {
+			examples++
 			if err := s.Validate(example); err != nil {
 				t.Errorf("%s: %v", p, err)
 			}
 		}
 	})
-	if examples < 50 {
-		t.Errorf("only %d schemas in the paths", examples)
+	if compiled < 100 || examples < 70 {
+		t.Errorf("only %d schemas and %d examples", compiled, examples)
 	}
 }
 
@@ -199,7 +207,7 @@ func TestOpenAPISharesShapes(t *testing.T) {
 	for _, r := range events.Reasons() {
 		reasons = append(reasons, r.String())
 	}
-	for typ := range events.Catalogue {
+	for _, typ := range events.Types() {
 		types = append(types, string(typ))
 	}
 	same(t, "Reason", components["Reason"].(map[string]any)["enum"], reasons)

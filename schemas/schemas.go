@@ -1,8 +1,8 @@
 // Package schemas holds every shape that Keytrail publishes, embedded: the JSON
 // Schema of each event type and version, the protobuf message of the use batch,
-// the JSON Schema of a keyspace document, and the OpenAPI description of the
-// HTTP doors. The ClickHouse tables are in schemas/clickhouse. It imports
-// nothing of Keytrail, so that anyone can import it.
+// the JSON Schema of a keyspace document, the test vectors of the Merkle tree over a
+// log, and the OpenAPI description of the HTTP endpoints. The ClickHouse tables are in
+// schemas/clickhouse. It imports nothing of Keytrail, so that anyone can import it.
 //
 // Invariants:
 //
@@ -25,10 +25,10 @@ import (
 
 // FS holds the published files under the names they have in the repository.
 //
-//go:embed events/*.json proto/*.proto openapi/openapi.v1.json keyspace.v1.json frozen.sum
+//go:embed events/*.json tree/*.json proto/*.proto openapi/openapi.v1.json keyspace.v1.json frozen.sum
 var FS embed.FS
 
-// Event returns the JSON Schema (2020-12) of the body of an event type, as
+// Event returns the JSON Schema (2020-12) of the document of an event type, as
 // "key.created" in version 1; ok is false when there is none.
 func Event(eventType string, version int) (schema []byte, ok bool) {
 	b, err := FS.ReadFile(fmt.Sprintf("events/%s.v%d.json", eventType, version))
@@ -42,7 +42,11 @@ func UseBatch() []byte { return read("proto/use_batch.v1.proto") }
 // reads.
 func Keyspace() []byte { return read("keyspace.v1.json") }
 
-// OpenAPI returns the OpenAPI 3.1 description of the HTTP doors, as JSON.
+// TreeVectors returns the test vectors of the Merkle tree over a log, as JSON:
+// entries, leaf hashes, roots, proofs, a signed checkpoint and tiles.
+func TreeVectors() []byte { return read("tree/vectors.v1.json") }
+
+// OpenAPI returns the OpenAPI 3.1 description of the HTTP endpoints, as JSON.
 func OpenAPI() []byte { return read("openapi/openapi.v1.json") }
 
 // read returns an embedded file. The name is a constant of this package and the

@@ -1,8 +1,11 @@
 -- The copy of the lifecycle log. The log wins; these tables can be dropped and
 -- filled again from it. Partitions, in all tables, are months of `stored`, the
--- log's own time: it grows with seq, so a batch of the writer touches one
--- partition and is atomic, and retention is DROP PARTITION by whole months.
--- No table has a TTL: one by event time would eat what is filled in late.
+-- log's own time; a batch of the writer is cut where the month changes, so that it
+-- touches one partition and is atomic, and retention is DROP PARTITION by whole
+-- months. That seq is in the partition key, in a term that is always 0, makes
+-- max(seq) a matter of the parts' metadata: it is asked for all the time. The time
+-- itself proves no order: the log's clock may jump, and be set back.
+-- No table has a TTL: a TTL on event time would delete backfilled rows.
 
 -- +goose NO TRANSACTION
 -- +goose Up
@@ -45,7 +48,7 @@ CREATE TABLE IF NOT EXISTS events (
     INDEX i_request request_id TYPE bloom_filter(0.01) GRANULARITY 1,
     INDEX i_ip ip TYPE bloom_filter(0.01) GRANULARITY 1
 ) ENGINE = MergeTree
-PARTITION BY toYYYYMM(stored)
+PARTITION BY (toYYYYMM(stored), intDiv(seq, 1000000000000))
 ORDER BY (keyspace, tenant, seq);
 
 -- +goose Down

@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS uses (
     INDEX i_key key_id TYPE bloom_filter(0.01) GRANULARITY 1,
     INDEX i_time time TYPE minmax GRANULARITY 8
 ) ENGINE = MergeTree
-PARTITION BY toYYYYMM(stored)
+PARTITION BY (toYYYYMM(stored), intDiv(seq, 1000000000000))
 ORDER BY (keyspace, tenant, key_id, time, seq, n);
 
 -- One row per message of the use stream, whatever it says: the index of the
@@ -50,7 +50,7 @@ CREATE TABLE IF NOT EXISTS use_batches (
     count  UInt64 CODEC(ZSTD(1)),
     note   String CODEC(ZSTD(1))
 ) ENGINE = MergeTree
-PARTITION BY toYYYYMM(stored)
+PARTITION BY (toYYYYMM(stored), intDiv(seq, 1000000000000))
 ORDER BY seq;
 
 -- +goose Down

@@ -22,10 +22,10 @@ import (
 const sumFile = "frozen.sum"
 
 // published are the files whose shape is a promise. Two are not in the list yet:
-// openapi/ describes doors that still grow within version 1, and clickhouse/
+// openapi/ describes endpoints that still grow within version 1, and clickhouse/
 // holds the migrations of tables that no release has created. Both are to be
 // added at the first release.
-var published = []string{"events/*.json", "keyspace.v1.json", "proto/*.proto"}
+var published = []string{"events/*.json", "keyspace.v1.json", "proto/*.proto", "tree/*.json"}
 
 func main() {
 	force := flag.Bool("force", false, "accept changed and vanished files")

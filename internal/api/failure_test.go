@@ -6,7 +6,8 @@ import (
 	"net/http/httptest"
 	"testing"
 
-	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 func TestPrefers(t *testing.T) {
@@ -62,7 +63,7 @@ func TestFailureOfProblem(t *testing.T) {
 		409: "conflict", 503: "unavailable", 507: "unavailable", 500: "internal",
 	} {
 		p := Errorf(status, "some_code", "a sentence")
-		p.RequestID, p.RetryAfter, p.Errors = "req_1", 7, events.FieldErrors{{Field: "a", Code: "b", Message: "c"}}
+		p.RequestID, p.RetryAfter, p.Errors = "req_1", 7, input.FieldErrors{{Field: "a", Code: "b", Message: "c"}}
 		f := p.Failure()
 		if f.Reason != want || f.Status != status || f.Code != "some_code" || f.Message != "a sentence" || f.RequestID != "req_1" || f.RetryAfter != 7 || len(f.Fields) != 1 {
 			t.Errorf("%d: %+v", status, f)
@@ -71,17 +72,17 @@ func TestFailureOfProblem(t *testing.T) {
 }
 
 func TestRenderFailure(t *testing.T) {
-	answers := []events.ErrorAnswer{{Reasons: []string{"scope_missing"}, Status: 404, Code: "gone", Message: "want {scope}"}}
-	enveloped := events.Definition{Errors: events.ErrorRules{Answers: answers, Envelope: []byte(`{"code":"{code}","text":"{message}","title":"{title}","id":"{request_id}","in":"{retry_after}"}`)}}
+	answers := []keyspace.ErrorAnswer{{Reasons: []string{"scope_missing"}, Status: 404, Code: "gone", Message: "want {scope}"}}
+	enveloped := keyspace.Definition{Errors: keyspace.ErrorRules{Answers: answers, Envelope: []byte(`{"code":"{code}","text":"{message}","title":"{title}","id":"{request_id}","in":"{retry_after}"}`)}}
 	typed := enveloped
 	typed.Errors.ContentType = "application/vnd.x+json"
-	plain := events.Definition{Errors: events.ErrorRules{Answers: answers}}
-	missing := events.Failure{Reason: "scope_missing", Status: 403, Code: "scope_missing", Message: "no", Scope: "read", RequestID: "req_1"}
-	limited := events.Failure{Reason: "rate_limited", Status: 429, Code: "rate_limited", Message: "slow down", RetryAfter: 3}
+	plain := keyspace.Definition{Errors: keyspace.ErrorRules{Answers: answers}}
+	missing := keyspace.Failure{Reason: "scope_missing", Status: 403, Code: "scope_missing", Message: "no", Scope: "read", RequestID: "req_1"}
+	limited := keyspace.Failure{Reason: "rate_limited", Status: 429, Code: "rate_limited", Message: "slow down", RetryAfter: 3}
 	for _, tt := range []struct {
 		name    string
-		def     events.Definition
-		failure events.Failure
+		def     keyspace.Definition
+		failure keyspace.Failure
 		want    string
 	}{
 		{"in the envelope", enveloped, missing, `404 application/json {"code":"gone","text":"want read","title":"Not Found","id":"req_1"}`},
@@ -90,15 +91,9 @@ func TestRenderFailure(t *testing.T) {
 		{"where nothing is said", plain, limited, `429 application/problem+json {"type":"about:blank","title":"Too Many Requests","status":429,"detail":"slow down","code":"rate_limited"}`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var env *events.Envelope
-			if e := tt.def.Errors.Envelope; e != nil {
-				var err error
-				if env, err = events.CompileEnvelope(e); err != nil {
-					t.Fatal(err)
-				}
-			}
+			rules := keyspace.Compile(tt.def, nil)
 			before := tt.failure.Status
-			status, contentType, body := RenderFailure(&tt.def, env, &tt.failure)
+			status, contentType, body := RenderFailure(rules, &tt.failure)
 			if got := fmt.Sprintf("%d %s %s", status, contentType, body); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
@@ -111,7 +106,7 @@ func TestRenderFailure(t *testing.T) {
 			w := httptest.NewRecorder()
 			failure := tt.failure
 			failure.RequestID = ""
-			WriteFailure(w, r, &tt.def, env, &failure)
+			WriteFailure(w, r, rules, &failure)
 			if got := fmt.Sprintf("%d %s %s", w.Code, w.Header().Get("Content-Type"), w.Body); got != tt.want {
 				t.Errorf("over HTTP: %s", got)
 			}
@@ -128,7 +123,7 @@ func TestRenderFailure(t *testing.T) {
 
 // TestFailureNamesFields: an envelope may have no place for fields but its message.
 func TestFailureNamesFields(t *testing.T) {
-	var errs events.FieldErrors
+	var errs input.FieldErrors
 	for _, tt := range []struct{ field, want string }{
 		{"name", "name: want name"},
 		{"a.0", "name: want name; a.0: want a.0"},

@@ -5,12 +5,13 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
-// Failure returns the problem as a regime's rules take it.
-func (p *Problem) Failure() *events.Failure {
-	f := &events.Failure{
+// Failure returns the problem as the rules of a keyspace take it.
+func (p *Problem) Failure() *keyspace.Failure {
+	f := &keyspace.Failure{
 		Reason: "internal", Status: p.Status, Code: p.Code, Message: p.Detail,
 		RequestID: p.RequestID, RetryAfter: int64(p.RetryAfter), Fields: p.Errors,
 	}
@@ -19,22 +20,22 @@ func (p *Problem) Failure() *events.Failure {
 	}
 	switch p.Status {
 	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity:
-		f.Reason = events.FailureInvalid
+		f.Reason = keyspace.FailureInvalid
 	case http.StatusForbidden:
-		f.Reason = events.FailureForbidden
+		f.Reason = keyspace.FailureForbidden
 	case http.StatusNotFound:
-		f.Reason = events.FailureNotFound
-	case http.StatusConflict:
-		f.Reason = events.FailureConflict
+		f.Reason = keyspace.FailureNotFound
+	case http.StatusConflict, http.StatusPreconditionFailed:
+		f.Reason = keyspace.FailureConflict
 	case http.StatusServiceUnavailable, http.StatusInsufficientStorage:
-		f.Reason = events.FailureUnavailable
+		f.Reason = keyspace.FailureUnavailable
 	}
 	return f
 }
 
 // faults says which fields are bad and why, for envelopes that have a message but
 // no place for fields. Of many it tells the first.
-func faults(errs events.FieldErrors) string {
+func faults(errs input.FieldErrors) string {
 	var b strings.Builder
 	for i, e := range errs {
 		if i == 3 {
@@ -48,16 +49,16 @@ func faults(errs events.FieldErrors) string {
 	return b.String()
 }
 
-// RenderFailure returns the answer to f that the regime gives: status, code and
-// message as def has them for the reason, in its envelope, or as problem details
-// where env is nil. It does not change f. A door of any transport sends it, with
+// RenderFailure returns the answer to f that the keyspace gives: status, code and
+// message as its rules have them for the reason, in its envelope, or as problem
+// details where it has none. It does not change f. An endpoint of any transport sends it, with
 // Retry-After when f has one.
-func RenderFailure(def *events.Definition, env *events.Envelope, f *events.Failure) (status int, contentType string, body []byte) {
+func RenderFailure(rules *keyspace.Compiled, f *keyspace.Failure) (status int, contentType string, body []byte) {
 	g := *f
-	def.Answer(&g)
+	rules.Answer(&g)
 	g.Title = http.StatusText(g.Status)
-	if env != nil {
-		if contentType = def.Errors.ContentType; contentType == "" {
+	if env := rules.Envelope; env != nil {
+		if contentType = rules.Errors.ContentType; contentType == "" {
 			contentType = "application/json"
 		}
 		return g.Status, contentType, env.Append(nil, &g)
@@ -69,12 +70,12 @@ func RenderFailure(def *events.Definition, env *events.Envelope, f *events.Failu
 // WriteFailure answers f over HTTP, as RenderFailure says it. A failure without a
 // request id takes the request's. Headers of its own that an answer needs beside
 // Retry-After, as WWW-Authenticate, the caller has set.
-func WriteFailure(w http.ResponseWriter, r *http.Request, def *events.Definition, env *events.Envelope, f *events.Failure) {
+func WriteFailure(w http.ResponseWriter, r *http.Request, rules *keyspace.Compiled, f *keyspace.Failure) {
 	g := *f
 	if g.RequestID == "" {
 		g.RequestID = RequestID(r)
 	}
-	status, contentType, body := RenderFailure(def, env, &g)
+	status, contentType, body := RenderFailure(rules, &g)
 	if g.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.FormatInt(g.RetryAfter, 10))
 	}
