@@ -3,229 +3,235 @@ package events
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
-	"strconv"
-	"strings"
+	"regexp"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/keytrail/keytrail/events/input"
 )
 
-// Message is an event on the wire: a CloudEvents 1.0 event in the NATS
-// binding's binary mode (cloudevents/spec, nats-protocol-binding 1.0.3). The
-// attributes are the headers that start with "ce-", the body is the data.
+// ContentType is the media type of an event's document. A message carries it in
+// the header content-type, by which a reader of the NATS binding (1.0.3, section
+// 3) tells the structured mode. Our own readers do not ask for it: a document says
+// itself what it is.
+const ContentType = "application/cloudevents+json"
+
+// Message is an event on the wire: one CloudEvents 1.0 document in the JSON
+// format 1.0.2, in the NATS binding's structured mode. Headers belong to the
+// transport. Nothing of the event is in them.
 type Message struct {
-	Subject string
-	Header  map[string][]string // the case of a name matters
-	Data    []byte
+	Subject string // of NATS; the document says it once more
+	Data    []byte // the document
 }
 
-// The CloudEvents attributes we write, all of them, in the order of the hash.
-// cmd, prev and rev are extensions of ours.
-const (
-	hdrCmd         = "ce-cmd" // absent when there is no command id
-	hdrContentType = "ce-datacontenttype"
-	hdrID          = "ce-id"
-	hdrPrev        = "ce-prev" // absent at rev 1
-	hdrRev         = "ce-rev"
-	hdrSource      = "ce-source"
-	hdrSpecVersion = "ce-specversion"
-	hdrSubject     = "ce-subject"
-	hdrTime        = "ce-time"
-	hdrType        = "ce-type"
-)
+// Hash returns the SHA-256 of the document's bytes as they are stored.
+func (m *Message) Hash() Hash { return sha256.Sum256(m.Data) }
 
-// TypePrefix and the version suffix make the CloudEvents type of an event:
-// "keytrail.key.created.v1".
-const (
-	TypePrefix = "keytrail."
-	version1   = ".v1"
-)
+// Record returns the event e, which the message holds, in its place in the log.
+func (m *Message) Record(e Event, seq Seq, stored Time) Recorded {
+	return Recorded{Event: e, Seq: seq, Stored: stored, Hash: m.Hash(), Document: m.Data}
+}
+
+// document is the CloudEvent. Its members stand in this order, and in no other
+// (E4). Without datacontenttype the data is JSON (CloudEvents JSON format, 3.1.1).
+// rev, prev, cmd and minrelease are extensions of ours; rev is a CloudEvents
+// Integer, hence at most MaxRev.
+type document[D any] struct {
+	SpecVersion string  `json:"specversion"`
+	Type        string  `json:"type"`
+	Source      string  `json:"source"`
+	Subject     string  `json:"subject"`
+	ID          EventID `json:"id"`
+	Time        Time    `json:"time"`
+	Rev         uint64  `json:"rev"`
+	Prev        Hash    `json:"prev,omitzero"`
+	Command     string  `json:"cmd,omitzero"`
+	MinRelease  Release `json:"minrelease,omitzero"` // the first release that reads this type and version; absent = every one
+	Data        D       `json:"data"`
+}
 
 // body is the data of the CloudEvent: what is not an attribute.
-type body struct {
-	Actor     Actor          `json:"actor"`
-	IP        netip.Addr     `json:"ip,omitzero"`
-	UserAgent string         `json:"user_agent,omitzero"`
-	RequestID string         `json:"request_id,omitzero"`
-	Reason    string         `json:"reason,omitzero"`
-	Data      jsontext.Value `json:"data"`
+type body[D any] struct {
+	Actor     Actor      `json:"actor"`
+	IP        netip.Addr `json:"ip,omitzero"`
+	UserAgent string     `json:"user_agent,omitzero"`
+	RequestID string     `json:"request_id,omitzero"`
+	Reason    string     `json:"reason,omitzero"`
+	Data      D          `json:"data"`
 }
+
+// stored is a document as it is read: its data stays as it is until the type is
+// known, and attributes that this release does not know are kept apart.
+type stored struct {
+	document[jsontext.Value]
+	Unknown jsontext.Value `json:",embed"`
+}
+
+const specVersion = "1.0"
+
+// The forms of names that a later release may add: of an attribute (CloudEvents
+// 1.0, 3.1), of a type and of a release.
+var (
+	attributeRE = regexp.MustCompile(`^[a-z0-9]{1,20}$`)
+	typeRE      = regexp.MustCompile(`^keytrail\.[a-z_]+\.[a-z_]+\.v[1-9][0-9]*$`)
+	releaseRE   = regexp.MustCompile(`^[0-9]+(\.[0-9]+){1,2}$`)
+)
+
+// TypePrefix, the type and the version make the CloudEvents type of an event:
+// "keytrail.key.created.v1".
+const TypePrefix = "keytrail."
 
 var (
 	encodeOptions = json.JoinOptions(json.Deterministic(true), jsontext.AllowDuplicateNames(false), jsontext.AllowInvalidUTF8(false))
+	storedOptions = json.JoinOptions(jsontext.AllowDuplicateNames(false), jsontext.AllowInvalidUTF8(false))
 	decodeOptions = json.JoinOptions(json.RejectUnknownMembers(true), jsontext.AllowDuplicateNames(false), jsontext.AllowInvalidUTF8(false))
 )
 
-// Encode validates e and returns its only wire form (E4).
-func Encode(e *Event) (Message, error) {
-	if err := e.Validate(); err != nil {
-		return Message{}, err
-	}
-	data, err := json.Marshal(e.Data, encodeOptions)
+// Encode validates e and returns its only wire form (E4), in the newest version
+// of its type.
+func Encode(e *Event) (Message, error) { return release.encode(e) }
+
+func (c *catalogue) encode(e *Event) (Message, error) { return c.encodeFor(e, "") }
+
+// encode prints e, whose data is of the version of s.
+func (s *shape) encode(e *Event) (Message, error) {
+	b, err := json.Marshal(&document[body[Data]]{
+		SpecVersion: specVersion, Type: s.name, Source: e.Source, Subject: e.Aggregate.String(), ID: e.ID, Time: e.Time,
+		Rev: e.Rev, Prev: e.Prev, Command: e.Command, MinRelease: s.since,
+		Data: body[Data]{e.Actor, e.IP, e.UserAgent, e.RequestID, e.Reason, e.Data},
+	}, encodeOptions)
 	if err != nil {
 		return Message{}, fmt.Errorf("encode %s: %w", e.Type(), err)
 	}
-	b, err := json.Marshal(body{e.Actor, e.IP, e.UserAgent, e.RequestID, e.Reason, data}, encodeOptions)
-	if err != nil {
-		return Message{}, fmt.Errorf("encode %s: %w", e.Type(), err)
-	}
-	h := map[string][]string{
-		hdrContentType: {"application/json"},
-		hdrID:          {e.ID.String()},
-		hdrRev:         {strconv.FormatUint(e.Rev, 10)},
-		hdrSource:      {e.Source},
-		hdrSpecVersion: {"1.0"},
-		hdrSubject:     {e.Aggregate.String()},
-		hdrTime:        {e.Time.String()},
-		hdrType:        {TypePrefix + string(e.Type()) + version1},
-	}
-	if e.Command != "" {
-		h[hdrCmd] = []string{e.Command}
-	}
-	if !e.Prev.IsZero() {
-		h[hdrPrev] = []string{e.Prev.String()}
-	}
-	return Message{Subject: e.Aggregate.Subject(), Header: h, Data: b}, nil
+	return Message{Subject: e.Aggregate.Subject(), Data: b}, nil
 }
 
-// UnknownTypeError says that the log holds an event that this release cannot
-// read. The reader must stop: skipping it would be guessing.
-type UnknownTypeError struct{ Type string }
-
-func (e *UnknownTypeError) Error() string {
-	return fmt.Sprintf("event type %q is unknown to this release of Keytrail: upgrade this process to the release that wrote it, or newer", clip(e.Type))
+// NewerError says that the log holds something that only a newer release of
+// Keytrail writes: an event type or version, an attribute, a member or a field
+// that this release does not know. The reader must stop, because skipping it would
+// be guessing. Nothing is damaged, and upgrading the process mends it.
+type NewerError struct {
+	What    string
+	Release Release // the first release that reads it, as "1.4"; "" when the log does not say
 }
 
-// Decode reads what Encode wrote. Headers that do not start with "ce-" belong
-// to the transport and are ignored; anything else out of place is an error.
-// An unknown type or version is an *UnknownTypeError.
-func Decode(m *Message) (Event, error) {
-	e, err := decode(m)
-	if err != nil {
-		return Event{}, fmt.Errorf("decode event on %s: %w", clip(m.Subject), err)
+func (e *NewerError) Error() string {
+	wanted := "the release that wrote it"
+	if e.Release != "" {
+		wanted = "release " + string(e.Release)
 	}
+	return e.What + " is unknown to this release of Keytrail: a newer release wrote it. Upgrade this process to " + wanted + ", or newer"
+}
+
+// Decode reads what Encode wrote, of this release or an older one; the data comes
+// in the newest version of its type. A type, version, attribute or member that
+// this release does not know is a *NewerError. It keeps nothing of m.Data.
+func Decode(m *Message) (Event, error) { return release.decode(m) }
+
+func (c *catalogue) decode(m *Message) (Event, error) {
+	if e, ok := c.scan(m); ok {
+		return e, nil
+	}
+	e, s, err := c.read(m)
+	if err != nil {
+		return Event{}, fmt.Errorf("decode event on %s: %w", input.Quote(m.Subject), err)
+	}
+	e.Data = s.newest(e.Data)
 	return e, nil
 }
 
-func decode(m *Message) (e Event, err error) {
-	known := 0
-	get := func(name string) string {
-		v := m.Header[name]
-		if len(v) == 0 {
-			return ""
-		}
-		known++
-		if len(v) > 1 {
-			err = fmt.Errorf("header %s stands %d times", name, len(v))
-		}
-		if v[0] == "" {
-			err = fmt.Errorf("header %s is empty", name)
-		}
-		return v[0]
+// read reads an event in the version in which it was written.
+func (c *catalogue) read(m *Message) (e Event, s *shape, err error) {
+	var d stored
+	if err = json.Unmarshal(m.Data, &d, storedOptions); err != nil {
+		return e, nil, fmt.Errorf("document: %w", err)
 	}
-	var (
-		spec, ct, id, rev, src, sub, at, typ, prev, cmd = get(hdrSpecVersion), get(hdrContentType), get(hdrID),
-			get(hdrRev), get(hdrSource), get(hdrSubject), get(hdrTime), get(hdrType), get(hdrPrev), get(hdrCmd)
-	)
-	if err != nil {
-		return e, err
+	if d.SpecVersion != specVersion {
+		return e, nil, fmt.Errorf("specversion %s: want a document of CloudEvents %s", input.Quote(d.SpecVersion), specVersion)
 	}
-	total := 0
-	for name := range m.Header {
-		if strings.HasPrefix(name, "ce-") {
-			total++
+	if d.MinRelease != "" {
+		if err = d.MinRelease.Validate(); err != nil {
+			return e, nil, fmt.Errorf("minrelease: %w", err)
 		}
 	}
-	if total != known {
-		return e, fmt.Errorf("%d CloudEvents attributes, of which %d are known", total, known)
+	if s = c.shapes[d.Type]; s == nil {
+		if !typeRE.MatchString(d.Type) {
+			return e, nil, fmt.Errorf("type %s: want one as %skey.created.v1", input.Quote(d.Type), TypePrefix)
+		}
+		return e, nil, &NewerError{What: "event type " + input.Quote(d.Type), Release: d.MinRelease}
 	}
-	if spec != "1.0" || ct != "application/json" {
-		return e, fmt.Errorf("want CloudEvents 1.0 in binary mode with application/json")
+	if name := firstName(d.Unknown); name != "" {
+		if !attributeRE.MatchString(name) {
+			return e, nil, fmt.Errorf("member %s: want CloudEvents attributes, 1 to 20 lower-case letters and digits", input.Quote(name))
+		}
+		return e, nil, &NewerError{What: "attribute " + input.Quote(name), Release: d.MinRelease}
 	}
-	name, ok := strings.CutPrefix(typ, TypePrefix)
-	name, ok2 := strings.CutSuffix(name, version1)
-	empty := Catalogue[Type(name)]
-	if !ok || !ok2 || empty == nil {
-		return e, &UnknownTypeError{typ}
+	if d.MinRelease != s.since {
+		return e, nil, fmt.Errorf("minrelease %s: want %s for %s", input.Quote(string(d.MinRelease)), input.Quote(string(s.since)), s.name)
 	}
 	if e.Aggregate, err = ParseSubject(m.Subject); err != nil {
-		return e, err
+		return e, nil, err
 	}
-	if sub != e.Aggregate.String() {
-		return e, fmt.Errorf("%s %q does not match the subject", hdrSubject, clip(sub))
+	if d.Subject != e.Aggregate.String() {
+		return e, nil, fmt.Errorf("subject %s of the document: want %s", input.Quote(d.Subject), input.Quote(e.Aggregate.String()))
 	}
-	if e.ID, err = ParseEventID(id); err != nil {
-		return e, err
-	}
-	if e.Time, err = ParseTime(at); err != nil {
-		return e, err
-	}
-	if e.Rev, err = strconv.ParseUint(rev, 10, 64); err != nil || strconv.FormatUint(e.Rev, 10) != rev {
-		return e, fmt.Errorf("%s %q: want a decimal number", hdrRev, clip(rev))
-	}
-	if prev != "" {
-		if err = e.Prev.UnmarshalText([]byte(prev)); err != nil {
-			return e, fmt.Errorf("%s: %w", hdrPrev, err)
-		}
-	}
-	e.Source, e.Command = src, cmd
-	var b body
-	if err = json.Unmarshal(m.Data, &b, decodeOptions); err != nil {
-		return e, fmt.Errorf("body: %w", err)
+	e.ID, e.Time, e.Rev, e.Prev, e.Source, e.Command = d.ID, d.Time, d.Rev, d.Prev, d.Source, d.Command
+	var b body[jsontext.Value]
+	if err = json.Unmarshal(d.Data, &b, decodeOptions); err != nil {
+		return e, nil, newer("body", d.MinRelease, err)
 	}
 	e.Actor, e.IP, e.UserAgent, e.RequestID, e.Reason = b.Actor, b.IP, b.UserAgent, b.RequestID, b.Reason
-	e.Data = empty()
+	e.Data = s.empty()
 	if err = json.Unmarshal(b.Data, e.Data, decodeOptions); err != nil {
-		return e, fmt.Errorf("data: %w", err)
+		return e, nil, newer("data", d.MinRelease, err)
 	}
-	return e, e.Validate()
+	return e, s, e.Validate()
+}
+
+// firstName returns the name of the first member of an object, "" when there is none.
+func firstName(object jsontext.Value) string {
+	d := jsontext.NewDecoder(bytes.NewReader(object))
+	for range 2 {
+		t, err := d.ReadToken()
+		if err != nil {
+			return ""
+		}
+		if t.Kind() == '"' {
+			return t.String()
+		}
+	}
+	return ""
+}
+
+// newer tells a member that this release does not know from what is no event.
+func newer(where string, minRelease Release, err error) error {
+	var sem *json.SemanticError
+	if errors.Is(err, json.ErrUnknownName) && errors.As(err, &sem) {
+		return &NewerError{What: fmt.Sprintf("member %s of the event's %s", input.Quote(sem.JSONPointer), where), Release: minRelease}
+	}
+	return fmt.Errorf("%s: %w", where, err)
 }
 
 // DecodeStrict is Decode that also insists on E4's second half: re-encoding
 // must print the same bytes. It costs twice as much; checkers and fuzzers use it.
-func DecodeStrict(m *Message) (Event, error) {
-	e, err := Decode(m)
-	if err != nil {
-		return e, err
-	}
-	again, err := Encode(&e)
-	if err != nil {
-		return e, err
-	}
-	if !bytes.Equal(again.Data, m.Data) || again.Hash() != m.Hash() {
-		return e, fmt.Errorf("event on %s: not in canonical form", clip(m.Subject))
-	}
-	return e, nil
-}
+func DecodeStrict(m *Message) (Event, error) { return release.decodeStrict(m) }
 
-// Hash returns the SHA-256 over the subject, every ce-* header in the order of
-// its name, and the body, each preceded by its length as 8 bytes big endian.
-// Transport headers stay out: they change when a message is mirrored.
-func (m *Message) Hash() Hash {
-	names := make([]string, 0, 10)
-	for name := range m.Header {
-		if strings.HasPrefix(name, "ce-") {
-			names = append(names, name)
-		}
+func (c *catalogue) decodeStrict(m *Message) (Event, error) {
+	e, s, err := c.read(m)
+	if err != nil {
+		return Event{}, fmt.Errorf("decode event on %s: %w", input.Quote(m.Subject), err)
 	}
-	slices.Sort(names)
-	buf := make([]byte, 0, 1024+len(m.Data))
-	put := func(s string) {
-		buf = binary.BigEndian.AppendUint64(buf, uint64(len(s)))
-		buf = append(buf, s...)
+	again, err := s.encode(&e)
+	if err != nil {
+		return e, err
 	}
-	put(m.Subject)
-	for _, name := range names {
-		put(name)
-		for _, v := range m.Header[name] {
-			put(v)
-		}
+	if !bytes.Equal(again.Data, m.Data) {
+		return e, fmt.Errorf("event on %s: not in canonical form", input.Quote(m.Subject))
 	}
-	buf = binary.BigEndian.AppendUint64(buf, uint64(len(m.Data)))
-	buf = append(buf, m.Data...)
-	return sha256.Sum256(buf)
+	e.Data = s.newest(e.Data)
+	return e, nil
 }

@@ -2,14 +2,16 @@ package events_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -18,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/events/logtest"
 )
 
@@ -30,11 +33,12 @@ func TestRoundTrip(t *testing.T) {
 		if err != nil {
 			r.Fatalf("encode: %v", err)
 		}
-		// What the transport adds does not matter.
-		m.Header["Nats-Msg-Id"] = []string{e.ID.String()}
 		got, err := events.DecodeStrict(&m)
 		if err != nil {
 			r.Fatalf("decode of %s: %v", m.Data, err)
+		}
+		if err := e.CanAppend(); err != nil {
+			r.Fatalf("may not be appended: %v", err)
 		}
 		if !reflect.DeepEqual(got, e) {
 			r.Fatalf("came back as\n%+v\nwant\n%+v", got, e)
@@ -46,22 +50,23 @@ var update = flag.Bool("update", false, "write the golden files that do not exis
 
 // golden is a message as its file shows it.
 type golden struct {
-	Subject string              `json:"subject"`
-	Header  map[string][]string `json:"header"`
-	Body    jsontext.Value      `json:"body"` // byte for byte
-	Hash    events.Hash         `json:"hash"`
+	Subject  string         `json:"subject"`
+	Document jsontext.Value `json:"document"` // byte for byte
+	Hash     events.Hash    `json:"hash"`
 }
 
 // The golden files are what earlier releases wrote, so they are never edited:
 // each must still read, print back byte for byte, and hash the same. -update
 // adds missing ones only.
 func TestGolden(t *testing.T) {
-	for _, typ := range logtest.Types() {
+	for _, name := range events.Shapes() { // as key.created.v1
+		word, _, _ := strings.Cut(name, ".v")
+		typ := events.Type(word)
 		m := message(typ)
 		sample := must(events.DecodeStrict(&m))
-		path := filepath.Join("testdata", "golden", string(typ)+".v1.json")
+		path := filepath.Join("testdata", "golden", name+".json")
 		if _, err := os.Stat(path); *update && errors.Is(err, os.ErrNotExist) {
-			text := must(json.Marshal(golden{m.Subject, m.Header, m.Data, m.Hash()}, json.Deterministic(true)))
+			text := must(json.Marshal(golden{m.Subject, m.Data, m.Hash()}, json.Deterministic(true)))
 			if err := os.WriteFile(path, append(text, '\n'), 0o644); err != nil {
 				t.Fatal(err)
 			}
@@ -74,14 +79,11 @@ func TestGolden(t *testing.T) {
 		if err := json.Unmarshal(text, &g, json.RejectUnknownMembers(true)); err != nil {
 			t.Fatalf("%s: %v", path, err)
 		}
-		m = events.Message{Subject: g.Subject, Header: g.Header, Data: g.Body}
+		m = events.Message{Subject: g.Subject, Data: g.Document}
 		e, err := events.DecodeStrict(&m)
 		if err != nil {
 			t.Errorf("%s does not read any more: %v", path, err)
 			continue
-		}
-		if again := must(events.Encode(&e)); !reflect.DeepEqual(again.Header, g.Header) || !bytes.Equal(again.Data, g.Body) || again.Subject != g.Subject {
-			t.Errorf("%s prints differently now:\n%s\n%s", path, again.Data, g.Body)
 		}
 		if m.Hash() != g.Hash {
 			t.Errorf("%s hashes to %s now, then %s", path, m.Hash(), g.Hash)
@@ -91,8 +93,8 @@ func TestGolden(t *testing.T) {
 		}
 	}
 	files, err := filepath.Glob("testdata/golden/*.json")
-	if err != nil || len(files) != len(events.Catalogue) {
-		t.Errorf("%d golden files, %v, want one for each of %d types", len(files), err, len(events.Catalogue))
+	if err != nil || len(files) != len(events.Shapes()) {
+		t.Errorf("%d golden files, %v, want one for each of %d versions of types", len(files), err, len(events.Shapes()))
 	}
 }
 
@@ -112,100 +114,130 @@ func message(typ events.Type) (full events.Message) {
 }
 
 func TestDecodeRefuses(t *testing.T) {
-	set := func(name string, v ...string) func(*events.Message) {
-		return func(m *events.Message) { m.Header[name] = v }
-	}
 	data := func(old, new string) func(*events.Message) {
+		return func(m *events.Message) { m.Data = replaced(m.Data, old, new) }
+	}
+	// set gives an attribute another value, as JSON; "" takes it out.
+	set := func(name, value string) func(*events.Message) {
 		return func(m *events.Message) {
-			if !bytes.Contains(m.Data, []byte(old)) {
-				panic(fmt.Sprintf("%s: no %s in it", m.Data, old))
+			at := regexp.MustCompile(`"` + name + `":("[^"]*"|[0-9]+),`).FindIndex(m.Data)
+			if at == nil {
+				panic(fmt.Sprintf("%s: no %s in it", m.Data, name))
 			}
-			m.Data = bytes.Replace(m.Data, []byte(old), []byte(new), 1)
+			if value != "" {
+				value = `"` + name + `":` + value + `,`
+			}
+			m.Data = slices.Concat(m.Data[:at[0]], []byte(value), m.Data[at[1]:])
 		}
 	}
 	for name, spoil := range map[string]func(*events.Message){
-		"no body":                   func(m *events.Message) { m.Data = nil },
-		"body of another kind":      func(m *events.Message) { m.Data = []byte(`[]`) },
-		"null body":                 func(m *events.Message) { m.Data = []byte(`null`) },
-		"truncated body":            func(m *events.Message) { m.Data = m.Data[:len(m.Data)-1] },
-		"trailing bytes":            func(m *events.Message) { m.Data = append(m.Data, '1') },
+		"no document":              func(m *events.Message) { m.Data = nil },
+		"document of another kind": func(m *events.Message) { m.Data = []byte(`[]`) },
+		"null document":            func(m *events.Message) { m.Data = []byte(`null`) },
+		"truncated document":       func(m *events.Message) { m.Data = m.Data[:len(m.Data)-1] },
+		"trailing bytes":           func(m *events.Message) { m.Data = append(m.Data, '1') },
+		"trailing document":        func(m *events.Message) { m.Data = append(m.Data, m.Data...) },
+		"null body": func(m *events.Message) {
+			m.Data = append(m.Data[:bytes.Index(m.Data, []byte(`{"actor"`))], "null}"...)
+		},
 		"unknown member":            data(`"actor":`, `"more":1,"actor":`),
 		"unknown member in data":    data(`"code":`, `"more":1,"code":`),
 		"member of another case":    data(`"code":`, `"Code":`),
+		"duplicate attribute":       data(`"rev":2`, `"rev":2,"rev":2`),
 		"duplicate member":          data(`"code":`, `"code":"superseded","code":`),
 		"duplicate member in actor": data(`"kind":`, `"kind":"key","kind":`),
 		"bad UTF-8":                 data(`Schl`, "\xff"),
-		"no data":                   data(`"data":`, `"reason":`),
-		"code off the list":         data(`key_compromise`, `hold`),
+		"no data":                   data(`"data":{"code"`, `"reason":{"code"`),
+		"code off the list":         data(`key_compromise`, `hold!`),
 		"actor of no kind":          data(`"kind":"key"`, `"kind":"user"`),
 		"ip that is none":           data(`2001:db8::7`, `2001:db8::x`),
 		"ip with a zone":            data(`2001:db8::7`, `fe80::1%eth0`),
 		"no subject":                func(m *events.Message) { m.Subject = "" },
 		"subject of another key":    func(m *events.Message) { m.Subject = strings.Replace(m.Subject, "globex", "acme", 1) },
 		"subject of another kind":   func(m *events.Message) { m.Subject = "kt.life.shop.acme.role.dev" },
-		"ce-subject of another":     set("ce-subject", "shop/acme/role/dev"),
-		"no id":                     set("ce-id"),
-		"empty id":                  set("ce-id", ""),
-		"bad id":                    set("ce-id", "1"),
-		"two ids":                   set("ce-id", ulidText, ulidText),
-		"zero id":                   set("ce-id", strings.Repeat("0", 26)),
-		"no time":                   set("ce-time"),
-		"bad time":                  set("ce-time", "2026-01-06T10:00:00Z"),
-		"no rev":                    set("ce-rev"),
-		"rev 0":                     set("ce-rev", "0"),
-		"rev with a sign":           set("ce-rev", "+2"),
-		"rev with a zero":           set("ce-rev", "02"),
-		"rev too large":             set("ce-rev", "18446744073709551616"),
-		"first with a prev":         set("ce-rev", "1"),
-		"no prev":                   set("ce-prev"),
-		"zero prev":                 set("ce-prev", strings.Repeat("0", 64)),
-		"upper-case prev":           set("ce-prev", strings.ToUpper(hex64)),
-		"bad command":               set("ce-cmd", "x"),
-		"empty command":             set("ce-cmd", ""),
-		"no source":                 set("ce-source"),
-		"source with a space":       set("ce-source", "/a b"),
-		"source with a percent":     set("ce-source", "/a%20b"),
-		"CloudEvents 0.3":           set("ce-specversion", "0.3"),
-		"another content type":      set("ce-datacontenttype", "application/json; charset=utf-8"),
-		"an extension":              set("ce-partitionkey", "1"),
-		"an attribute in capitals":  set("ce-ID", ulidText),
+		"attribute of another":      set("subject", `"shop/acme/role/dev"`),
+		"no attribute subject":      set("subject", ""),
+		"no id":                     set("id", ""),
+		"empty id":                  set("id", `""`),
+		"bad id":                    set("id", `"1"`),
+		"id that is a number":       set("id", `1`),
+		"two ids":                   set("id", `"`+ulidText+`","id":"`+ulidText+`"`),
+		"zero id":                   set("id", `"`+strings.Repeat("0", 26)+`"`),
+		"no time":                   set("time", ""),
+		"bad time":                  set("time", `"2026-01-06T10:00:00Z"`),
+		"no rev":                    set("rev", ""),
+		"rev 0":                     set("rev", `0`),
+		"rev that is text":          set("rev", `"2"`),
+		"rev with a sign":           set("rev", `-2`),
+		"rev with a zero":           set("rev", `02`),
+		"rev with a fraction":       set("rev", `2.5`),
+		"rev above an Integer":      set("rev", `2147483648`),
+		"rev too large":             set("rev", `18446744073709551616`),
+		"first with a prev":         set("rev", `1`),
+		"no prev":                   set("prev", ""),
+		"zero prev":                 set("prev", `"`+strings.Repeat("0", 64)+`"`),
+		"upper-case prev":           set("prev", `"`+strings.ToUpper(hex64)+`"`),
+		"bad command":               set("cmd", `"x"`),
+		"no source":                 set("source", ""),
+		"source with a space":       set("source", `"/a b"`),
+		"CloudEvents 0.3":           set("specversion", `"0.3"`),
+		"no specversion":            set("specversion", ""),
+		"an extension":              set("rev", `2,"partitionkey":"1"`),
+		"a release of the first":    set("rev", `2,"minrelease":"1.0"`),
+		"a release that is none":    set("rev", `2,"minrelease":"next"`),
+		"an attribute in capitals":  set("id", `"`+ulidText+`","ID":"`+ulidText+`"`),
+		"a content type":            set("rev", `2,"datacontenttype":"application/json"`),
 	} {
 		m := message(events.TypeKeyRevoked)
 		spoil(&m)
+		newer := []string{"unknown member", "unknown member in data", "member of another case", "an extension", "a content type"}
 		if e, err := events.Decode(&m); err == nil {
 			t.Errorf("%s is accepted, as %+v", name, e)
-		} else if unknown := new(events.UnknownTypeError); errors.As(err, &unknown) {
-			t.Errorf("%s is taken for an unknown type", name)
+		} else if errors.As(err, new(*events.NewerError)) != slices.Contains(newer, name) {
+			t.Errorf("%s: taken for what a newer release writes, or not: %v", name, err)
 		}
 	}
-	for _, typ := range []string{"", "keytrail.key.revoked.v2", "keytrail.key.revoked", "key.revoked.v1", "keytrail.key.melted.v1", "keytrail..v1", "KEYTRAIL.key.revoked.v1", "keytrail.key.revoked.v1.v1"} {
+	for typ, later := range map[string]bool{"keytrail.key.revoked.v2": true, "keytrail.key.melted.v1": true, "keytrail.lease.granted.v12": true,
+		"": false, "keytrail.key.revoked": false, "key.revoked.v1": false, "keytrail..v1": false, "KEYTRAIL.key.revoked.v1": false,
+		"keytrail.key.revoked.v1.v1": false, "keytrail.key.revoked.v0": false} {
 		m := message(events.TypeKeyRevoked)
-		m.Header["ce-type"] = []string{typ}
+		m.Data = replaced(m.Data, `"keytrail.key.revoked.v1"`, strconv.Quote(typ))
 		_, err := events.Decode(&m)
-		unknown := new(events.UnknownTypeError)
-		if typ != "" && (!errors.As(err, &unknown) || unknown.Type != typ || !strings.Contains(err.Error(), "upgrade")) || err == nil {
+		if err == nil || errors.As(err, new(*events.NewerError)) != later || later && !strings.Contains(err.Error(), strconv.Quote(typ)) {
 			t.Errorf("type %q: %v", typ, err)
 		}
 	}
 }
 
+// replaced replaces old, which must be there, once.
+func replaced(b []byte, old, new string) []byte {
+	if !bytes.Contains(b, []byte(old)) {
+		panic(fmt.Sprintf("%s: no %s in it", b, old))
+	}
+	return bytes.Replace(b, []byte(old), []byte(new), 1)
+}
+
 // What Decode tolerates in form, DecodeStrict refuses.
 func TestDecodeStrictWantsTheOnlyForm(t *testing.T) {
 	for name, change := range map[string][2]string{
-		"white space":        {`"code":`, `"code": `},
-		"another order":      {`{"kind":"key","id":"key_01KE9Q5V00000000000000000A"}`, `{"id":"key_01KE9Q5V00000000000000000A","kind":"key"}`},
-		"escapes":            {`Schl`, `\u0053chl`},
-		"an explicit empty":  {`"request_id":"req-4711"`, `"request_id":""`},
-		"another ip form":    {`2001:db8::7`, `2001:0db8::7`},
-		"an explicit null":   {`"request_id":"req-4711"`, `"request_id":null`},
-		"an empty ip":        {`2001:db8::7`, ``},
-		"another case of ip": {`2001:db8::7`, `2001:DB8::7`},
+		"white space":         {`"code":`, `"code": `},
+		"another order":       {`{"kind":"key","id":"key_01KE9Q5V00000000000000000A"}`, `{"id":"key_01KE9Q5V00000000000000000A","kind":"key"}`},
+		"escapes":             {`Schl`, `\u0053chl`},
+		"an explicit empty":   {`"request_id":"req-4711"`, `"request_id":""`},
+		"another ip form":     {`2001:db8::7`, `2001:0db8::7`},
+		"an explicit null":    {`"request_id":"req-4711"`, `"request_id":null`},
+		"an empty ip":         {`2001:db8::7`, ``},
+		"another case of ip":  {`2001:db8::7`, `2001:DB8::7`},
+		"order of attributes": {`{"specversion":"1.0","type":"keytrail.key.revoked.v1",`, `{"type":"keytrail.key.revoked.v1","specversion":"1.0",`},
+		"an empty command":    {`"cmd":"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"`, `"cmd":""`},
+		"a null attribute":    {`"data":{"actor"`, `"minrelease":null,"data":{"actor"`},
+		"a new line":          {`}}}`, "}}}\n"},
 	} {
 		m := message(events.TypeKeyRevoked)
-		if !bytes.Contains(m.Data, []byte(change[0])) {
-			t.Fatalf("%s: %s is not in %s", name, change[0], m.Data)
+		m.Data = replaced(m.Data, change[0], change[1])
+		if _, err := events.Decode(&m); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
-		m.Data = bytes.Replace(m.Data, []byte(change[0]), []byte(change[1]), 1)
 		if _, err := events.DecodeStrict(&m); err == nil {
 			t.Errorf("%s is taken for the canonical form", name)
 		}
@@ -217,16 +249,10 @@ func TestDecodeStrictWantsTheOnlyForm(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	for _, w := range logtest.Samples() {
 		m := must(events.Encode(&w.Event))
-		f.Add(m.Subject, string(w.Event.Type()), m.Header["ce-id"][0], m.Header["ce-time"][0], m.Header["ce-rev"][0], strings.Join(m.Header["ce-prev"], ""), m.Data)
+		f.Add(m.Subject, m.Data)
 	}
-	f.Fuzz(func(t *testing.T, subject, typ, id, at, rev, prev string, data []byte) {
-		m := events.Message{Subject: subject, Data: data, Header: map[string][]string{
-			"ce-specversion": {"1.0"}, "ce-datacontenttype": {"application/json"}, "ce-source": {"/keytrail/fuzz"}, "ce-type": {"keytrail." + typ + ".v1"},
-			"ce-id": {id}, "ce-time": {at}, "ce-rev": {rev}, "ce-subject": {strings.ReplaceAll(strings.TrimPrefix(subject, events.LifePrefix), ".", "/")},
-		}}
-		if prev != "" {
-			m.Header["ce-prev"] = []string{prev}
-		}
+	f.Fuzz(func(t *testing.T, subject string, data []byte) {
+		m := events.Message{Subject: subject, Data: data}
 		e, err := events.Decode(&m)
 		if err != nil {
 			if _, err := events.DecodeStrict(&m); err == nil {
@@ -246,43 +272,22 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("no fixed point:\n%s\n%s", again.Data, third.Data)
 		}
 		_, strictErr := events.DecodeStrict(&m)
-		same := bytes.Equal(again.Data, data) && again.Hash() == m.Hash()
-		if (strictErr == nil) != same {
+		if same := bytes.Equal(again.Data, data) && again.Subject == subject; (strictErr == nil) != same {
 			t.Fatalf("same bytes %v, DecodeStrict says %v", same, strictErr)
 		}
 	})
 }
 
-// The hash covers everything that is ours and nothing that is the transport's.
+// The hash is that of the document's bytes, which any tool can compute.
 func TestHash(t *testing.T) {
 	m := message(events.TypeKeyRevoked)
-	h := m.Hash()
-	m.Header["Nats-Msg-Id"], m.Header["Nats-Stream-Source"] = []string{"x"}, []string{"y"}
-	if m.Hash() != h {
-		t.Error("a transport header changes the hash")
+	if m.Hash() != sha256.Sum256(m.Data) {
+		t.Error("the hash is not the SHA-256 of the document")
 	}
-	seen := map[events.Hash]string{h: "the original"}
-	change := func(what string, f func(*events.Message)) {
-		t.Helper()
-		m := message(events.TypeKeyRevoked)
-		f(&m)
-		if was, ok := seen[m.Hash()]; ok {
-			t.Errorf("%s has the hash of %s", what, was)
-		}
-		seen[m.Hash()] = what
+	e := must(events.Decode(&m))
+	if r := m.Record(e, 7, 8); r.Hash != m.Hash() || r.Seq != 7 || r.Stored != 8 || !bytes.Equal(r.Document, m.Data) || !reflect.DeepEqual(r.Event, e) {
+		t.Errorf("%+v", r)
 	}
-	change("another subject", func(m *events.Message) { m.Subject += "x" })
-	change("another body", func(m *events.Message) { m.Data[5] ^= 1 })
-	for _, name := range slices.Sorted(maps.Keys(message(events.TypeKeyRevoked).Header)) {
-		change(name+" gone", func(m *events.Message) { delete(m.Header, name) })
-		change(name+" longer", func(m *events.Message) { m.Header[name] = []string{m.Header[name][0] + "x"} })
-		change(name+" renamed", func(m *events.Message) { m.Header[name+"x"] = m.Header[name]; delete(m.Header, name) })
-	}
-	// A byte that moves from one part to its neighbour.
-	change("subject's end in the first header", func(m *events.Message) {
-		m.Header["ce-cmd"][0] = m.Subject[len(m.Subject)-1:] + m.Header["ce-cmd"][0]
-		m.Subject = m.Subject[:len(m.Subject)-1]
-	})
 }
 
 func TestEncodeRefuses(t *testing.T) {
@@ -299,14 +304,11 @@ func TestEncodeRefuses(t *testing.T) {
 		"source with a quote": func(e *events.Event) { e.Source = `/"` },
 		"short command":       func(e *events.Event) { e.Command = "ab" },
 		"no actor":            func(e *events.Event) { e.Actor = events.Actor{} },
-		"long user agent":     func(e *events.Event) { e.UserAgent = strings.Repeat("u", 257) },
-		"long request id":     func(e *events.Event) { e.RequestID = strings.Repeat("r", 65) },
-		"long reason":         func(e *events.Event) { e.Reason = strings.Repeat("r", 501) },
-		"reason of two lines": func(e *events.Event) { e.Reason = "a\nb" },
 		"bad UTF-8":           func(e *events.Event) { e.Reason = "\xff" },
 		"no data":             func(e *events.Event) { e.Data = nil },
 		"a tenant's data":     func(e *events.Event) { e.Data = &events.TenantLimitUpdated{} },
 		"data of another":     func(e *events.Event) { e.Data = &events.RoleDeleted{} },
+		"rev above the bound": func(e *events.Event) { e.Rev = events.MaxRev + 1 },
 		"invalid data":        func(e *events.Event) { e.Data = &events.KeyRevoked{} },
 	} {
 		e := must(events.DecodeStrict(new(message(events.TypeKeyRevoked))))
@@ -317,7 +319,43 @@ func TestEncodeRefuses(t *testing.T) {
 	}
 }
 
-// Data.Validate: the bounds of every type, at and past them.
+// What a rule forbids to append still reads and prints: an older release may have
+// had another rule.
+func TestRulesDoNotBindReaders(t *testing.T) {
+	revoked := func(change func(*events.Event)) events.Event {
+		e := must(events.DecodeStrict(new(message(events.TypeKeyRevoked))))
+		change(&e)
+		return e
+	}
+	of := func(a events.Aggregate, d events.Data) events.Event { return logtest.Event(a, d) }
+	key := logtest.NewKeyRef("shop", "acme").Aggregate()
+	for name, e := range map[string]events.Event{
+		"long user agent":     revoked(func(e *events.Event) { e.UserAgent = strings.Repeat("u", 257) }),
+		"long request id":     revoked(func(e *events.Event) { e.RequestID = strings.Repeat("r", 65) }),
+		"long reason":         revoked(func(e *events.Event) { e.Reason = strings.Repeat("r", 501) }),
+		"reason of two lines": revoked(func(e *events.Event) { e.Reason = "a\nb" }),
+		"a definition":        of(events.KeyspaceAggregate("shop"), &events.KeyspaceDefined{Definition: keyspace.Definition{Ledger: "never"}}),
+		"a label":             of(key, &events.KeyRenamed{}),
+		"a limit":             of(key, &events.KeyLimitUpdated{After: &keyspace.Limit{PerMinute: keyspace.MaxPerMinute + 1, Burst: 1}}),
+		"an overlap":          of(key, &events.KeyRotated{Successor: events.KeyID{1}, Before: 5, After: 6}),
+		"a hint": of(key, &events.KeyCreated{Digest: events.Digest{1}, KeyType: "secret", Name: "n",
+			Hint: strings.Repeat("h", 65)}),
+	} {
+		if err := e.CanAppend(); err == nil {
+			t.Errorf("%s may be appended", name)
+		}
+		m, err := events.Encode(&e)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if _, err := events.DecodeStrict(&m); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// The bounds of every type, at and past them.
 func TestDataBounds(t *testing.T) {
 	scopes := func(n int) (out []string) {
 		for i := range n {
@@ -361,35 +399,58 @@ func TestDataBounds(t *testing.T) {
 		"a metadata of none": {created(func(c *events.KeyCreated) { c.Metadata = map[string]string{"": "v"} }), false},
 		"a long metadata":    {created(func(c *events.KeyCreated) { c.Metadata = map[string]string{"k": strings.Repeat("v", 501)} }), false},
 		"expiry before 1970": {created(func(c *events.KeyCreated) { c.ExpiresAt = -1 }), false},
-		"a limit of nothing": {created(func(c *events.KeyCreated) { c.Limit = &events.Limit{} }), false},
-		"a limit below 0":    {created(func(c *events.KeyCreated) { c.Limit = &events.Limit{PerMinute: -1, Burst: 1} }), false},
-		"a burst of 0":       {created(func(c *events.KeyCreated) { c.Limit = &events.Limit{PerMinute: 1} }), false},
-		"plan and numbers":   {created(func(c *events.KeyCreated) { c.Limit = &events.Limit{Plan: "a", Burst: 1} }), false},
+		"a limit of nothing": {created(func(c *events.KeyCreated) { c.Limit = &keyspace.Limit{} }), false},
+		"a limit below 0":    {created(func(c *events.KeyCreated) { c.Limit = &keyspace.Limit{PerMinute: -1, Burst: 1} }), false},
+		"a burst of 0":       {created(func(c *events.KeyCreated) { c.Limit = &keyspace.Limit{PerMinute: 1} }), false},
+		"plan and numbers":   {created(func(c *events.KeyCreated) { c.Limit = &keyspace.Limit{Plan: "a", Burst: 1} }), false},
 		"a limit at the top": {created(func(c *events.KeyCreated) {
-			c.Limit = &events.Limit{PerMinute: events.MaxPerMinute, Burst: events.MaxPerMinute}
+			c.Limit = &keyspace.Limit{PerMinute: keyspace.MaxPerMinute, Burst: keyspace.MaxPerMinute}
 		}), true},
-		"a long import":      {&events.KeyImported{KeyCreated: *logtest.Created("s"), ImportedFrom: strings.Repeat("i", 201)}, false},
-		"import of no key":   {&events.KeyImported{}, false},
-		"rotated to none":    {&events.KeyRotated{After: 1}, false},
-		"overlap past life":  {&events.KeyRotated{Successor: events.KeyID{1}, Before: 5, After: 6}, false},
-		"overlap to its end": {&events.KeyRotated{Successor: events.KeyID{1}, Before: 5, After: 5}, true},
-		"overlap for ever":   {&events.KeyRotated{Successor: events.KeyID{1}}, false},
-		"expiry lifted":      {&events.KeyExpiryChanged{Before: 5}, true},
-		"expired at none":    {&events.KeyExpired{}, false},
-		"no resources":       {&events.KeyResourcesAssigned{}, true},
-		"a resource twice":   {&events.KeyResourcesAssigned{After: []events.Resource{{Kind: "p", ID: "1"}, {Kind: "p", ID: "1"}}}, false},
-		"a role of no scope": {&events.RoleDefined{}, true},
-		"a role of level X":  {&events.RoleDefined{Level: "X"}, false},
-		"a tenant's default": {&events.TenantLimitUpdated{Before: &events.Limit{Plan: "a"}}, true},
-		"a tenant's plan":    {&events.TenantLimitUpdated{After: &events.Limit{Plan: "a"}}, true},
-		"a tenant of 0":      {&events.TenantLimitUpdated{After: &events.Limit{PerMinute: 1}}, false},
-		"a tenant of both":   {&events.TenantLimitUpdated{After: &events.Limit{Plan: "a", PerMinute: 1, Burst: 1}}, false},
-		"a query of none":    {&events.AuditQueried{}, false},
-		"a query, bad name":  {&events.AuditQueried{Kind: "uses", Filter: map[string]string{"Key": "v"}}, false},
-		"a long filter":      {&events.AuditExported{Kind: "uses", Filter: map[string]string{"key": strings.Repeat("v", 257)}}, false},
+		"a long import":                {&events.KeyImported{KeyCreated: *logtest.Created("s"), ImportedFrom: strings.Repeat("i", 201)}, false},
+		"import of no key":             {&events.KeyImported{}, false},
+		"rotated to none":              {&events.KeyRotated{After: 1}, false},
+		"overlap past life":            {&events.KeyRotated{Successor: events.KeyID{1}, Before: 5, After: 6}, false},
+		"overlap to its end":           {&events.KeyRotated{Successor: events.KeyID{1}, Before: 5, After: 5}, true},
+		"overlap for ever":             {&events.KeyRotated{Successor: events.KeyID{1}}, false},
+		"expiry lifted":                {&events.KeyExpiryChanged{Before: 5}, true},
+		"expired at none":              {&events.KeyExpired{}, false},
+		"no resources":                 {&events.KeyResourcesAssigned{}, true},
+		"a resource twice":             {&events.KeyResourcesAssigned{After: []events.Resource{{Kind: "p", ID: "1"}, {Kind: "p", ID: "1"}}}, false},
+		"a role of no scope":           {&events.RoleDefined{}, true},
+		"a role of level X":            {&events.RoleDefined{Level: "X"}, false},
+		"a tenant's default":           {&events.TenantLimitUpdated{Before: &keyspace.Limit{Plan: "a"}}, true},
+		"a tenant's plan":              {&events.TenantLimitUpdated{After: &keyspace.Limit{Plan: "a"}}, true},
+		"a tenant of 0":                {&events.TenantLimitUpdated{After: &keyspace.Limit{PerMinute: 1}}, false},
+		"a tenant of both":             {&events.TenantLimitUpdated{After: &keyspace.Limit{Plan: "a", PerMinute: 1, Burst: 1}}, false},
+		"a query of none":              {&events.AuditQueried{}, false},
+		"a query, bad name":            {&events.AuditQueried{Kind: "uses", Filter: map[string]string{"Key": "v"}}, false},
+		"an end of no export":          {&events.AuditExportEnded{Complete: true, Digest: events.Hash{1}}, false},
+		"a whole one without a digest": {&events.AuditExportEnded{Export: events.EventID{1}, Complete: true}, false},
+		"a broken one with a digest":   {&events.AuditExportEnded{Export: events.EventID{1}, Digest: events.Hash{1}}, false},
+		"rows without sequences":       {&events.AuditExportEnded{Export: events.EventID{1}, Rows: 1}, false},
+		"no gaps":                      {&events.AuditExportEnded{Export: events.EventID{1}, Gaps: &events.Gaps{}}, false},
+		"a broken export":              {&events.AuditExportEnded{Export: events.EventID{1}, Rows: 2, First: 1, Last: 1}, true},
+		"a long filter":                {&events.AuditExported{Kind: "uses", Filter: map[string]string{"key": strings.Repeat("v", 257)}}, false},
 	} {
-		if err := c.data.Validate(); (err == nil) != bool(c.ok) {
+		e := logtest.Event(aggregateOf(c.data), c.data)
+		if err := e.CanAppend(); (err == nil) != bool(c.ok) {
 			t.Errorf("%s: %v, want ok %v", name, err, c.ok)
 		}
 	}
+}
+
+// aggregateOf returns a history that data may belong to.
+func aggregateOf(data events.Data) events.Aggregate {
+	word, _, _ := strings.Cut(string(data.EventType()), ".")
+	switch word {
+	case "keyspace":
+		return events.KeyspaceAggregate("shop")
+	case "role":
+		return events.RoleAggregate("shop", "acme", "dev")
+	case "tenant":
+		return events.TenantAggregate("shop", "acme")
+	case "audit":
+		return events.ReaderAggregate(events.Actor{Kind: events.ActorSystem, ID: "r"})
+	}
+	return logtest.NewKeyRef("shop", "acme").Aggregate()
 }

@@ -1,14 +1,15 @@
 package events
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io"
-	"log/slog"
 	"strings"
 
 	"github.com/oklog/ulid/v2"
+
+	"github.com/keytrail/keytrail/events/input"
 )
 
 // Seq is a place in one stream, as JetStream numbers it: the first message is
@@ -24,11 +25,11 @@ const keyIDPrefix = "key_"
 func ParseKeyID(s string) (KeyID, error) {
 	rest, ok := strings.CutPrefix(s, keyIDPrefix)
 	if !ok {
-		return KeyID{}, fmt.Errorf("key id %q: want key_ and a ULID of 26 characters", clip(s))
+		return KeyID{}, fmt.Errorf("key id %s: want key_ and a ULID of 26 characters", input.Echo(s))
 	}
 	u, err := parseULID(rest)
 	if err != nil || KeyID(u).IsZero() { // the zero id prints as ""
-		return KeyID{}, fmt.Errorf("key id %q: want key_ and a ULID of 26 characters", clip(s))
+		return KeyID{}, fmt.Errorf("key id %s: want key_ and a ULID of 26 characters", input.Echo(s))
 	}
 	return KeyID(u), nil
 }
@@ -53,6 +54,48 @@ func (k *KeyID) UnmarshalText(b []byte) (err error) {
 	return err
 }
 
+// RequestID names one HTTP request to Keytrail's own endpoints. It is random, and
+// prints as "req_" and 26 characters in the alphabet of a ULID.
+type RequestID [16]byte
+
+const requestIDPrefix = "req_"
+
+// NewRequestID draws an id.
+func NewRequestID() (id RequestID) {
+	rand.Read(id[:])
+	return id
+}
+
+// ParseRequestID reads what String prints, and nothing else (upper case only).
+func ParseRequestID(s string) (RequestID, error) {
+	rest, ok := strings.CutPrefix(s, requestIDPrefix)
+	u, err := parseULID(rest)
+	if !ok || err != nil || RequestID(u).IsZero() { // the zero id prints as ""
+		return RequestID{}, fmt.Errorf("request id %s: want req_ and 26 characters", input.Echo(s))
+	}
+	return RequestID(u), nil
+}
+
+// String returns "req_" and 26 characters, or "" for the zero id.
+func (r RequestID) String() string {
+	if r.IsZero() {
+		return ""
+	}
+	return requestIDPrefix + ulid.ULID(r).String()
+}
+
+// IsZero reports whether r names no request.
+func (r RequestID) IsZero() bool { return r == RequestID{} }
+
+// MarshalText implements encoding.TextMarshaler.
+func (r RequestID) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler; it is as strict as ParseRequestID.
+func (r *RequestID) UnmarshalText(b []byte) (err error) {
+	*r, err = ParseRequestID(string(b))
+	return err
+}
+
 // EventID is the id of one event: a ULID, unique in the log, equal to the
 // message's Nats-Msg-Id.
 type EventID ulid.ULID
@@ -61,7 +104,7 @@ type EventID ulid.ULID
 func ParseEventID(s string) (EventID, error) {
 	u, err := parseULID(s)
 	if err != nil {
-		return EventID{}, fmt.Errorf("event id %q: want a ULID of 26 characters", clip(s))
+		return EventID{}, fmt.Errorf("event id %s: want a ULID of 26 characters", input.Echo(s))
 	}
 	return EventID(u), nil
 }
@@ -83,15 +126,18 @@ func (e *EventID) UnmarshalText(b []byte) (err error) {
 
 // parseULID accepts the canonical form only, so that String prints it back.
 func parseULID(s string) (ulid.ULID, error) {
-	u, err := ulid.ParseStrict(s)
-	if err != nil {
-		return u, err
+	if len(s) != ulid.EncodedSize || s[0] > '7' { // above it, the 128 bits overflow
+		return ulid.ULID{}, ulid.ErrDataSize
 	}
-	if u.String() != s {
-		return u, fmt.Errorf("not canonical")
+	for i := range len(s) {
+		if !ulidChars[s[i]] {
+			return ulid.ULID{}, ulid.ErrInvalidCharacters
+		}
 	}
-	return u, nil
+	return ulid.Parse(s)
 }
+
+var ulidChars = input.CharsOf(ulid.Encoding)
 
 // LogID is the identity of one lifecycle log, a ULID drawn when the log is
 // initialised. Positions of different logs are never compared.
@@ -101,7 +147,7 @@ type LogID ulid.ULID
 func ParseLogID(s string) (LogID, error) {
 	u, err := parseULID(s)
 	if err != nil {
-		return LogID{}, fmt.Errorf("log id %q: want a ULID of 26 characters", clip(s))
+		return LogID{}, fmt.Errorf("log id %s: want a ULID of 26 characters", input.Echo(s))
 	}
 	return LogID(u), nil
 }
@@ -121,29 +167,6 @@ func (l *LogID) UnmarshalText(b []byte) (err error) {
 	return err
 }
 
-// Digest is the SHA-256 of a secret's bytes. It is what the log and the views
-// hold instead of the secret. It prints redacted (E3); MarshalText gives the
-// 64 hexadecimal digits for the wire.
-type Digest [sha256.Size]byte
-
-// String returns a redaction that is safe in a log line.
-func (d Digest) String() string { return "sha256:" + hex.EncodeToString(d[:4]) + "…" }
-
-// Format prints the redaction for every verb: %d and %#v would print the bytes.
-func (d Digest) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, d.String()) }
-
-// LogValue implements slog.LogValuer with the same redaction.
-func (d Digest) LogValue() slog.Value { return slog.StringValue(d.String()) }
-
-// IsZero reports whether d is unset.
-func (d Digest) IsZero() bool { return d == Digest{} }
-
-// MarshalText returns 64 lower-case hexadecimal digits.
-func (d Digest) MarshalText() ([]byte, error) { return []byte(hex.EncodeToString(d[:])), nil }
-
-// UnmarshalText reads 64 lower-case hexadecimal digits.
-func (d *Digest) UnmarshalText(b []byte) error { return unhex(d[:], b, "digest") }
-
 // Hash is the SHA-256 of an encoded event (see Message.Hash); each event
 // carries the hash of the event before it on the same subject.
 type Hash [sha256.Size]byte
@@ -160,8 +183,18 @@ func (h Hash) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
 // UnmarshalText reads 64 lower-case hexadecimal digits.
 func (h *Hash) UnmarshalText(b []byte) error { return unhex(h[:], b, "hash") }
 
+// isHex reports whether b is n lower-case hexadecimal digits.
+func isHex[B ~string | ~[]byte](b B, n int) bool {
+	for i := range len(b) {
+		if c := b[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return len(b) == n
+}
+
 func unhex(dst, b []byte, what string) error {
-	if len(b) != 2*len(dst) || strings.ToLower(string(b)) != string(b) {
+	if !isHex(b, 2*len(dst)) {
 		return fmt.Errorf("%s: want %d lower-case hexadecimal digits", what, 2*len(dst))
 	}
 	if _, err := hex.Decode(dst, b); err != nil {
@@ -169,44 +202,6 @@ func unhex(dst, b []byte, what string) error {
 	}
 	return nil
 }
-
-// Secret is the bearer string of a key. It exists in memory between issuing
-// and the one reply that shows it, and during one verification. It prints
-// redacted; Reveal is the only way to its bytes. Keep it out of unexported
-// fields of structs that are printed whole: fmt cannot call its methods there.
-type Secret struct{ s string }
-
-// NewSecret wraps s.
-func NewSecret(s string) Secret { return Secret{s} }
-
-// Reveal returns the plaintext. Call it only to answer the one reply that
-// shows a new key, or to hash.
-func (s Secret) Reveal() string { return s.s }
-
-// Digest returns the SHA-256 of the secret's bytes. It does not allocate for
-// secrets of up to 256 bytes: each verification calls it.
-func (s Secret) Digest() Digest {
-	var stack [256]byte
-	if len(s.s) > len(stack) {
-		return sha256.Sum256([]byte(s.s))
-	}
-	return sha256.Sum256(stack[:copy(stack[:], s.s)])
-}
-
-// IsZero reports whether there is no secret.
-func (s Secret) IsZero() bool { return s.s == "" }
-
-// String returns a redaction.
-func (s Secret) String() string { return "[secret]" }
-
-// Format prints the redaction for every verb: %d would print the plaintext.
-func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.String()) }
-
-// LogValue implements slog.LogValuer with a redaction.
-func (s Secret) LogValue() slog.Value { return slog.StringValue("[secret]") }
-
-// MarshalText redacts: a secret reaches the wire only through Reveal.
-func (s Secret) MarshalText() ([]byte, error) { return []byte("[secret]"), nil }
 
 // KeyspaceID names a keyspace: a lower-case letter, then lower-case letters,
 // digits and '-', 63 characters at most. It is a token of a subject.
@@ -223,81 +218,35 @@ const NoTenant TenantID = "-"
 // RoleID names a role inside a tenant, by the same grammar as TenantID.
 type RoleID string
 
-// Builtin is the keyspace whose keys guard Keytrail's own doors.
+// Builtin is the keyspace whose keys guard Keytrail's own endpoints.
 const Builtin KeyspaceID = "keytrail"
 
-// The grammars are byte tables, not regular expressions: they are checked for
-// each name of each batch of uses.
-type class [256]bool
-
-func classOf(chars string) (c class) {
-	for i := 0; i < len(chars); i++ {
-		c[chars[i]] = true
-	}
-	return c
-}
-
-const (
-	lower  = "abcdefghijklmnopqrstuvwxyz"
-	upper  = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-	digits = "0123456789"
-)
-
-// grammar is a set of words: a first character, further ones, a greatest length.
-type grammar struct {
-	first, rest class
-	max         int
-}
-
-func (g *grammar) match(s string) bool {
-	if s == "" || len(s) > g.max || !g.first[s[0]] {
-		return false
-	}
-	for i := 1; i < len(s); i++ {
-		if !g.rest[s[i]] {
-			return false
-		}
-	}
-	return true
-}
-
 var (
-	keyspaceWord = grammar{classOf(lower), classOf(lower + digits + "-"), 63}
-	nameWord     = grammar{classOf(lower + upper + digits + "_"), classOf(lower + upper + digits + "_-"), 64}
-	scopeWord    = grammar{classOf(lower + upper + digits + "_"), classOf(lower + upper + digits + "_.:/*-"), 100}
-	resourceWord = grammar{classOf(lower + upper + digits + "_"), classOf(lower + upper + digits + "_.:@-"), 128}
-	kindWord     = grammar{classOf(lower), classOf(lower + digits + "_"), 32}
+	keyspaceWord = input.NewGrammar(input.Lower, input.Lower+input.Digits+"-", 63)
+	nameWord     = input.NewGrammar(input.Lower+input.Upper+input.Digits+"_", input.Lower+input.Upper+input.Digits+"_-", 64)
+	resourceWord = input.NewGrammar(input.Lower+input.Upper+input.Digits+"_", input.Lower+input.Upper+input.Digits+"_.:@-", 128)
 )
 
 // Validate reports whether the id follows the grammar of its type.
 func (k KeyspaceID) Validate() error {
-	if !keyspaceWord.match(string(k)) {
-		return fmt.Errorf("keyspace %q: want a lower-case letter, then lower-case letters, digits or '-', 63 characters at most", clip(string(k)))
+	if !keyspaceWord.Match(string(k)) {
+		return fmt.Errorf("keyspace %s: want a lower-case letter, then lower-case letters, digits or '-', 63 characters at most", input.Echo(k))
 	}
 	return nil
 }
 
 // Validate reports whether the id follows the grammar of its type; NoTenant does not.
 func (t TenantID) Validate() error {
-	if !nameWord.match(string(t)) {
-		return fmt.Errorf("tenant %q: want 1 to 64 letters, digits, '_' or '-', not starting with '-'", clip(string(t)))
+	if !nameWord.Match(string(t)) {
+		return fmt.Errorf("tenant %s: want 1 to 64 letters, digits, '_' or '-', not starting with '-'", input.Echo(t))
 	}
 	return nil
 }
 
 // Validate reports whether the id follows the grammar of its type.
 func (r RoleID) Validate() error {
-	if !nameWord.match(string(r)) {
-		return fmt.Errorf("role %q: want 1 to 64 letters, digits, '_' or '-', not starting with '-'", clip(string(r)))
-	}
-	return nil
-}
-
-// ValidScope reports whether s can name a scope: letters, digits and
-// "_ . : / * -", starting with a letter, digit or '_', 100 characters at most.
-func ValidScope(s string) error {
-	if !scopeWord.match(s) {
-		return fmt.Errorf("scope %q: want 1 to 100 letters, digits or any of _ . : / * -, starting with a letter, digit or '_'", clip(s))
+	if !nameWord.Match(string(r)) {
+		return fmt.Errorf("role %s: want 1 to 64 letters, digits, '_' or '-', not starting with '-'", input.Echo(r))
 	}
 	return nil
 }
@@ -317,11 +266,11 @@ func (r Resource) IsZero() bool { return r == Resource{} }
 
 // Validate reports whether both halves follow their grammar.
 func (r Resource) Validate() error {
-	if !kindWord.match(r.Kind) {
-		return fmt.Errorf("resource kind %q: want a lower-case letter, then lower-case letters, digits or '_', 32 characters at most", clip(r.Kind))
+	if !input.IsWord(r.Kind) {
+		return fmt.Errorf("resource kind %s: want a lower-case letter, then lower-case letters, digits or '_', 32 characters at most", input.Echo(r.Kind))
 	}
-	if !resourceWord.match(r.ID) {
-		return fmt.Errorf("resource id %q: want 1 to 128 letters, digits or any of _ . : @ -", clip(r.ID))
+	if !resourceWord.Match(r.ID) {
+		return fmt.Errorf("resource id %s: want 1 to 128 letters, digits or any of _ . : @ -", input.Echo(r.ID))
 	}
 	return nil
 }
@@ -349,19 +298,11 @@ func (a Actor) Validate() error {
 			return fmt.Errorf("actor: %w", err)
 		}
 	case ActorSystem:
-		if !nameWord.match(a.ID) {
-			return fmt.Errorf("actor id %q: want the name of a component", clip(a.ID))
+		if !nameWord.Match(a.ID) {
+			return fmt.Errorf("actor id %s: want the name of a component", input.Echo(a.ID))
 		}
 	default:
-		return fmt.Errorf("actor kind %q: want key or system", clip(string(a.Kind)))
+		return fmt.Errorf("actor kind %s: want key or system", input.Echo(a.Kind))
 	}
 	return nil
-}
-
-// clip bounds what an error repeats of its input.
-func clip(s string) string {
-	if len(s) > 40 {
-		return s[:40] + "…"
-	}
-	return s
 }

@@ -3,6 +3,8 @@ package events
 import (
 	"fmt"
 	"net/netip"
+
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // Status is where a key stands in its life.
@@ -22,6 +24,9 @@ type Chain struct {
 	Head Hash   // hash of the last event
 	Seq  Seq    // its place in the log: the expectation of the next append
 }
+
+// Revision returns the revision of the last event, 0 when there is none.
+func (c Chain) Revision() uint64 { return c.Rev }
 
 // Advance checks that r continues the chain (E2) and returns the chain after it.
 func (c Chain) Advance(r *Recorded) (Chain, error) {
@@ -65,7 +70,7 @@ type Key struct {
 	Grant       Grant
 	Resources   []Resource
 	Allowlist   []netip.Prefix
-	Limit       *Limit
+	Limit       *keyspace.Limit
 	ExpiresAt   Time
 	Status      Status // as the events say; ask StatusAt for the answer at an instant
 	CreatedAt   Time
@@ -111,6 +116,7 @@ func (e *TransitionError) Error() string {
 // *TransitionError. It is the whole state machine (E5):
 //
 //	(none) ──created, imported──> active <──enabled── disabled
+//	(none) ──imported──> disabled, revoked
 //	active ──disabled──> disabled
 //	active, disabled ──scopes, resources, allowlist, limit, expiry, renamed──> same
 //	active ──rotated (once)──> active
@@ -159,6 +165,7 @@ func (k *Key) Next(r *Recorded) (Key, error) {
 		n.create(r, d)
 	case *KeyImported:
 		n.create(r, &d.KeyCreated)
+		n.arrive(r, d)
 	case *KeyScopesAssigned:
 		n.Grant = d.After
 	case *KeyResourcesAssigned:
@@ -209,6 +216,20 @@ func (k *Key) create(r *Recorded, d *KeyCreated) {
 	k.RotatedFrom = d.RotatedFrom
 }
 
+// arrive takes over how an imported key stood where it comes from.
+func (k *Key) arrive(r *Recorded, d *KeyImported) {
+	if d.Status != "" {
+		k.Status = d.Status
+	}
+	if d.Status == StatusRevoked {
+		if k.RevokedAt = d.RevokedAt; k.RevokedAt == 0 {
+			k.RevokedAt = r.Time
+		}
+		k.RevokeCode = d.RevokeCode
+		k.RevokeNote = r.Reason
+	}
+}
+
 // FoldKey folds a key's whole history, as Log.Load returns it.
 func FoldKey(history []Recorded) (Key, error) {
 	var k Key
@@ -226,7 +247,8 @@ func FoldKey(history []Recorded) (Key, error) {
 type Keyspace struct {
 	Chain
 	ID         KeyspaceID
-	Definition Definition
+	Definition keyspace.Definition
+	Retired    []keyspace.Plan // plans that earlier definitions had, with their last numbers
 	CreatedAt  Time
 	UpdatedAt  Time
 }
@@ -244,7 +266,7 @@ func (k *Keyspace) Next(r *Recorded) (Keyspace, error) {
 	if !ok {
 		return *k, fmt.Errorf("event %d of %s: %s does not belong to a keyspace", r.Seq, r.Aggregate, r.Type())
 	}
-	n := Keyspace{Chain: chain, ID: r.Aggregate.Keyspace, Definition: d.Definition, CreatedAt: k.CreatedAt, UpdatedAt: r.Time}
+	n := Keyspace{Chain: chain, ID: r.Aggregate.Keyspace, Definition: d.Definition, Retired: k.Definition.Retire(&d.Definition, k.Retired), CreatedAt: k.CreatedAt, UpdatedAt: r.Time}
 	if k.Rev == 0 {
 		n.CreatedAt = r.Time
 	}
@@ -267,7 +289,8 @@ type Role struct {
 // Exists reports whether the role is defined and not deleted.
 func (r *Role) Exists() bool { return r.Rev > 0 && !r.Deleted }
 
-// Next returns the role after rec. A deleted role may be defined anew.
+// Next returns the role after rec. A deleted role may be defined again. It keeps its
+// level, since keys may hold it still.
 func (r *Role) Next(rec *Recorded) (Role, error) {
 	chain, err := r.Chain.Advance(rec)
 	if err != nil {
@@ -281,7 +304,7 @@ func (r *Role) Next(rec *Recorded) (Role, error) {
 		if !r.Exists() {
 			return *r, fmt.Errorf("event %d of %s: the role does not exist", rec.Seq, rec.Aggregate)
 		}
-		n.Deleted = true
+		n.Level, n.Deleted = r.Level, true
 	default:
 		return *r, fmt.Errorf("event %d of %s: %s does not belong to a role", rec.Seq, rec.Aggregate, rec.Type())
 	}
@@ -293,9 +316,12 @@ type Tenant struct {
 	Chain
 	Keyspace  KeyspaceID
 	ID        TenantID
-	Limit     *Limit // nil = the keyspace's default
+	Limit     *keyspace.Limit // nil = the keyspace's default
 	UpdatedAt Time
 }
+
+// Exists reports true: a tenant is there as soon as somebody names it.
+func (t *Tenant) Exists() bool { return true }
 
 // Next returns the tenant after r.
 func (t *Tenant) Next(r *Recorded) (Tenant, error) {

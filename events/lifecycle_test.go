@@ -9,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/events/logtest"
 )
 
@@ -75,7 +76,7 @@ func TestTransitions(t *testing.T) {
 		events.TypeKeyRotated:           {"active", "active, for ever", "active, imported"},
 		events.TypeKeyExpired:           {"active", "active, imported", "active, rotated", "disabled", "disabled, rotated"},
 		events.TypeKeyspaceDefined:      none, events.TypeRoleDefined: none, events.TypeRoleDeleted: none, events.TypeTenantLimitUpdated: none,
-		events.TypeAuditQueried: none, events.TypeAuditExported: none,
+		events.TypeAuditQueried: none, events.TypeAuditExported: none, events.TypeAuditExportEnded: none,
 	}
 	samples := map[events.Type]events.Data{}
 	for _, w := range logtest.Samples() {
@@ -281,7 +282,7 @@ func TestKeyspaceAndRoleNext(t *testing.T) {
 
 func TestTenantNext(t *testing.T) {
 	var tenant events.Tenant
-	want := []*events.Limit{{Plan: "basic"}, {PerMinute: 1200, Burst: 2400}}
+	want := []*keyspace.Limit{{Plan: "basic"}, {PerMinute: 1200, Burst: 2400}}
 	var last events.Recorded
 	for _, r := range logtest.Records(logtest.Samples()) {
 		if r.Aggregate.Kind != events.KindTenant {
@@ -342,6 +343,9 @@ func TestStatusFollowsTheHistory(t *testing.T) {
 			switch rec.Type() {
 			case events.TypeKeyCreated, events.TypeKeyImported, events.TypeKeyEnabled:
 				naive[id] = "active"
+				if d, ok := rec.Data.(*events.KeyImported); ok && d.Status != "" {
+					naive[id] = d.Status
+				}
 			case events.TypeKeyDisabled:
 				naive[id] = "disabled"
 			case events.TypeKeyRevoked:

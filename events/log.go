@@ -13,25 +13,38 @@ type Write struct {
 	// second and later event of one aggregate in one Append it is ignored: they
 	// follow the first.
 	Expect Seq
+	// Readers says which release reads the event for certain (Log.Readers): it is
+	// stored in the newest version that this release reads. "" = the newest version. An
+	// event that continues it names the hash of the document in that version.
+	Readers Release
 }
 
-// Log is the lifecycle log: every event of every aggregate, in one order, for
-// ever. It is safe for concurrent use. eventlog implements it on JetStream,
-// logtest in memory; logtest.TestLog is this contract as an executable list.
+// Log is one of the two logs of events: every event of every aggregate of its
+// Stream, in one order, for ever. Most often it is the lifecycle log; ReadLog is the
+// other. It is safe for concurrent use. eventlog implements it on JetStream, logtest
+// in memory; logtest.TestLog is this contract as an executable list.
 type Log interface {
-	// ID returns the identity of the log, fixed at its initialisation.
+	// ID returns the identity of the log, fixed at its initialisation. The two logs of
+	// one installation share it.
 	ID() LogID
+
+	// Readers returns the release that every process of the deployment has at least, as
+	// far as is known here (Floor.Release); it never goes back. Append refuses an event
+	// that only a later one reads, with ErrUnavailable.
+	Readers() Release
 
 	// Append stores all writes or none, in the order given, with consecutive
 	// sequences, and returns the sequence of the last. On return they are durable
 	// (fsynced; on a cluster by a majority) and every later Load sees them.
-	// At most 100 writes of at most 1 MiB each.
+	// At most 100 writes of at most 1 MiB each, all of aggregates of the log's Stream.
 	//
-	// Errors, for errors.Is; anything else is a fault of the caller's events and
-	// stored nothing:
+	// Errors, for errors.Is; anything else is a fault of the caller's events (each
+	// must pass CanAppend) and stored nothing:
 	//   ErrConflict        an expectation does not hold; nothing is stored. Load, decide again.
 	//   ErrUnavailable     nothing is stored; the same Append may be retried later.
 	//   ErrFull            nothing is stored; an operator must make room.
+	//   ErrNotStoring      beside ErrUnknownOutcome: the log answers, but no write is
+	//                      confirmed; an operator must look at its disk.
 	//   ErrUnknownOutcome  it may or may not be stored. Append the very same writes
 	//                      again: an event id is stored once at most, and the answer
 	//                      is then definite. If that answer is ErrConflict, Load tells
@@ -56,13 +69,35 @@ type Log interface {
 	Follow(ctx context.Context, after Seq, f Follower) error
 }
 
-// LastOfLog is a Log that can continue a long history without reading it whole:
-// who read the record has one event for each time.
-type LastOfLog interface {
+// ReadLog is the log of who read the record: one history per reader. It has the
+// identity of the lifecycle log that it belongs to, and sequences of its own. A
+// reader's history grows without end, so nobody loads it to continue it.
+type ReadLog interface {
 	Log
 	// LastOf returns the last event of one aggregate; ok is false when there is
 	// none. It is as recent as Load, and fails as Load does.
 	LastOf(ctx context.Context, a Aggregate) (r Recorded, ok bool, err error)
+	// At returns the event with the sequence; ok is false when there is none. It is as
+	// recent as Load, and fails as Load does.
+	At(ctx context.Context, seq Seq) (r Recorded, ok bool, err error)
+}
+
+// LastAtLeastLog is a Log that does not take one answer for the loss of its end.
+type LastAtLeastLog interface {
+	Log
+	// LastAtLeast is Last for a caller that knows event seq to be stored: an answer
+	// before it is given only when it stands, after as long as a change of the
+	// log's leader takes.
+	LastAtLeast(ctx context.Context, seq Seq) (Seq, error)
+}
+
+// LastAtLeast returns the sequence of the log's last event to a caller that knows
+// event seq to be stored. An answer before seq means that the end of the log is lost.
+func LastAtLeast(ctx context.Context, log Log, seq Seq) (Seq, error) {
+	if l, ok := log.(LastAtLeastLog); ok {
+		return l.LastAtLeast(ctx, seq)
+	}
+	return log.Last(ctx)
 }
 
 // Follower takes what Log.Follow delivers. Its methods are called by one
@@ -77,13 +112,44 @@ type Follower interface {
 	Fresh(at Time, last Seq)
 }
 
+// Untimed is a Follower that does not look at Recorded.Stored. A log may leave it
+// zero for one, because a bulk read without it costs a third.
+type Untimed interface {
+	Follower
+	Untimed()
+}
+
 // The error classes of the logs. See Log.Append and UseLog.Publish.
 var (
 	ErrConflict       = errors.New("the history has moved on")
 	ErrUnavailable    = errors.New("the log cannot be reached")
 	ErrFull           = errors.New("the log is full")
 	ErrUnknownOutcome = errors.New("the outcome of the append is unknown")
+	ErrNotStoring     = errors.New("the log answers, and stores nothing")
 )
+
+// StateError says which part of the log is in which state, where that is known.
+// It is of the classes ErrUnavailable, ErrFull or ErrNotStoring, as Class says.
+type StateError struct {
+	Class  error
+	Reason string // a clause for people, as "the stream KT_LIFE has reached its size limit"
+	Cause  error  // what the server or the connection said, for the operator's log
+}
+
+func (e *StateError) Error() string {
+	if e.Cause == nil {
+		return e.Reason
+	}
+	return e.Reason + " (" + e.Cause.Error() + ")"
+}
+
+// Unwrap returns the class and the cause.
+func (e *StateError) Unwrap() []error {
+	if e.Cause == nil {
+		return []error{e.Class}
+	}
+	return []error{e.Class, e.Cause}
+}
 
 // CorruptError says that what is stored contradicts the log's promises. The
 // process must stop; Error says what to do.
@@ -103,21 +169,3 @@ type KeyRef struct {
 
 // Aggregate returns the key's aggregate.
 func (r KeyRef) Aggregate() Aggregate { return KeyAggregate(r.Keyspace, r.Tenant, r.Key) }
-
-// Timers wakes the expirer. It is a rebuildable convenience over the log:
-// enforcement never waits for it.
-type Timers interface {
-	// Changes hands each event of the lifecycle log, in order, to one of the
-	// processes that call it, and again after a failure or a crash until f
-	// returns nil. It returns when ctx ends.
-	Changes(ctx context.Context, f func(context.Context, *Recorded) error) error
-	// Set makes key due at the instant at, replacing an earlier setting. An
-	// instant in the past is due at once.
-	Set(ctx context.Context, key KeyRef, at Time) error
-	// Clear forgets the key's setting; none is no error.
-	Clear(ctx context.Context, key KeyRef) error
-	// Due hands each key that has become due to one of the processes that call
-	// it, never before its instant, again until f returns nil. It returns when
-	// ctx ends.
-	Due(ctx context.Context, f func(context.Context, KeyRef) error) error
-}

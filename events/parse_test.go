@@ -14,17 +14,20 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // parsers are all wire values that guard themselves: each reads what it prints.
 var parsers = map[string]func(string) (fmt.Stringer, error){
-	"key id":   func(s string) (fmt.Stringer, error) { return events.ParseKeyID(s) },
-	"event id": func(s string) (fmt.Stringer, error) { return events.ParseEventID(s) },
-	"log id":   func(s string) (fmt.Stringer, error) { return events.ParseLogID(s) },
-	"time":     func(s string) (fmt.Stringer, error) { return events.ParseTime(s) },
-	"position": func(s string) (fmt.Stringer, error) { return events.ParsePosition(s) },
-	"use id":   func(s string) (fmt.Stringer, error) { return events.ParseUseID(s) },
-	"reason":   func(s string) (fmt.Stringer, error) { return events.ParseReason(s) },
+	"key id":     func(s string) (fmt.Stringer, error) { return events.ParseKeyID(s) },
+	"event id":   func(s string) (fmt.Stringer, error) { return events.ParseEventID(s) },
+	"request id": func(s string) (fmt.Stringer, error) { return events.ParseRequestID(s) },
+	"log id":     func(s string) (fmt.Stringer, error) { return events.ParseLogID(s) },
+	"time":       func(s string) (fmt.Stringer, error) { return events.ParseTime(s) },
+	"position":   func(s string) (fmt.Stringer, error) { return events.ParsePosition(s) },
+	"use id":     func(s string) (fmt.Stringer, error) { return events.ParseUseID(s) },
+	"reason":     func(s string) (fmt.Stringer, error) { return events.ParseReason(s) },
 	"subject": func(s string) (fmt.Stringer, error) {
 		a, err := events.ParseSubject(s)
 		return subject{a}, err
@@ -72,21 +75,23 @@ func TestParse(t *testing.T) {
 			[]string{"", "key_", ulidText, "key_" + strings.ToLower(ulidText), "KEY_" + ulidText, "key_" + ulidText + "0", "key_" + ulidText[1:],
 				"key_8ZZZZZZZZZZZZZZZZZZZZZZZZZ", "key_01KE9Q5V0000000000000000IL", "key_00000000000000000000000000", " key_" + ulidText, "key_" + ulidText + "\n"}},
 		{"event id", []string{ulidText}, []string{"", strings.ToLower(ulidText), ulidText + " ", "8" + ulidText[1:], "01KE9Q5V0000000000000000O0", "é" + ulidText[2:]}},
+		{"request id", []string{"req_" + ulidText, "req_7ZZZZZZZZZZZZZZZZZZZZZZZZZ"},
+			[]string{"", "req_", ulidText, "req_1", "req_" + strings.ToLower(ulidText), "key_" + ulidText, "req_8ZZZZZZZZZZZZZZZZZZZZZZZZZ", "req_00000000000000000000000000"}},
 		{"log id", []string{ulidText}, []string{"", strings.ToLower(ulidText), ulidText[1:]}},
 		{"time", []string{"2026-01-06T10:00:00.000Z", "1970-01-01T00:00:00.001Z", "9999-12-31T23:59:59.999Z", "2024-02-29T23:59:59.999Z"},
 			[]string{"", "2026-01-06T10:00:00Z", "2026-01-06T10:00:00.00Z", "2026-01-06T10:00:00.0000Z", "2026-01-06T10:00:00,000Z", "2026-01-06t10:00:00.000z",
 				"2026-01-06T10:00:00.000+00:00", "2026-01-06T11:00:00.000+01:00", "2026-1-6T10:00:00.000Z", "2026-02-30T10:00:00.000Z", "2026-01-06T24:00:00.000Z",
 				"2026-01-06T10:00:60.000Z", "1970-01-01T00:00:00.000Z", "1969-12-31T23:59:59.999Z", "0000-01-01T00:00:00.000Z", "10000-01-01T00:00:00.000Z", "2026-01-06 10:00:00.000Z", "1767693600000"}},
 		{"position", []string{token, events.Position{}.String(), events.Position{Seq: 1<<64 - 1}.String()},
-			[]string{"", token[1:], token[:38], token + "A", token + "=", token[:20] + "\n" + token[20:], token[:20] + "\r" + token[21:], " " + token, strings.ToUpper(token), "42"}},
+			[]string{"", token[1:], token[:49], token + "A", token + "=", token[:20] + "\n" + token[20:], token[:20] + "\r" + token[21:], " " + token, strings.ToUpper(token), "42"}},
 		{"use id", []string{"n1/1767693600000000/1", "n1/0/0", "_/-5/18446744073709551615"},
 			[]string{"", "n1", "n1/1", "n1/1/1/1", "n1/01/1", "n1/+1/1", "n1/1/-1", "n1/1/01", "n1/1/18446744073709551616", "-n/1/1", "a.b/1/1", "/1/1", "n1/1/1 ", "n1/1/"}},
-		{"reason", []string{"ok", "key_missing", "key_malformed", "key_unknown", "key_revoked", "key_expired", "key_disabled", "address_not_allowed", "scope_missing", "resource_not_allowed", "rate_limited", "verifier_stale", "https_required"},
-			[]string{"", "OK", "reason_14", "none", "ok "}},
-		{"subject", []string{life + "shop.acme.key.key_" + ulidText, life + "shop.acme.role.dev", life + "shop.-.keyspace.shop", life + "keytrail.-.reader.key_" + ulidText, life + "a-b.A_1.role._", life + "shop.acme.tenant.acme"},
+		{"reason", []string{"ok", "key_missing", "key_malformed", "key_unknown", "key_revoked", "key_expired", "key_disabled", "address_not_allowed", "scope_missing", "resource_not_allowed", "rate_limited", "verifier_stale", "https_required", "beyond_own_power"},
+			[]string{"", "OK", "reason_15", "none", "ok "}},
+		{"subject", []string{life + "shop.acme.key.key_" + ulidText, life + "shop.acme.role.dev", life + "shop.-.keyspace.shop", "kt.read.key_" + ulidText, "kt.read.ctl-1", life + "a-b.A_1.role._", life + "shop.acme.tenant.acme"},
 			[]string{"", life, "kt.life", "shop.acme.role.dev", "kt.use.shop.acme.role.dev", life + "shop.acme.role", life + "shop.acme.role.dev.x", life + "Shop.acme.role.dev",
 				life + "shop.-.role.dev", life + "shop..role.dev", life + "shop.*.role.dev", life + "shop.acme.role.>", life + "shop.acme.key.dev", life + "shop.acme.keyspace.shop", life + "shop.-.keyspace.other",
-				life + "shop.-.reader.key_" + ulidText, life + "shop.acme.tenant.globex", life + "shop.-.tenant.-", life + "shop.-.tenant.acme", life + "keytrail.acme.reader.bob", life + "shop.acme.thing.x", life + "shop.ac me.role.dev", life + "shop.acme.role.dev\n", " " + life + "shop.acme.role.dev"}},
+				life + "shop.-.reader.key_" + ulidText, life + "keytrail.-.reader.key_" + ulidText, "kt.read.", "kt.read.a.b", "kt.read.*", "kt.read.keytrail.-.reader.bob", life + "shop.acme.tenant.globex", life + "shop.-.tenant.-", life + "shop.-.tenant.acme", life + "keytrail.acme.reader.bob", life + "shop.acme.thing.x", life + "shop.ac me.role.dev", life + "shop.acme.role.dev\n", " " + life + "shop.acme.role.dev"}},
 		{"hash", []string{hex64}, []string{"", strings.ToUpper(hex64), hex64[1:], hex64 + "0", "g" + hex64[1:], " " + hex64[1:]}},
 		{"digest", []string{hex64}, []string{"", strings.ToUpper(hex64), hex64[2:], "sha256:" + hex64[:57]}},
 	} {
@@ -108,7 +113,7 @@ func TestParse(t *testing.T) {
 
 // FuzzParse: whatever a parser accepts, String prints back.
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"", "key_" + ulidText, ulidText, "2026-01-06T10:00:00.000Z", token, "n1/5/7", "ok", "kt.life.shop.acme.key.key_" + ulidText, "kt.life.shop.-.keyspace.shop", hex64} {
+	for _, s := range []string{"", "key_" + ulidText, ulidText, "2026-01-06T10:00:00.000Z", token, "n1/5/7", "ok", "kt.life.shop.acme.key.key_" + ulidText, "kt.life.shop.-.keyspace.shop", "kt.read.bob", hex64} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -185,9 +190,9 @@ func TestTime(t *testing.T) {
 // Positions of another log are told apart by their log; every truncated token
 // and every flipped bit is refused.
 func TestPosition(t *testing.T) {
-	p := events.Position{Log: must(events.ParseLogID(ulidText)), Seq: 1 << 40}
+	p := events.Position{Log: must(events.ParseLogID(ulidText)), Seq: 1 << 40, History: events.NewFingerprint(events.Hash{1, 2, 3, 4, 5}, events.Hash{6, 7, 8, 9, 10})}
 	tok := p.String()
-	if got := must(events.ParsePosition(tok)); got != p || len(tok) != 39 {
+	if got := must(events.ParsePosition(tok)); got != p || len(tok) != 50 || p.History != (events.Fingerprint{1, 2, 3, 4, 6, 7, 8, 9}) {
 		t.Fatalf("%q reads as %v", tok, got)
 	}
 	foreign := p
@@ -216,7 +221,7 @@ func TestPosition(t *testing.T) {
 	}
 	// The last character carries spare bits, which must be zero.
 	for _, c := range "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_" {
-		if s := tok[:38] + string(c); s != tok {
+		if s := tok[:49] + string(c); s != tok {
 			if got, err := events.ParsePosition(s); err == nil {
 				t.Errorf("%q and %q both read, as %v", s, tok, got)
 			}
@@ -237,14 +242,14 @@ func TestIDGrammars(t *testing.T) {
 			[]string{"a", "_", "9", "A-_9", strings.Repeat("a", 64)}, []string{"", "-", "-a", "a.b", "*", ">", "a b", "é", "a\n", strings.Repeat("a", 65)}},
 		{"role", func(s string) error { return events.RoleID(s).Validate() }, []string{"dev"}, []string{"", "-", "a.b", strings.Repeat("a", 65)}},
 		{"node", func(s string) error { return events.NodeID(s).Validate() }, []string{"n1"}, []string{"", "-", "a.b", "a/b"}},
-		{"scope", events.ValidScope, []string{"read", "a:b/c.*", "0", strings.Repeat("s", 100)}, []string{"", "*", ":a", "a b", "a,b", "é", "a\n", strings.Repeat("s", 101)}},
+		{"scope", keyspace.ValidScope, []string{"read", "a:b/c.*", "0", strings.Repeat("s", 100)}, []string{"", "*", ":a", "a b", "a,b", "é", "a\n", strings.Repeat("s", 101)}},
 		{"resource", func(s string) error { return events.Resource{Kind: "project", ID: s}.Validate() }, []string{"p", "a:b@c.d-e_f", strings.Repeat("a", 128)}, []string{"", "-", ".", "a/b", "a b", strings.Repeat("a", 129)}},
 		{"resource kind", func(s string) error { return events.Resource{Kind: s, ID: "x"}.Validate() }, []string{"p", "a_1", strings.Repeat("a", 32)}, []string{"", "A", "_a", "1", "a-b", strings.Repeat("a", 33)}},
 		{"actor", func(s string) error { return events.Actor{Kind: events.ActorKey, ID: s}.Validate() }, []string{"key_" + ulidText}, []string{"", "bob"}},
 		{"system actor", func(s string) error { return events.Actor{Kind: events.ActorSystem, ID: s}.Validate() }, []string{"expirer"}, []string{"", "a.b"}},
 		{"actor kind", func(s string) error { return events.Actor{Kind: events.ActorKind(s), ID: "key_" + ulidText}.Validate() }, []string{"key", "system"}, []string{"", "Key", "user"}},
 		{"revoke code", func(s string) error { return events.RevokeCode(s).Validate() }, []string{"unspecified", "key_compromise", "affiliation_changed", "superseded", "cessation_of_operation", "privilege_withdrawn"}, []string{"", "Unspecified", "hold"}},
-		{"text of 3", func(s string) error { return events.CheckText(s, 3) }, []string{"", "äöü", "日本語", "\u2028"}, []string{"abcd", "\x00", "\n", "\u0085", "\x7f", "\xff", "a\xc3"}},
+		{"text of 3", func(s string) error { return input.CheckText(s, 3) }, []string{"", "äöü", "日本語", "\u2028"}, []string{"abcd", "\x00", "\n", "\u0085", "\x7f", "\xff", "a\xc3"}},
 	} {
 		for _, s := range c.good {
 			if err := c.validate(s); err != nil {
@@ -265,7 +270,7 @@ func TestReasonsAreClosed(t *testing.T) {
 			t.Errorf("reason %d is %s, allowed %v", i+1, r, r.Allowed())
 		}
 	}
-	if n := len(events.Reasons()); n != 13 || events.ReasonHTTPSRequired != 13 || events.Reason(200).String() != "reason_200" {
+	if n := len(events.Reasons()); n != 14 || events.LastReason != 14 || events.ReasonHTTPSRequired != 13 || events.Reason(200).String() != "reason_200" {
 		t.Errorf("%d reasons; 200 prints as %s", n, events.Reason(200))
 	}
 }

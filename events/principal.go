@@ -3,6 +3,8 @@ package events
 import (
 	"net/netip"
 	"slices"
+
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // The scopes of the built-in keyspace, one per duty. ScopeAdmin implies all.
@@ -23,20 +25,20 @@ const (
 	ResourceTenant   = "tenant"
 )
 
-// RootTenant is the tenant of the keys that guard Keytrail's own doors.
+// RootTenant is the tenant of the keys that guard Keytrail's own endpoints.
 const RootTenant TenantID = "operators"
 
-// BuiltinDefinition returns the regime of the built-in keyspace. It is written
-// to the log at initialisation and cannot be changed through a door.
-func BuiltinDefinition() Definition {
-	return Definition{
+// BuiltinDefinition returns the definition of the built-in keyspace. It is written
+// to the log at initialisation and cannot be changed through an endpoint.
+func BuiltinDefinition() keyspace.Definition {
+	return keyspace.Definition{
 		Title:       "Keytrail operators",
-		Description: "Keys that guard Keytrail's own doors.",
-		KeyTypes: []KeyType{{
+		Description: "Keys that guard Keytrail's own endpoints.",
+		KeyTypes: []keyspace.KeyType{{
 			Name: "operator", Prefix: "kt_", Length: 40,
 			Description: "for people and programs that operate Keytrail",
 		}},
-		Scopes: []ScopeDef{
+		Scopes: []keyspace.ScopeDef{
 			{Name: ScopeAdmin, Description: "everything", Implies: []string{ScopeKeysRead, ScopeKeysWrite, ScopeKeyspacesRead, ScopeKeyspacesWrite, ScopeAuditRead, ScopeAuditExport}},
 			{Name: ScopeAuditExport, Description: "take copies of the record", Implies: []string{ScopeAuditRead}},
 			{Name: ScopeAuditRead, Description: "read the record"},
@@ -49,9 +51,14 @@ func BuiltinDefinition() Definition {
 	}
 }
 
-// Principal is who stands at one of Keytrail's own doors: the key presented,
-// the power it holds now, and where the request came from. It is what events
-// record as their actor.
+// Principal is who calls one of Keytrail's own endpoints: the key presented, the
+// power it holds now, and where the request came from. It is what events record
+// as their actor.
+//
+// A restriction to tenants alone is one to tenants of products: it never admits
+// the built-in keyspace, whose keys all belong to tenants such as RootTenant. Only
+// a principal without restriction, or one whose restriction names the built-in
+// keyspace, enters it.
 type Principal struct {
 	Actor     Actor
 	Scopes    []string     // expanded, sorted
@@ -65,34 +72,82 @@ type Principal struct {
 // Has reports whether the principal holds scope.
 func (p *Principal) Has(scope string) bool { return slices.Contains(p.Scopes, scope) }
 
+// Restrict restricts the principal to the resources of its key.
+func (p *Principal) Restrict(resources []Resource) {
+	p.Keyspaces, p.Tenants = nil, nil
+	for _, r := range resources {
+		switch r.Kind {
+		case ResourceKeyspace:
+			p.Keyspaces = append(p.Keyspaces, KeyspaceID(r.ID))
+		case ResourceTenant:
+			p.Tenants = append(p.Tenants, TenantID(r.ID))
+		}
+	}
+}
+
+// Enters reports whether the principal's restrictions admit anything of the
+// keyspace.
+func (p *Principal) Enters(ks KeyspaceID) bool {
+	if len(p.Keyspaces) > 0 {
+		return slices.Contains(p.Keyspaces, ks)
+	}
+	return len(p.Tenants) == 0 || ks != Builtin
+}
+
 // Reaches reports whether the principal's restrictions admit the tenant of the
 // keyspace. NoTenant asks about the keyspace as a whole, which a principal
 // restricted to tenants does not reach.
 func (p *Principal) Reaches(ks KeyspaceID, tenant TenantID) bool {
-	return (len(p.Keyspaces) == 0 || slices.Contains(p.Keyspaces, ks)) &&
-		(len(p.Tenants) == 0 || slices.Contains(p.Tenants, tenant))
+	return p.Enters(ks) && (len(p.Tenants) == 0 || slices.Contains(p.Tenants, tenant))
 }
 
 // Covers reports whether a key of the built-in keyspace with these (expanded)
 // scopes and resources holds nothing that the principal does not hold itself. A
 // creator cannot mint more than it has, nor touch a key that has more.
 func (p *Principal) Covers(scopes []string, resources []Resource) bool {
-	for _, s := range scopes {
+	key := Principal{Scopes: scopes}
+	key.Restrict(resources)
+	return p.Contains(&key)
+}
+
+// Contains reports whether other holds nothing that p does not hold itself.
+func (p *Principal) Contains(other *Principal) bool {
+	for _, s := range other.Scopes {
 		if !p.Has(s) {
 			return false
 		}
 	}
-	var ks []KeyspaceID
-	var ts []TenantID
-	for _, r := range resources {
-		switch r.Kind {
-		case ResourceKeyspace:
-			ks = append(ks, KeyspaceID(r.ID))
-		case ResourceTenant:
-			ts = append(ts, TenantID(r.ID))
-		}
+	return within(other.Keyspaces, p.Keyspaces) && within(other.Tenants, p.Tenants) &&
+		(p.Enters(Builtin) || !other.Enters(Builtin))
+}
+
+// Narrow takes from the principal what other does not hold. It reports whether the
+// two reach anything in common; when they do not, p reaches nothing and must not
+// be used.
+func (p *Principal) Narrow(other *Principal) bool {
+	enters := p.Enters(Builtin) && other.Enters(Builtin)
+	p.Scopes = slices.DeleteFunc(slices.Clone(p.Scopes), func(s string) bool { return !other.Has(s) })
+	var ks, ts bool
+	p.Keyspaces, ks = intersect(p.Keyspaces, other.Keyspaces)
+	p.Tenants, ts = intersect(p.Tenants, other.Tenants)
+	if len(p.Keyspaces) > 0 && !enters {
+		p.Keyspaces = slices.DeleteFunc(slices.Clone(p.Keyspaces), func(id KeyspaceID) bool { return id == Builtin })
+		ks = ks && len(p.Keyspaces) > 0
 	}
-	return within(ks, p.Keyspaces) && within(ts, p.Tenants)
+	return ks && ts
+}
+
+// intersect returns the restriction that admits what both admit; an empty one
+// admits everything. ok is false when they have nothing in common.
+func intersect[T comparable](a, b []T) (out []T, ok bool) {
+	switch {
+	case len(a) == 0:
+		return b, true
+	case len(b) == 0:
+		return a, true
+	}
+	out = slices.DeleteFunc(slices.Clone(a), func(x T) bool { return !slices.Contains(b, x) })
+	return out, len(out) > 0
 }
 
 // within reports whether restriction inner admits nothing that outer does not;

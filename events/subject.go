@@ -3,10 +3,35 @@ package events
 import (
 	"fmt"
 	"strings"
+
+	"github.com/keytrail/keytrail/events/input"
 )
 
-// LifePrefix starts every subject of the lifecycle stream.
-const LifePrefix = "kt.life."
+// What the subjects of the two logs of events start with.
+const (
+	LifePrefix = "kt.life." // the lifecycle log
+	ReadPrefix = "kt.read." // the read log
+)
+
+// Stream is one of the two logs of events. They are apart because they fill up
+// apart: reading, which anybody with a key for it may do without end, must not
+// take the room that revocations need.
+type Stream string
+
+// The streams. Their names stand in the audit copy.
+const (
+	Lifecycle Stream = "lifecycle" // what happened to keys, roles, keyspaces and tenants
+	Reads     Stream = "reads"     // who read and exported what
+)
+
+// Accepts reports whether events of the aggregate belong to the stream; the error
+// names the stream that they belong to.
+func (s Stream) Accepts(a Aggregate) error {
+	if of := a.Stream(); of != s {
+		return fmt.Errorf("aggregate %s belongs to the log of %s, not to that of %s", a, of, s)
+	}
+	return nil
+}
 
 // AggregateKind is what a subject is about.
 type AggregateKind string
@@ -56,8 +81,20 @@ func ReaderAggregate(a Actor) Aggregate {
 	return Aggregate{KindReader, Builtin, NoTenant, a.ID}
 }
 
-// Subject returns "kt.life.<keyspace>.<tenant>.<kind>.<id>".
+// Stream returns which log holds the history: Reads for a reader, else Lifecycle.
+func (a Aggregate) Stream() Stream {
+	if a.Kind == KindReader {
+		return Reads
+	}
+	return Lifecycle
+}
+
+// Subject returns "kt.life.<keyspace>.<tenant>.<kind>.<id>", for a reader
+// "kt.read.<id>".
 func (a Aggregate) Subject() string {
+	if a.Kind == KindReader {
+		return ReadPrefix + a.ID
+	}
 	return LifePrefix + string(a.Keyspace) + "." + string(a.Tenant) + "." + string(a.Kind) + "." + a.ID
 }
 
@@ -69,14 +106,23 @@ func (a Aggregate) String() string {
 
 // ParseSubject is the inverse of Subject; it refuses what Subject would not print.
 func ParseSubject(s string) (Aggregate, error) {
-	rest, ok := strings.CutPrefix(s, LifePrefix)
-	parts := strings.Split(rest, ".")
-	if !ok || len(parts) != 4 {
-		return Aggregate{}, fmt.Errorf("subject %q: want %s<keyspace>.<tenant>.<kind>.<id>", clip(s), LifePrefix)
+	var a Aggregate
+	if reader, ok := strings.CutPrefix(s, ReadPrefix); ok {
+		a = ReaderAggregate(Actor{ID: reader})
+	} else {
+		rest, ok := strings.CutPrefix(s, LifePrefix)
+		parts := strings.Split(rest, ".")
+		if !ok || len(parts) != 4 {
+			return Aggregate{}, fmt.Errorf("subject %s: want %s<keyspace>.<tenant>.<kind>.<id> or %s<reader>", input.Echo(s), LifePrefix, ReadPrefix)
+		}
+		a = Aggregate{AggregateKind(parts[2]), KeyspaceID(parts[0]), TenantID(parts[1]), parts[3]}
 	}
-	a := Aggregate{AggregateKind(parts[2]), KeyspaceID(parts[0]), TenantID(parts[1]), parts[3]}
-	if err := a.Validate(); err != nil {
-		return Aggregate{}, fmt.Errorf("subject %q: %w", clip(s), err)
+	err := a.Validate()
+	if err == nil && a.Subject() != s {
+		err = fmt.Errorf("the history of a reader has the subject %s<reader>", ReadPrefix)
+	}
+	if err != nil {
+		return Aggregate{}, fmt.Errorf("subject %s: %w", input.Echo(s), err)
 	}
 	return a, nil
 }
@@ -99,7 +145,7 @@ func (a Aggregate) Validate() error {
 		return a.Tenant.Validate()
 	case KindKeyspace:
 		if a.ID != string(a.Keyspace) || a.Tenant != NoTenant {
-			return fmt.Errorf("keyspace aggregate: id must equal the keyspace and the tenant must be %q", NoTenant)
+			return fmt.Errorf("keyspace aggregate: id must equal the keyspace and the tenant must be %s", input.Quote(NoTenant))
 		}
 		return nil
 	case KindTenant:
@@ -108,10 +154,10 @@ func (a Aggregate) Validate() error {
 		}
 		return a.Tenant.Validate()
 	case KindReader:
-		if !nameWord.match(a.ID) || a.Keyspace != Builtin || a.Tenant != NoTenant {
-			return fmt.Errorf("reader aggregate: want an actor id in keyspace %q, tenant %q", Builtin, NoTenant)
+		if !nameWord.Match(a.ID) || a.Keyspace != Builtin || a.Tenant != NoTenant {
+			return fmt.Errorf("reader aggregate: want an actor id in keyspace %s, tenant %s", input.Quote(Builtin), input.Quote(NoTenant))
 		}
 		return nil
 	}
-	return fmt.Errorf("aggregate kind %q: want key, role, keyspace, tenant or reader", clip(string(a.Kind)))
+	return fmt.Errorf("aggregate kind %s: want key, role, keyspace, tenant or reader", input.Echo(a.Kind))
 }

@@ -1,8 +1,13 @@
 package events
 
 import (
+	"errors"
 	"fmt"
+	"regexp"
+	"strings"
 	"time"
+
+	"github.com/keytrail/keytrail/events/input"
 )
 
 // Time is an instant in milliseconds since the Unix epoch, UTC (E6). The zero
@@ -39,21 +44,28 @@ func (t Time) String() string {
 func ParseTime(s string) (Time, error) {
 	p, err := time.Parse(timeLayout, s)
 	if err != nil {
-		return 0, fmt.Errorf("time %q: want RFC 3339 in UTC with three decimals, as 2026-01-06T10:00:00.000Z", clip(s))
+		return 0, fmt.Errorf("time %s: want RFC 3339 in UTC with three decimals, as 2026-01-06T10:00:00.000Z", input.Echo(s))
 	}
 	t := At(p)
 	if t.String() != s {
-		return 0, fmt.Errorf("time %q: want RFC 3339 in UTC with three decimals, as 2026-01-06T10:00:00.000Z", clip(s))
+		return 0, fmt.Errorf("time %s: want RFC 3339 in UTC with three decimals, as 2026-01-06T10:00:00.000Z", input.Echo(s))
 	}
 	return t, t.Validate()
 }
 
-// ParseTimeLenient reads any RFC 3339 instant that a person may type and
-// truncates it to the millisecond. Doors use it; the codec does not.
+// ParseTimeLenient reads any RFC 3339 instant that a person may type, also with
+// "t" and "z" in lower case, and truncates it to the millisecond. Endpoints use
+// it; the codec does not. The error repeats nothing of s.
 func ParseTimeLenient(s string) (Time, error) {
-	p, err := time.Parse(time.RFC3339Nano, s)
+	if !instant.MatchString(s) {
+		if shifted.MatchString(s) {
+			return 0, errors.New("want '+' before the offset, not a space: in a URL's query a '+' is read as a space, write it as %2B or use Z")
+		}
+		return 0, errInstant
+	}
+	p, err := time.Parse(time.RFC3339Nano, strings.ToUpper(s))
 	if err != nil {
-		return 0, fmt.Errorf("time %q: want an RFC 3339 instant, as 2026-01-06T10:00:00Z", clip(s))
+		return 0, errInstant
 	}
 	t := At(p)
 	if err := t.Validate(); err != nil {
@@ -61,6 +73,17 @@ func ParseTimeLenient(s string) (Time, error) {
 	}
 	return t, nil
 }
+
+// instant is the grammar of RFC 3339, section 5.6. time.Parse bounds the numbers,
+// but takes more forms: an hour of one digit, a comma before the fraction, an
+// offset of 24:60. shifted is an instant that has lost its '+' in a query.
+var (
+	instant    = regexp.MustCompile(`^` + localInstant + `([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
+	shifted    = regexp.MustCompile(`^` + localInstant + ` \d\d:\d\d$`)
+	errInstant = errors.New("want an RFC 3339 instant, as 2026-01-06T10:00:00Z or 2026-01-06T12:00:00+02:00")
+)
+
+const localInstant = `\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?`
 
 // Validate reports whether the instant is after 1970 and before the year 10000.
 func (t Time) Validate() error {

@@ -2,10 +2,14 @@ package events
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // Reason is the outcome of one verification: ok, or why it was denied. The set
@@ -28,10 +32,29 @@ const (
 	ReasonRateLimited        Reason = 11
 	ReasonVerifierStale      Reason = 12
 	ReasonHTTPSRequired      Reason = 13
+	ReasonBeyondOwnPower     Reason = 14 // at Keytrail's own endpoints only: the command exceeds the caller's power or reach
 )
 
-var reasonNames = [...]string{"", "ok", "key_missing", "key_malformed", "key_unknown", "key_revoked", "key_expired",
-	"key_disabled", "address_not_allowed", "scope_missing", "resource_not_allowed", "rate_limited", "verifier_stale", "https_required"}
+// LastReason is the reason with the highest number, for tables by reason.
+const LastReason = ReasonBeyondOwnPower
+
+var reasonNames = [...]string{
+	ReasonNone:               "",
+	ReasonOK:                 "ok",
+	ReasonKeyMissing:         keyspace.FailureKeyMissing,
+	ReasonKeyMalformed:       keyspace.FailureKeyMalformed,
+	ReasonKeyUnknown:         keyspace.FailureKeyUnknown,
+	ReasonKeyRevoked:         keyspace.FailureKeyRevoked,
+	ReasonKeyExpired:         keyspace.FailureKeyExpired,
+	ReasonKeyDisabled:        keyspace.FailureKeyDisabled,
+	ReasonAddressNotAllowed:  keyspace.FailureAddressNotAllowed,
+	ReasonScopeMissing:       keyspace.FailureScopeMissing,
+	ReasonResourceNotAllowed: keyspace.FailureResourceNotAllowed,
+	ReasonRateLimited:        keyspace.FailureRateLimited,
+	ReasonVerifierStale:      keyspace.FailureVerifierStale,
+	ReasonHTTPSRequired:      keyspace.FailureHTTPSRequired,
+	ReasonBeyondOwnPower:     "beyond_own_power",
+}
 
 // Reasons lists the closed set in the order of their numbers.
 func Reasons() []Reason {
@@ -60,7 +83,7 @@ func ParseReason(s string) (Reason, error) {
 			return Reason(i), nil
 		}
 	}
-	return 0, fmt.Errorf("reason %q: want one of %s", clip(s), strings.Join(reasonNames[1:], ", "))
+	return 0, fmt.Errorf("reason %s: want one of %s", input.Echo(s), strings.Join(reasonNames[1:], ", "))
 }
 
 // MarshalText implements encoding.TextMarshaler.
@@ -78,8 +101,8 @@ type NodeID string
 
 // Validate reports whether the id follows its grammar.
 func (n NodeID) Validate() error {
-	if !nameWord.match(string(n)) {
-		return fmt.Errorf("node %q: want 1 to 64 letters, digits, '_' or '-', not starting with '-'", clip(string(n)))
+	if !nameWord.Match(string(n)) {
+		return fmt.Errorf("node %s: want 1 to 64 letters, digits, '_' or '-', not starting with '-'", input.Echo(n))
 	}
 	return nil
 }
@@ -96,6 +119,29 @@ type Use struct {
 	IP       netip.Addr
 	Cost     uint32 // tokens asked of the limit; at least 1
 	Seq      Seq    // position in the lifecycle log at which it was decided
+
+	Endpoint  string    // which of Keytrail's own endpoints an operator called, as "GET /v1/keys/{id}"; "" for a product's uses
+	RequestID RequestID // the HTTP request behind it: of denied uses and of operators' calls; else zero
+}
+
+// maxEndpoint bounds the name of an endpoint, in characters.
+const maxEndpoint = 128
+
+// ValidEndpoint reports whether s names an endpoint: a method, a space and the
+// pattern of a path, as "PUT /v1/keys/{id}/scopes".
+func ValidEndpoint(s string) error {
+	method, path, _ := strings.Cut(s, " ")
+	ok := len(s) <= maxEndpoint && len(method) >= 3 && strings.HasPrefix(path, "/")
+	for _, c := range []byte(method) {
+		ok = ok && c >= 'A' && c <= 'Z'
+	}
+	for _, c := range []byte(path) {
+		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("/{}_.-", c) >= 0)
+	}
+	if !ok {
+		return fmt.Errorf("endpoint %s: want a method and the pattern of a path, as \"GET /v1/keys/{id}\"", input.Echo(s))
+	}
+	return nil
 }
 
 // UseID names one use for ever: node, epoch and the number in the epoch.
@@ -121,19 +167,22 @@ func ParseUseID(s string) (UseID, error) {
 			return u, nil
 		}
 	}
-	return UseID{}, fmt.Errorf("use id %q: want <node>/<epoch>/<n>", clip(s))
+	return UseID{}, fmt.Errorf("use id %s: want <node>/<epoch>/<n>", input.Echo(s))
 }
 
 // BatchKind says what a message of the use stream is.
 type BatchKind uint8
 
-// The kinds. An epoch is open, uses and gaps in any order, close. The numbers
-// are on the wire.
+// The kinds. An epoch is open; uses, gaps and suppressed ones in any order; close.
+// The numbers are on the wire.
 const (
 	BatchUses  BatchKind = 1 // Uses numbered First, First+1, ...
 	BatchOpen  BatchKind = 2 // the epoch begins; nothing is numbered
 	BatchClose BatchKind = 3 // the epoch ended in order; First-1 is its last number
 	BatchGap   BatchKind = 4 // Count decisions from number First on were made and lost; 0 = an unknown number, up to the epoch's end
+	// BatchSuppressed says of decisions on keys that are not known how many were
+	// made, by keyspace and reason: beyond its budget a node counts them only.
+	BatchSuppressed BatchKind = 5
 )
 
 // UseBatch is one message of the use stream.
@@ -145,7 +194,20 @@ type UseBatch struct {
 	First uint64
 	Count uint64 // BatchGap only
 	Note  string // BatchGap only: why, for people, at most 200 characters
+	Since Time   // BatchGap only: the lost decisions were made from here on, by the node's clock; 0 = not known
+	Until Time   // BatchGap only: and up to here; 0 = not known
 	Uses  []Use  // BatchUses only
+
+	Tallies []Tally // BatchSuppressed only: their counts together are the numbers from First on
+}
+
+// Tally counts decisions that were alike and have no record of their own: denials
+// of keys that are not known.
+type Tally struct {
+	Time     Time       // of the first of them
+	Keyspace KeyspaceID // the keyspace that the requests named, "" for none
+	Reason   Reason
+	Count    uint64
 }
 
 // Len returns how many numbers of the epoch the batch accounts for.
@@ -155,14 +217,30 @@ func (b *UseBatch) Len() uint64 {
 		return uint64(len(b.Uses))
 	case BatchGap:
 		return b.Count
+	case BatchSuppressed:
+		n := uint64(0)
+		for i := range b.Tallies {
+			n += b.Tallies[i].Count
+		}
+		return n
 	}
 	return 0
 }
 
-// MessageID returns the id under which the stream stores the batch once:
-// "<node>/<epoch>/<kind>/<first>".
-func (b *UseBatch) MessageID() string {
-	return fmt.Sprintf("%s/%d/%d/%d", b.Node, b.Epoch, b.Kind, b.First)
+// LastTime returns when the last decision that the batch accounts for was made,
+// or the epoch began; 0 when that is not known.
+func (b *UseBatch) LastTime() Time {
+	switch b.Kind {
+	case BatchUses:
+		return b.Uses[len(b.Uses)-1].Time
+	case BatchOpen:
+		return Time(b.Epoch / 1000)
+	case BatchGap:
+		return b.Until
+	case BatchSuppressed:
+		return b.Tallies[len(b.Tallies)-1].Time
+	}
+	return 0
 }
 
 // UsePrefix starts every subject of the use stream; the node's id follows.
@@ -171,7 +249,7 @@ const UsePrefix = "kt.use."
 // UseMessage is one stored message of the use stream.
 type UseMessage struct {
 	Seq    Seq  // in the use stream
-	Stored Time // by the log's own clock; never before that of a lower Seq that the same reader was given
+	Stored Time // by the log's own clock, which may have been set: it can fall from one message to the next
 	Node   NodeID
 	Data   []byte // DecodeUses reads it
 }
@@ -179,14 +257,38 @@ type UseMessage struct {
 // UseSink is where a verifier node writes its uses.
 type UseSink interface {
 	// Publish stores one encoded batch under the node's subject, durable on
-	// return, once at most per id within the stream's deduplication window (two
-	// minutes). Errors as Log.Append's; ErrUnknownOutcome is settled by calling
-	// again with the same id. It may be called concurrently.
-	Publish(ctx context.Context, node NodeID, id string, data []byte) (Seq, error)
+	// return, and returns its sequence. It stores it only while the node's last
+	// message has the sequence expect (0: the node has none, or retention took
+	// them all); so a process that another one has replaced writes nothing more.
+	//
+	// id names this batch alone and must be unguessable: the stream drops a
+	// message whose id it knows, whoever sent it. A call that is repeated with the
+	// same arguments, before the next batch, stores the batch once and returns the
+	// same sequence: this settles ErrUnknownOutcome.
+	//
+	// Errors: a *FencedError when another message of the node follows expect, and
+	// nothing is stored; else as Log.Append's, without ErrConflict.
+	Publish(ctx context.Context, node NodeID, id string, expect Seq, data []byte) (Seq, error)
 	// Tail returns the last message stored under the node's subject; ok is false
 	// when there is none.
 	Tail(ctx context.Context, node NodeID) (m UseMessage, ok bool, err error)
 }
+
+// ErrFenced is the class of FencedError.
+var ErrFenced = errors.New("another process writes under this node's name")
+
+// FencedError says that a message of another process follows the node's last
+// message that the caller knows of.
+type FencedError struct {
+	Last UseMessage // the node's last message now
+}
+
+func (e *FencedError) Error() string {
+	return fmt.Sprintf("%v: message %d of the use stream, stored at %s, is not of this one", ErrFenced, e.Last.Seq, e.Last.Stored)
+}
+
+// Unwrap returns ErrFenced.
+func (e *FencedError) Unwrap() error { return ErrFenced }
 
 // UseSource is where the auditor reads all uses.
 type UseSource interface {
@@ -197,6 +299,31 @@ type UseSource interface {
 	ReadUses(ctx context.Context, after Seq, max int) ([]UseMessage, error)
 	// LastUse returns the sequence of the last message, 0 for an empty stream.
 	LastUse(ctx context.Context) (Seq, error)
+}
+
+// LastUseAtLeastSource is a UseSource that does not take one answer for the loss of
+// its end: LastUseAtLeast is to LastUse as Log's LastAtLeast is to Last.
+type LastUseAtLeastSource interface {
+	UseSource
+	LastUseAtLeast(ctx context.Context, seq Seq) (Seq, error)
+}
+
+// LastUseAtLeast returns the sequence of the last message to a caller that knows
+// message seq to be stored. An answer before seq means that the stream's end is lost.
+func LastUseAtLeast(ctx context.Context, uses UseSource, seq Seq) (Seq, error) {
+	if u, ok := uses.(LastUseAtLeastSource); ok {
+		return u.LastUseAtLeast(ctx, seq)
+	}
+	return uses.LastUse(ctx)
+}
+
+// CopiedSource is a UseSource that is told how far its reader has come, so that it
+// knows which messages somebody still needs.
+type CopiedSource interface {
+	UseSource
+	// Copied tells that nobody needs the messages up to seq any more. It may get lost:
+	// tell it again now and then.
+	Copied(seq Seq) error
 }
 
 // TrimmedError says that the use stream no longer holds what was asked for.

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // DecodeUses reads one message of the use stream. It accepts what the published
@@ -27,6 +29,12 @@ func DecodeUses(data []byte) (UseBatch, error) {
 	if err := d.rows(); err != nil {
 		return UseBatch{}, fmt.Errorf("use batch: %w", err)
 	}
+	if err := d.requests(); err != nil {
+		return UseBatch{}, fmt.Errorf("use batch: %w", err)
+	}
+	if err := d.tallies(); err != nil {
+		return UseBatch{}, fmt.Errorf("use batch: %w", err)
+	}
 	if err := d.batch.validate(); err != nil {
 		return UseBatch{}, fmt.Errorf("use batch: %w", err)
 	}
@@ -36,7 +44,7 @@ func DecodeUses(data []byte) (UseBatch, error) {
 // useDecoder is one pass over the fields, then the tables, then the rows.
 type useDecoder struct {
 	batch     UseBatch
-	seen      uint32 // bit f: field f has been read
+	seen      uint64 // bit f: field f has been read
 	columns   [numFields]column
 	keyspaces table[string]
 	tenants   table[string]
@@ -46,7 +54,12 @@ type useDecoder struct {
 	holders   table[holder]
 	resources table[Resource]
 	addrs     []netip.Addr // those referred to so far
+	endpoints table[string]
 }
+
+// maxLaterField is the last field number that a later release may take; above it
+// bytes are no use batch.
+const maxLaterField = 255
 
 func (d *useDecoder) fields(data []byte) error {
 	for len(data) > 0 {
@@ -56,7 +69,10 @@ func (d *useDecoder) fields(data []byte) error {
 		}
 		data = data[n:]
 		if f >= numFields || useFieldNames[f] == "" {
-			return fmt.Errorf("field %d is unknown to this release of Keytrail", f)
+			if f > maxLaterField || protowire.ConsumeFieldValue(f, typ, data) < 0 {
+				return fmt.Errorf("field %d is none of a use batch", f)
+			}
+			return &NewerError{What: fmt.Sprintf("field %d", f)}
 		}
 		name := useFieldNames[f]
 		if d.seen&^tableFields&(1<<f) != 0 {
@@ -64,7 +80,7 @@ func (d *useDecoder) fields(data []byte) error {
 		}
 		d.seen |= 1 << f
 		want := protowire.BytesType
-		if f >= fEpoch && f <= fCount {
+		if f >= fEpoch && f <= fCount || f == fSince || f == fUntil {
 			want = protowire.VarintType
 		}
 		if typ != want {
@@ -102,8 +118,8 @@ func (d *useDecoder) field(f protowire.Number, number uint64, v []byte) error {
 	case fEpoch:
 		b.Epoch = int64(number)
 	case fKind:
-		if number > uint64(BatchGap) {
-			return fmt.Errorf("%d: want 1 to 4", number)
+		if number > uint64(BatchSuppressed) {
+			return &NewerError{What: fmt.Sprintf("kind %d of a batch", number)}
 		}
 		b.Kind = BatchKind(number)
 	case fFirst:
@@ -112,6 +128,10 @@ func (d *useDecoder) field(f protowire.Number, number uint64, v []byte) error {
 		b.Count = number
 	case fNote:
 		b.Note = string(v)
+	case fSince:
+		b.Since = Time(number)
+	case fUntil:
+		b.Until = Time(number)
 	case fKeyspaces:
 		d.keyspaces.entries = append(d.keyspaces.entries, string(v))
 		return KeyspaceID(v).Validate()
@@ -120,13 +140,16 @@ func (d *useDecoder) field(f protowire.Number, number uint64, v []byte) error {
 		return TenantID(v).Validate()
 	case fScopes:
 		d.scopes.entries = append(d.scopes.entries, string(v))
-		return ValidScope(string(v))
+		return keyspace.ValidScope(string(v))
 	case fKinds:
 		d.kinds.entries = append(d.kinds.entries, string(v))
 		return Resource{string(v), "x"}.Validate()
 	case fResourceID:
 		d.ids = append(d.ids, string(v))
 		return Resource{"x", string(v)}.Validate()
+	case fEndpoints:
+		d.endpoints.entries = append(d.endpoints.entries, string(v))
+		return ValidEndpoint(string(v))
 	default:
 		d.columns[f].b = v
 	}
@@ -195,11 +218,15 @@ func (d *useDecoder) rows() error {
 			return fmt.Errorf("use %d: a reference past the end of its table", i)
 		}
 		reason, cost := c[fReason].next(), c[fExtraCost].next()
-		if reason >= uint64(len(reasonNames)) || cost >= 1<<32-1 {
-			return fmt.Errorf("use %d: reason or cost out of range", i)
+		if cost >= 1<<32-1 {
+			return fmt.Errorf("use %d: cost out of range", i)
+		}
+		if reason >= uint64(len(reasonNames)) {
+			return &NewerError{What: fmt.Sprintf("reason %d of a use", reason)}
 		}
 		u := &d.batch.Uses[i]
-		*u = Use{Time(t), h.keyspace, h.tenant, h.key, Reason(reason), scope, resource, ip, uint32(cost) + 1, Seq(seq)}
+		*u = Use{Time: Time(t), Keyspace: h.keyspace, Tenant: h.tenant, Key: h.key, Reason: Reason(reason),
+			Scope: scope, Resource: resource, IP: ip, Cost: uint32(cost) + 1, Seq: Seq(seq)}
 		if err := checkRow(u); err != nil {
 			return fmt.Errorf("use %d: %w", i, err)
 		}
@@ -211,6 +238,57 @@ func (d *useDecoder) rows() error {
 		!d.resources.used() || len(c[fAddr4].b)+len(c[fAddr6].b) > 0 {
 		return fmt.Errorf("a table holds entries that no row refers to")
 	}
+	return nil
+}
+
+// requests tells the rows that have one which request they belong to.
+func (d *useDecoder) requests() error {
+	const w = len(RequestID{})
+	ids, rows, endpoints := d.columns[fRequestID].b, &d.columns[fRequestRow], &d.columns[fRequestEndpoint]
+	n := len(ids) / w
+	if len(ids)%w != 0 || !rows.has(n) || d.seen&(1<<fRequestEndpoint) != 0 && !endpoints.has(n) {
+		return fmt.Errorf("the request columns differ in length")
+	}
+	row := uint64(0)
+	for i := range n {
+		gap := rows.next()
+		if gap >= uint64(len(d.batch.Uses)) || row+gap >= uint64(len(d.batch.Uses)) {
+			return fmt.Errorf("request %d: no such row", i)
+		}
+		u := &d.batch.Uses[row+gap]
+		row += gap + 1
+		endpoint, ok := d.endpoints.at(endpoints.next())
+		u.Endpoint, u.RequestID = endpoint, RequestID(ids[i*w:])
+		if !ok || u.Endpoint == "" && u.RequestID.IsZero() {
+			return fmt.Errorf("request %d: want an id or an endpoint", i)
+		}
+	}
+	if !d.endpoints.used() {
+		return fmt.Errorf("a table holds entries that no row refers to")
+	}
+	return nil
+}
+
+// tallies turns the rows of suppressed uses into tallies.
+func (d *useDecoder) tallies() error {
+	b, times := &d.batch, &d.columns[fTimes]
+	if b.Kind != BatchSuppressed {
+		if d.seen&(1<<fTimes) != 0 {
+			return fmt.Errorf("times: want them on suppressed uses only")
+		}
+		return nil
+	}
+	if !times.has(len(b.Uses)) || len(b.Uses) == 0 {
+		return fmt.Errorf("the columns time and times differ in length")
+	}
+	b.Tallies = make([]Tally, len(b.Uses))
+	for i, u := range b.Uses {
+		b.Tallies[i] = Tally{Time: u.Time, Keyspace: u.Keyspace, Reason: u.Reason, Count: times.next()}
+		if u != (Use{Time: u.Time, Keyspace: u.Keyspace, Reason: u.Reason, Cost: 1}) {
+			return fmt.Errorf("tally %d: want a time, a keyspace, a reason and a count only", i)
+		}
+	}
+	b.Uses = nil
 	return nil
 }
 

@@ -5,53 +5,65 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
+	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/oklog/ulid/v2"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/eventlog/dial"
+	"github.com/keytrail/keytrail/events/eventlog/server"
+	"github.com/keytrail/keytrail/events/eventlog/streams"
 )
 
 const natsConf = "../../deploy/nats/nats.conf"
 
-// The plain image's configuration gives the same rights as the embedded server:
-// it carries the same text, and passes the same attempts.
-func TestPlainServerHasTheSameAccounts(t *testing.T) {
-	text, err := os.ReadFile(natsConf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.HasSuffix(string(text), accountsConf) {
-		t.Errorf("%s does not end in the text of accounts.conf", natsConf)
-	}
-}
-
 // plainServer runs deploy/nats/nats.conf as the image would, but for its
 // directories and ports.
-func plainServer(t *testing.T) (url string, pw Passwords) {
+func plainServer(t *testing.T) (*natsserver.Server, server.Passwords) {
 	t.Helper()
-	pw = Passwords{Admin: "pw-admin", Ctrl: "pw-ctrl", Edge: "pw-edge", Sys: "pw-sys", Route: "pw-route"}
-	for k, v := range map[string]string{"NATS_NAME": "nats-1", "NATS_MAX_STORE": "1GB", "NATS_ROUTES": "[]",
-		"KEYTRAIL_ADMIN_PASSWORD": pw.Admin, "KEYTRAIL_CTRL_PASSWORD": pw.Ctrl, "KEYTRAIL_EDGE_PASSWORD": pw.Edge,
-		"KEYTRAIL_SYS_PASSWORD": pw.Sys, "KEYTRAIL_ROUTE_PASSWORD": pw.Route} {
-		t.Setenv(k, v)
-	}
-	o, err := server.ProcessConfigFile(natsConf)
+	o, pw := plainOptions(t)
+	o.Cluster = natsserver.ClusterOpts{}
+	return startPlain(t, o), pw
+}
+
+// plainOptions are those of deploy/nats/nats.conf, but for its directories and ports.
+func plainOptions(t *testing.T) (o *natsserver.Options, pw server.Passwords) {
+	t.Helper()
+	plainEnv()
+	o, err := natsserver.ProcessConfigFile(natsConf)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !o.SyncAlways || o.MaxPayload != maxPayload || o.StoreDir != "/data" || o.Cluster.Username != "route" {
+	if !o.SyncAlways || o.MaxPayload != streams.MaxPayload || o.StoreDir != "/data" || o.Cluster.Username != "route" {
 		t.Errorf("nats.conf: sync always %v, max payload %d, store %s, route user %q", o.SyncAlways, o.MaxPayload, o.StoreDir, o.Cluster.Username)
 	}
 	o.StoreDir, o.Host, o.Port, o.HTTPPort, o.NoSigs, o.NoLog = t.TempDir(), "127.0.0.1", -1, 0, true, true
-	o.Cluster = server.ClusterOpts{}
-	s, err := server.NewServer(o)
+	return o, plainPasswords
+}
+
+var plainPasswords = server.Passwords{Admin: "pw-admin", Ctrl: "pw-ctrl", Sys: "pw-sys", Route: "pw-route"}
+
+// plainEnv sets what nats.conf reads of the environment, for all tests of the process:
+// those that run beside each other cannot set it back.
+var plainEnv = sync.OnceFunc(func() {
+	pw := plainPasswords
+	for k, v := range map[string]string{"NATS_NAME": "nats-1", "NATS_MAX_STORE": "1GB", "NATS_ROUTES": "[]",
+		"KEYTRAIL_ADMIN_PASSWORD": pw.Admin, "KEYTRAIL_CTRL_PASSWORD": pw.Ctrl, "KEYTRAIL_VERIFIER_1_PASSWORD": nodePassword("verifier-1"), "KEYTRAIL_VERIFIER_2_PASSWORD": nodePassword("verifier-2"),
+		"KEYTRAIL_SYS_PASSWORD": pw.Sys, "KEYTRAIL_ROUTE_PASSWORD": pw.Route} {
+		os.Setenv(k, v)
+	}
+})
+
+// startPlain starts a server that stops with the test.
+func startPlain(t *testing.T, o *natsserver.Options) *natsserver.Server {
+	t.Helper()
+	s, err := natsserver.NewServer(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,21 +72,25 @@ func plainServer(t *testing.T) (url string, pw Passwords) {
 	if !s.ReadyForConnections(20 * time.Second) {
 		t.Fatal("the server does not come up")
 	}
-	return s.ClientURL(), pw
+	return s
 }
 
 func TestRights(t *testing.T) {
 	t.Run("embedded", func(t *testing.T) {
-		s := testServer(t, ServerConfig{})
-		testRights(t, s.ConnectAdmin, s.Connect, s.ConnectEdge, s.ConnectSystem)
+		s := testServer(t, server.Config{})
+		testRights(t, s.ConnectAdmin, s.Connect, s.ConnectSystem, "n1", edge(s), func() (*nats.Conn, error) { return s.ConnectNode("n2", nodePassword("n2")) })
 	})
 	t.Run("plain", func(t *testing.T) {
-		url, pw := plainServer(t)
+		s, pw := plainServer(t)
+		url := s.ClientURL()
 		as := func(user, password string) func() (*nats.Conn, error) {
-			return func() (*nats.Conn, error) { return Connect(url, Login{User: user, Password: password}) }
+			return func() (*nats.Conn, error) {
+				return dial.Connect(url, dial.Login{User: user, Password: dial.Password(password)})
+			}
 		}
-		testRights(t, as("admin", pw.Admin), as("ctrl", pw.Ctrl), as("edge", pw.Edge), as("sys", pw.Sys))
-		if nc, err := Connect(url, Login{User: "ctrl", Password: pw.Edge}); err == nil {
+		testRights(t, as("admin", pw.Admin), as("ctrl", pw.Ctrl), as("sys", pw.Sys), "verifier-1",
+			as("verifier-1", nodePassword("verifier-1")), as("verifier-2", nodePassword("verifier-2")))
+		if nc, err := dial.Connect(url, dial.Login{User: "ctrl", Password: dial.Password(nodePassword("verifier-1"))}); err == nil {
 			nc.Close()
 			t.Error("a wrong password was let in")
 		}
@@ -83,13 +99,13 @@ func TestRights(t *testing.T) {
 
 type connectAs = func() (*nats.Conn, error)
 
-func testRights(t *testing.T, admin, ctrl, edge, sys connectAs) {
+func testRights(t *testing.T, admin, ctrl, sys connectAs, name events.NodeID, edge, other connectAs) {
 	ctx := t.Context()
 	adminConn := conn(t, admin)
-	if _, err := Init(ctx, adminConn, InitConfig{MaxStore: testStore}); err != nil {
+	if _, err := server.Init(ctx, adminConn, server.InitConfig{MaxStore: testStore}); err != nil {
 		t.Fatal(err)
 	}
-	if err := CheckServers(ctx, conn(t, sys), 1); err != nil { // L1, as the running server says
+	if err := server.CheckServers(ctx, conn(t, sys), 1); err != nil { // L1, as the running server says
 		t.Error(err)
 	}
 	control := openLog(t, conn(t, ctrl), Options{})
@@ -98,10 +114,10 @@ func testRights(t *testing.T, admin, ctrl, edge, sys connectAs) {
 	fill(t, control, 20)
 
 	// What a verifier may do.
-	if seq, err := node.Publish(ctx, "n1", "n1/1/1/1", []byte("uses")); err != nil || seq != 1 {
+	if seq, err := node.Publish(ctx, name, "n1/1/1/1", 0, []byte("uses")); err != nil || seq != 1 {
 		t.Errorf("a verifier's uses: %d, %v", seq, err)
 	}
-	if m, ok, err := node.Tail(ctx, "n1"); err != nil || !ok || m.Seq != 1 || string(m.Data) != "uses" {
+	if m, ok, err := node.Tail(ctx, name); err != nil || !ok || m.Seq != 1 || string(m.Data) != "uses" {
 		t.Errorf("a verifier's tail: %v %v %v", m, ok, err)
 	}
 	v := &view{}
@@ -115,33 +131,52 @@ func testRights(t *testing.T, admin, ctrl, edge, sys connectAs) {
 			"$JS.API.STREAM.CREATE.EVIL", "$JS.API.STREAM.UPDATE.KT_LIFE", "$JS.API.STREAM.DELETE.KT_LIFE",
 			"$JS.API.STREAM.PURGE.KT_LIFE", "$JS.API.STREAM.MSG.DELETE.KT_LIFE", "$JS.API.STREAM.SNAPSHOT.KT_LIFE",
 			"$JS.API.STREAM.RESTORE.KT_LIFE", "$JS.API.STREAM.DELETE.KT_USE", "$JS.API.STREAM.PURGE.KT_USE", "$JS.API.STREAM.DELETE.KT_TIMER",
+			"$JS.API.STREAM.DELETE.KT_READ", "$JS.API.STREAM.PURGE.KT_READ", "$JS.API.STREAM.UPDATE.KT_READ", "kt.rp.read.x",
+			"$JS.API.STREAM.DELETE.KT_LEASE", "$JS.API.STREAM.PURGE.KT_LEASE", "$JS.API.STREAM.MSG.DELETE.KT_LEASE",
+			"$JS.API.STREAM.DELETE.KT_CHECKPOINT", "$JS.API.STREAM.PURGE.KT_CHECKPOINT", "$JS.API.STREAM.MSG.DELETE.KT_CHECKPOINT", "$JS.API.STREAM.UPDATE.KT_CHECKPOINT",
 			"$JS.API.STREAM.LEADER.STEPDOWN.KT_LIFE", "$JS.API.STREAM.PEER.REMOVE.KT_LIFE",
-			"$JS.API.CONSUMER.CREATE.KT_LIFE.x", "$JS.API.CONSUMER.DURABLE.CREATE.KT_LIFE.x", "$JS.API.CONSUMER.DELETE.KT_LIFE.timers",
+			"$JS.API.CONSUMER.CREATE.KT_LIFE.x", "$JS.API.CONSUMER.DURABLE.CREATE.KT_LIFE.x", "$JS.API.CONSUMER.DELETE.KT_TIMER.expirer",
 			"kt.rp.life.shop.acme.key.x", "kt.rp.use.n1", "$SYS.REQ.SERVER.PING.JSZ",
 		}
 		if user == "edge" {
-			attempts = append(attempts, "kt.life.shop.acme.key.x", "kt.hb.life", "kt.timer.due.a.b.c",
-				"$JS.API.STREAM.INFO.KT_USE", "kt.api.STREAM.DELETE.KT_LIFE", "kt.api.STREAM.INFO.KT_USE", "kt.api.DIRECT.GET.KT_USE", "kt.api.DIRECT.GET.KT_USE.kt.use.n1",
+			attempts = append(attempts, "kt.life.shop.acme.key.x", "kt.read.x", "kt.hb.life", "kt.timer.due.a.b.c",
+				"$JS.API.STREAM.INFO.KT_READ", "kt.api.STREAM.INFO.KT_READ", "kt.api.DIRECT.GET.KT_READ", "kt.api.STREAM.MSG.GET.KT_READ", "$JS.API.DIRECT.GET.KT_READ",
+				"$JS.API.STREAM.INFO.KT_USE", "kt.api.STREAM.DELETE.KT_LIFE", "kt.api.STREAM.INFO.KT_USE", "kt.api.DIRECT.GET.KT_USE", "kt.api.STREAM.MSG.GET.KT_USE", "kt.api.STREAM.MSG.GET.KT_LEASE",
+				"kt.checkpoint", "kt.api.STREAM.MSG.GET.KT_CHECKPOINT", "$JS.API.STREAM.MSG.GET.KT_CHECKPOINT",
+				"kt.lease.floor", "kt.lease.node.n1", "kt.api.DIRECT.GET.KT_LEASE", "$JS.API.DIRECT.GET.KT_LEASE", "kt.api.STREAM.INFO.KT_LEASE",
 				"$JS.API.DIRECT.GET.KT_USE", "$JS.API.DIRECT.GET.KT_USE.kt.use.n1", "$JS.API.DIRECT.GET.KT_USE.x.kt.use.n1",
-				"$JS.API.CONSUMER.MSG.NEXT.KT_LIFE.timers", "$JS.ACK.KT_LIFE.timers.1.1.1.1.0")
+				"$JS.API.CONSUMER.MSG.NEXT.KT_TIMER.expirer", "$JS.ACK.KT_TIMER.expirer.1.1.1.1.0")
+		}
+		if user == "edge" { // it may say what it likes, and nobody is there
+			for _, subject := range append(attempts, "kt.use.x", "kt.lease.node.x.y", "kt.api.DIRECT.GET.KT_USE.kt.use.x") {
+				if !strings.HasPrefix(subject, "kt.") {
+					refused(t, user, nc, subject)
+				} else if m, err := nc.Request(subject, []byte("{}"), 5*time.Second); !errors.Is(err, nats.ErrNoResponders) {
+					t.Errorf("a verifier reaches %s: %v, %v", subject, m, err)
+				}
+			}
+			attempts = nil
 		}
 		for _, subject := range attempts {
 			refused(t, user, nc, subject)
 		}
-		for _, subject := range []string{">", "kt.life.>", "kt.use.>", "$JS.>", "$SYS.>"} {
+		for _, subject := range []string{">", "kt.life.>", "kt.read.>", "kt.use.>", "$JS.>", "$SYS.>"} {
+			if user == "edge" && strings.HasPrefix(subject, "kt.") {
+				continue // its own account's: what others say there is not heard
+			}
 			if err := subscribe(nc, subject); err == nil {
 				t.Errorf("%s may subscribe to %s", user, subject)
 			}
 		}
 	}
 	// A read whose answer is aimed at a subject of a stream, or of the tail.
-	for _, aim := range []string{"kt.life.shop.acme.key.x", "kt.use.n2", "kt.timer.x", "kt.rp.life.shop.acme.key.x", "kt.hb.life"} {
+	for _, aim := range []string{"kt.life.shop.acme.key.x", "kt.read.x", "kt.use.n2", "kt.timer.x", "kt.rp.life.shop.acme.key.x", "kt.hb.life", "kt.lease.floor", "kt.lease.node.n1.x", "kt.checkpoint"} {
 		for subject, body := range map[string]string{
-			"kt.api.DIRECT.GET.KT_LIFE":     `{"seq":1,"batch":10}`,
-			"kt.api.STREAM.MSG.GET.KT_LIFE": `{"seq":1}`,
-			"kt.api.STREAM.INFO.KT_LIFE":    `{}`,
-			"kt.api.STREAM.MSG.GET.KT_USE":  `{"last_by_subj":"kt.use.n1"}`,
-			"kt.use.n9":                     `uses whose acknowledgement is aimed`,
+			"kt.api.DIRECT.GET.KT_LIFE":                       `{"seq":1,"batch":10}`,
+			"kt.api.STREAM.MSG.GET.KT_LIFE":                   `{"seq":1}`,
+			"kt.api.STREAM.INFO.KT_LIFE":                      `{}`,
+			"kt.use." + string(name):                          `uses whose acknowledgement is aimed`,
+			"kt.api.DIRECT.GET.KT_USE.kt.use." + string(name): ``,
 		} {
 			if err := edgeConn.PublishRequest(subject, aim, []byte(body)); err != nil {
 				t.Fatal(err)
@@ -151,47 +186,46 @@ func testRights(t *testing.T, admin, ctrl, edge, sys connectAs) {
 	if err := edgeConn.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	// The five aimed appends of uses are uses; nothing else may have changed.
+	// The nine aimed appends of uses are uses; nothing else may have changed.
 	var after string
 	until(t, "the aimed appends are stored", func() bool {
 		n, err := control.LastUse(ctx)
-		return err == nil && n == 6
+		return err == nil && n == 10
 	})
-	if after = states(t, adminConn); strings.Replace(after, "KT_USE 1..6", "KT_USE 1..1", 1) != before {
+	if after = states(t, adminConn); strings.Replace(after, "KT_USE 1..10", "KT_USE 1..1", 1) != before {
 		t.Errorf("the streams went from %s to %s", before, after)
 	}
 	// And another verifier takes none of what is aimed at it: a use that looks
 	// like the next event, or like a heartbeat from the future.
 	w := &view{}
-	stop = beside(t, func(ctx context.Context) error { return node.Follow(ctx, 0, w) })
+	neighbour := openLog(t, conn(t, other), Options{Edge: true})
+	stop = beside(t, func(ctx context.Context) error { return neighbour.Follow(ctx, 0, w) })
+	// Nor does one process of a node take it from another of the same node.
+	same := &view{}
+	stopSame := beside(t, func(ctx context.Context) error { return node.Follow(ctx, 0, same) })
+	until(t, "its own follows", func() bool { next, _, fresh := same.at(); return next == 20 && fresh == 20 })
 	until(t, "another verifier follows", func() bool { next, _, fresh := w.at(); return next == 20 && fresh == 20 })
-	evil, err := messages([]events.Write{first(reader("evil"), note(1))})
+	evil, err := control.messages([]events.Write{first(noted("evil"), note(1))})
 	if err != nil {
 		t.Fatal(err)
 	}
-	forged := nats.NewMsg("kt.use.n1")
+	forged := nats.NewMsg("kt.use." + string(name))
 	forged.Data = evil[0].Data
-	for k, v := range evil[0].Header {
-		if strings.HasPrefix(k, "ce-") {
-			forged.Header[k] = v
-		}
-	}
+	forged.Header[hdrContentType] = evil[0].Header[hdrContentType]
 	forged.Header["Nats-Stream"] = []string{lifeStream}
 	forged.Header["Nats-Subject"] = []string{evil[0].Subject}
 	forged.Header["Nats-Sequence"] = []string{"21"}
 	forged.Header["Nats-Time-Stamp"] = []string{time.Now().Format(time.RFC3339Nano)}
-	beatMsg := nats.NewMsg("kt.use.n1")
-	beatMsg.Data = fmt.Appendf(nil, `{"log":%q,"last":21,"ts":%d}`, control.ID(), time.Now().Add(time.Hour).UnixMilli())
-	for _, m := range []*nats.Msg{forged, beatMsg} {
+	heartbeatMsg := nats.NewMsg("kt.use." + string(name))
+	heartbeatMsg.Data = fmt.Appendf(nil, `{"log":%q,"last":21,"ts":%d}`, control.ID(), time.Now().Add(time.Hour).UnixMilli())
+	for _, m := range []*nats.Msg{forged, heartbeatMsg} {
 		if _, err := edgeConn.RequestMsg(m, 5*time.Second); err != nil {
 			t.Fatal(err)
 		}
 		for _, aim := range []string{"kt.rp.life.shop.acme.key.x", "kt.hb.life"} {
 			for subject, body := range map[string]string{
-				"kt.api.DIRECT.GET.KT_LIFE":          `{"seq":1,"batch":10}`,
-				"kt.api.STREAM.MSG.GET.KT_USE":       `{"last_by_subj":"kt.use.n1"}`,
-				"kt.api.DIRECT.GET.KT_USE.kt.use.n1": ``, // refused
-				"kt.api.DIRECT.GET.KT_USE":           `{"last_by_subj":"kt.use.n1"}`,
+				"kt.api.DIRECT.GET.KT_LIFE":                       `{"seq":1,"batch":10}`,
+				"kt.api.DIRECT.GET.KT_USE.kt.use." + string(name): ``,
 			} {
 				if err := edgeConn.PublishRequest(subject, aim, []byte(body)); err != nil {
 					t.Fatal(err)
@@ -207,7 +241,11 @@ func testRights(t *testing.T, admin, ctrl, edge, sys connectAs) {
 	if err := stop(); !errors.Is(err, context.Canceled) {
 		t.Errorf("follow ended with %v", err)
 	}
-	if w.future {
+	until(t, "its own goes on", func() bool { next, wrong, fresh := same.at(); return next == 25 && fresh == 25 && wrong == 0 })
+	if err := stopSame(); !errors.Is(err, context.Canceled) {
+		t.Errorf("follow ended with %v", err)
+	}
+	if w.future || same.future {
 		t.Error("a forged heartbeat was believed")
 	}
 }
@@ -276,7 +314,7 @@ func states(t *testing.T, admin *nats.Conn) string {
 // Open refuses what is not the log it is meant to be, each with a sentence.
 func TestOpenRefuses(t *testing.T) {
 	type setup struct {
-		s     *Server
+		s     *server.Server
 		admin jetstream.JetStream
 		id    events.LogID
 	}
@@ -306,17 +344,18 @@ func TestOpenRefuses(t *testing.T) {
 		spoil func(*testing.T, setup) Options
 		want  []string // in the sentence
 	}{
-		"missing":        {remove(lifeStream), []string{"no Keytrail log", "restore"}},
-		"uses missing":   {remove(useStream), []string{"KT_USE is missing", "restore"}},
-		"timers missing": {remove(timerStream), []string{"KT_TIMER is missing", "run the initialisation again"}},
+		"missing":             {remove(lifeStream), []string{"no Keytrail log", "restore"}},
+		"uses missing":        {remove(useStream), []string{"KT_USE is missing", "restore"}},
+		"timers missing":      {remove(timerStream), []string{"KT_TIMER is missing", "run the initialisation again"}},
+		"checkpoints missing": {remove(checkpointStream), []string{"KT_CHECKPOINT is missing", "restore"}},
 		"consumer missing": {func(t *testing.T, s setup) Options {
-			if err := s.admin.DeleteConsumer(t.Context(), timerStream, expirerConsumer); err != nil {
+			if err := s.admin.DeleteConsumer(t.Context(), timerStream, streams.ExpirerConsumer); err != nil {
 				t.Fatal(err)
 			}
 			return Options{}
 		}, []string{"lost its consumer expirer", "run the initialisation again"}},
 		"foreign":          {update(func(c *jetstream.StreamConfig) { c.Metadata = nil }, lifeStream), []string{"no identity", "own server"}},
-		"mixed":            {update(func(c *jetstream.StreamConfig) { c.Metadata[metaLog] = events.LogID(ulid.Make()).String() }, useStream), []string{"two installations"}},
+		"mixed":            {update(func(c *jetstream.StreamConfig) { c.Metadata[streams.MetaLog] = events.LogID(ulid.Make()).String() }, useStream), []string{"two installations"}},
 		"forgets by age":   {update(func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }, lifeStream), []string{"max_age set is true, want false", "set it back"}},
 		"forgets by count": {update(func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 9 }, lifeStream), []string{"max_msgs_per_subject is 9"}},
 		"forgets the old":  {update(func(c *jetstream.StreamConfig) { c.Discard = jetstream.DiscardOld }, lifeStream), []string{"discard is DiscardOld"}},
@@ -328,7 +367,7 @@ func TestOpenRefuses(t *testing.T) {
 		"replicas": {func(t *testing.T, s setup) Options { return Options{Replicas: 3} }, []string{"num_replicas is 1, want 3"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := testServer(t, ServerConfig{})
+			s := testServer(t, server.Config{})
 			id := initLog(t, s)
 			nc := conn(t, s.Connect)
 			l := openLog(t, nc, Options{AtLeast: events.Position{Log: id}})
@@ -353,7 +392,7 @@ func TestOpenRefuses(t *testing.T) {
 // Init is idempotent, rebuilds what can be rebuilt, and refuses to put a new
 // log where parts of an older one are.
 func TestInit(t *testing.T) {
-	s := testServer(t, ServerConfig{})
+	s := testServer(t, server.Config{})
 	id := initLog(t, s)
 	if again := initLog(t, s); again != id {
 		t.Errorf("a second Init made log %s of log %s", again, id)
@@ -365,19 +404,24 @@ func TestInit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Timers are rebuilt from the whole log.
-	handed := make(chan events.Seq, 8)
-	changes := func(ctx context.Context) error {
-		return l.Changes(ctx, func(_ context.Context, r *events.Recorded) error { handed <- r.Seq; return nil })
-	}
+	// With the timers their mark is lost, and none that was known before is taken again.
+	var old []events.TimerMark
 	for range 2 {
-		stop := beside(t, changes)
-		for want := range events.Seq(3) {
-			if got := <-handed; got != want+1 {
-				t.Errorf("change %d came, want %d", got, want+1)
-			}
+		mark, err := l.Mark(t.Context())
+		if err != nil || mark != (events.TimerMark{}) {
+			t.Errorf("the mark of new timers is %+v, %v", mark, err)
 		}
-		_ = stop()
+		for through := range events.Seq(3) {
+			if mark, err = l.Set(t.Context(), mark, through); err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range old {
+				if _, err := l.Set(t.Context(), m, through); !errors.Is(err, events.ErrConflict) {
+					t.Errorf("a mark of the timers that were lost is taken: %v", err)
+				}
+			}
+			old = append(old, mark)
+		}
 		if err := js.DeleteStream(t.Context(), timerStream); err != nil {
 			t.Fatal(err)
 		}
@@ -385,11 +429,11 @@ func TestInit(t *testing.T) {
 			t.Errorf("Init after the loss of KT_TIMER made log %s of log %s", again, id)
 		}
 	}
-	for _, lost := range []string{useStream, lifeStream} {
+	for _, lost := range []string{checkpointStream, readStream, useStream, lifeStream} {
 		if err := js.DeleteStream(t.Context(), lost); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Init(t.Context(), admin, InitConfig{MaxStore: testStore}); err == nil || !strings.Contains(err.Error(), "restore") {
+		if _, err := server.Init(t.Context(), admin, server.InitConfig{MaxStore: testStore}); err == nil || !strings.Contains(err.Error(), "restore") {
 			t.Errorf("Init after the loss of %s: %v", lost, err)
 		}
 	}
@@ -397,17 +441,18 @@ func TestInit(t *testing.T) {
 
 // An Init that ended half way is finished by the next one.
 func TestInitGoesOn(t *testing.T) {
-	s := testServer(t, ServerConfig{})
+	s := testServer(t, server.Config{})
 	js, err := jetstream.New(conn(t, s.ConnectAdmin))
 	if err != nil {
 		t.Fatal(err)
 	}
 	id := initLog(t, s)
 	for _, step := range []func() error{
-		func() error { return js.DeleteConsumer(t.Context(), lifeStream, timersConsumer) },
-		func() error { return js.DeleteConsumer(t.Context(), timerStream, expirerConsumer) },
+		func() error { return js.DeleteConsumer(t.Context(), timerStream, streams.ExpirerConsumer) },
 		func() error { return js.DeleteStream(t.Context(), timerStream) },
 		func() error { return js.DeleteStream(t.Context(), useStream) },
+		func() error { return js.DeleteStream(t.Context(), readStream) },
+		func() error { return js.DeleteStream(t.Context(), checkpointStream) },
 	} {
 		if err := step(); err != nil {
 			t.Fatal(err)
@@ -416,36 +461,8 @@ func TestInitGoesOn(t *testing.T) {
 			t.Errorf("log %s became %s", id, again)
 		}
 		openLog(t, conn(t, s.Connect), Options{})
-		for stream, consumer := range map[string]string{lifeStream: timersConsumer, timerStream: expirerConsumer} {
-			if _, err := js.Consumer(t.Context(), stream, consumer); err != nil {
-				t.Errorf("consumer %s: %v", consumer, err)
-			}
+		if _, err := js.Consumer(t.Context(), timerStream, streams.ExpirerConsumer); err != nil {
+			t.Errorf("consumer %s: %v", streams.ExpirerConsumer, err)
 		}
-	}
-}
-
-func TestServerConfig(t *testing.T) {
-	err := (&ServerConfig{Listen: "x", Monitor: "y:z", MaxStore: -1, Cluster: &Cluster{}, Passwords: Passwords{Edge: `a"b`}}).Validate()
-	for _, want := range []string{"dir:", "listen:", "monitor:", "cluster listen:", "name:", "max store:", "password of edge"} {
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v; want it to say %q", err, want)
-		}
-	}
-	pw := Passwords{Admin: "sesame"}
-	if s := fmt.Sprintf("%v %+v %#v %s", pw, pw, pw, ServerConfig{Passwords: pw}.Passwords); strings.Contains(s, "sesame") {
-		t.Errorf("passwords print: %s", s)
-	}
-	s := testServer(t, ServerConfig{Dir: filepath.Join(t.TempDir(), "a", "b"), Listen: "127.0.0.1:0", Monitor: "127.0.0.1:0"})
-	if s.URL() == "" || s.Monitor() == nil || s.ClusterAddr() != nil {
-		t.Errorf("url %q, monitor %v, cluster %v", s.URL(), s.Monitor(), s.ClusterAddr())
-	}
-	if err := s.WaitReady(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if n, err := s.Budget(); err != nil || n <= 0 || n > testStore {
-		t.Errorf("budget %d, %v", n, err)
-	}
-	if _, err := Open(t.Context(), conn(t, s.Connect), Options{}); !errors.Is(err, ErrNoLog) {
-		t.Errorf("open before Init: %v", err)
 	}
 }

@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,6 +17,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/eventlog/dial"
+	"github.com/keytrail/keytrail/events/eventlog/server"
+	"github.com/keytrail/keytrail/events/eventlog/streams"
 	"github.com/keytrail/keytrail/events/logtest"
 )
 
@@ -22,8 +27,8 @@ import (
 // the same bytes to a stream of the same settings, and reports the ratio of
 // their rates (goal: 0.8).
 func BenchmarkAppend(b *testing.B) {
-	s := testServer(b, ServerConfig{Dir: b.TempDir(), MaxStore: 4 << 30})
-	if _, err := Init(b.Context(), conn(b, s.ConnectAdmin), InitConfig{MaxStore: 2 << 30}); err != nil {
+	s := testServer(b, server.Config{Dir: b.TempDir(), MaxStore: 4 << 30})
+	if _, err := server.Init(b.Context(), conn(b, s.ConnectAdmin), server.InitConfig{MaxStore: 2 << 30}); err != nil {
 		b.Fatal(err)
 	}
 	l := openLog(b, conn(b, s.Connect), Options{})
@@ -31,7 +36,7 @@ func BenchmarkAppend(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	c := lifeConfig(l.ID(), 1, 1<<30)
+	c := streams.LifeConfig(l.ID(), 1, 1<<30)
 	c.Name, c.Subjects, c.RePublish = "BARE", []string{"bare.>"}, &jetstream.RePublish{Source: "bare.>", Destination: "kt.rp.bare.>"}
 	if _, err := js.CreateStream(b.Context(), c); err != nil {
 		b.Fatal(err)
@@ -44,7 +49,7 @@ func BenchmarkAppend(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		msg := &nats.Msg{Subject: "bare." + w.Event.Aggregate.ID, Header: m.Header, Data: m.Data}
+		msg := &nats.Msg{Subject: "bare." + w.Event.Aggregate.ID, Header: nats.Header{hdrContentType: {events.ContentType}}, Data: m.Data}
 		t0 := time.Now()
 		if _, err := l.Append(b.Context(), w); err != nil {
 			b.Fatal(err)
@@ -72,17 +77,22 @@ func (s *sink) Apply(batch []events.Recorded) error {
 
 func (*sink) Fresh(events.Time, events.Seq) {}
 
+// viewSink does not ask when an event was stored, as views do not.
+type viewSink struct{ sink }
+
+func (*viewSink) Untimed() {}
+
 var errEnough = errors.New("enough")
 
 // BenchmarkReplay reads keys' creations from the beginning: as the bytes come,
 // and decoded by Follow and Check, in process and over loopback TCP, for the
-// control and for a verifier.
+// control and for a verifier; and as the views of control read them.
 func BenchmarkReplay(b *testing.B) {
 	const n = 100_000
 	c := childConfig(b.TempDir(), "127.0.0.1:0")
 	c.MaxStore = 4 << 30
 	s := testServer(b, c)
-	if _, err := Init(b.Context(), conn(b, s.ConnectAdmin), InitConfig{MaxStore: 2 << 30}); err != nil {
+	if _, err := server.Init(b.Context(), conn(b, s.ConnectAdmin), server.InitConfig{MaxStore: 2 << 30}); err != nil {
 		b.Fatal(err)
 	}
 	l := openLog(b, conn(b, s.Connect), Options{})
@@ -95,17 +105,21 @@ func BenchmarkReplay(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	tcp := conn(b, func() (*nats.Conn, error) { return Connect(s.URL(), Login{User: "ctrl", Password: "c"}) })
-	edge := conn(b, func() (*nats.Conn, error) { return Connect(s.URL(), Login{User: "edge", Password: "e"}) })
+	tcp := conn(b, func() (*nats.Conn, error) { return dial.Connect(s.URL(), dial.Login{User: "ctrl", Password: "c"}) })
+	edge := conn(b, func() (*nats.Conn, error) {
+		return dial.Connect(s.URL(), dial.Login{User: "n1", Password: dial.Password(nodePassword("n1"))})
+	})
 	for _, from := range []struct {
 		name string
 		l    *Log
 	}{{"inproc", l}, {"tcp", openLog(b, tcp, Options{})}, {"edge", openLog(b, edge, Options{Edge: true})}} {
 		run := func(name string, f func(b *testing.B)) {
 			b.Run(from.name+"/"+name, func(b *testing.B) {
+				before := cpu(b)
 				for b.Loop() {
 					f(b)
 				}
+				b.ReportMetric(float64((cpu(b)-before).Nanoseconds())/float64(n*b.N), "cpu-ns/event")
 				b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
 			})
 		}
@@ -124,6 +138,16 @@ func BenchmarkReplay(b *testing.B) {
 			}
 		})
 	}
+	b.Run("inproc/view", func(b *testing.B) {
+		before := cpu(b)
+		for b.Loop() {
+			if err := l.Follow(b.Context(), 0, &viewSink{sink{last: n}}); !errors.Is(err, errEnough) {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64((cpu(b)-before).Nanoseconds())/float64(n*b.N), "cpu-ns/event")
+		b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
+	})
 	b.Run("inproc/check", func(b *testing.B) {
 		for b.Loop() {
 			if err := l.Check(b.Context(), nil); err != nil {
@@ -132,33 +156,78 @@ func BenchmarkReplay(b *testing.B) {
 		}
 		b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
 	})
-	// The rejected way: an ordered pull consumer, which a verifier may not make.
-	js, err := jetstream.New(conn(b, s.ConnectAdmin))
-	if err != nil {
+}
+
+// cpu returns the time that the process has computed, the embedded server included: on
+// a busy machine it says more than the time that passed.
+func cpu(b *testing.B) time.Duration {
+	var r syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
 		b.Fatal(err)
 	}
-	b.Run("inproc/bytes by ordered consumer", func(b *testing.B) {
-		for b.Loop() {
-			oc, err := js.OrderedConsumer(b.Context(), lifeStream, jetstream.OrderedConsumerConfig{})
-			if err != nil {
-				b.Fatal(err)
-			}
-			var got atomic.Int64
-			ctx, done := context.WithCancel(b.Context())
-			cc, err := oc.Consume(func(jetstream.Msg) {
-				if got.Add(1) == n {
-					done()
-				}
-			}, jetstream.PullMaxMessages(5000))
-			if err != nil {
-				b.Fatal(err)
-			}
-			<-ctx.Done()
-			cc.Stop()
-			done()
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+}
+
+// BenchmarkAppendWhileReplaying appends one event at a time while verifiers read the
+// log from its beginning: none, one, and four.
+func BenchmarkAppendWhileReplaying(b *testing.B) {
+	const n = 50_000
+	c := childConfig(b.TempDir(), "127.0.0.1:0")
+	c.MaxStore = 4 << 30
+	s := testServer(b, c)
+	if _, err := server.Init(b.Context(), conn(b, s.ConnectAdmin), server.InitConfig{MaxStore: 2 << 30}); err != nil {
+		b.Fatal(err)
+	}
+	l := openLog(b, conn(b, s.Connect), Options{})
+	for range n / 100 {
+		var ws []events.Write
+		for j := range 100 {
+			ws = append(ws, first(logtest.NewKeyRef("shop", "acme").Aggregate(), logtest.Created(fmt.Sprint(j))))
 		}
-		b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
-	})
+		if _, err := l.Append(b.Context(), ws...); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, readers := range []int{0, 1, 4} {
+		b.Run(strconv.Itoa(readers), func(b *testing.B) {
+			ctx, cancel := context.WithCancel(b.Context())
+			var wg sync.WaitGroup
+			var read atomic.Int64
+			for range readers {
+				edge := conn(b, func() (*nats.Conn, error) {
+					return dial.Connect(s.URL(), dial.Login{User: "n1", Password: dial.Password(nodePassword("n1"))})
+				})
+				node := openLog(b, edge, Options{Edge: true})
+				wg.Go(func() {
+					for ctx.Err() == nil {
+						if err := node.Follow(ctx, 0, &sink{last: n}); !errors.Is(err, errEnough) && ctx.Err() == nil {
+							b.Error(err)
+							return
+						}
+						read.Add(n)
+					}
+				})
+			}
+			var took []time.Duration
+			for b.Loop() {
+				w := first(logtest.NewKeyRef("shop", "acme").Aggregate(), logtest.Created("w"))
+				began := time.Now()
+				if _, err := l.Append(b.Context(), w); err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, time.Since(began))
+			}
+			elapsed := b.Elapsed()
+			cancel()
+			wg.Wait()
+			slices.Sort(took)
+			ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+			b.ReportMetric(ms(took[len(took)/2]), "p50-ms")
+			b.ReportMetric(ms(took[len(took)*99/100]), "p99-ms")
+			b.ReportMetric(ms(took[len(took)-1]), "max-ms")
+			b.ReportMetric(float64(read.Load())/elapsed.Seconds(), "events/s")
+		})
+	}
 }
 
 // BenchmarkPublishUses publishes durable batches of 40 KiB, by one and by 16 at a time.
@@ -166,8 +235,8 @@ func BenchmarkPublishUses(b *testing.B) {
 	data := bytes.Repeat([]byte("0123456789"), 4<<10)
 	for _, publishers := range []int{1, 16} {
 		b.Run(strconv.Itoa(publishers), func(b *testing.B) {
-			s := testServer(b, ServerConfig{Dir: b.TempDir(), MaxStore: 4 << 30})
-			if _, err := Init(b.Context(), conn(b, s.ConnectAdmin), InitConfig{MaxStore: 2 << 30}); err != nil {
+			s := testServer(b, server.Config{Dir: b.TempDir(), MaxStore: 4 << 30})
+			if _, err := server.Init(b.Context(), conn(b, s.ConnectAdmin), server.InitConfig{MaxStore: 2 << 30}); err != nil {
 				b.Fatal(err)
 			}
 			l := openLog(b, conn(b, s.Connect), Options{})
@@ -175,10 +244,12 @@ func BenchmarkPublishUses(b *testing.B) {
 			b.ResetTimer()
 			var n atomic.Int64
 			var wg sync.WaitGroup
-			for range publishers {
+			for p := range publishers {
 				wg.Go(func() {
+					node, last := events.NodeID(strconv.Itoa(p)), events.Seq(0)
 					for i := n.Add(1); i <= int64(b.N); i = n.Add(1) {
-						if _, err := l.Publish(b.Context(), "n1", strconv.FormatInt(i, 10), data); err != nil {
+						var err error
+						if last, err = l.Publish(b.Context(), node, strconv.FormatInt(i, 10), last, data); err != nil {
 							b.Error(err)
 							return
 						}
@@ -187,6 +258,30 @@ func BenchmarkPublishUses(b *testing.B) {
 			}
 			wg.Wait()
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "batches/s")
+		})
+	}
+}
+
+// BenchmarkSetTimers sets timers in batches of so many, each synced once.
+func BenchmarkSetTimers(b *testing.B) {
+	for _, n := range []int{1, 100, 500, events.MaxTimers} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			s := testServer(b, server.Config{Dir: b.TempDir(), MaxStore: 4 << 30})
+			initLog(b, s)
+			l := openLog(b, conn(b, s.Connect), Options{})
+			in := events.At(time.Now().Add(24 * time.Hour))
+			var mark events.TimerMark
+			for b.Loop() {
+				settings := make([]events.TimerSetting, n)
+				for i := range settings {
+					settings[i] = events.TimerSetting{Key: logtest.NewKeyRef("shop", "acme"), At: in}
+				}
+				var err error
+				if mark, err = l.Set(b.Context(), mark, mark.Through+1, settings...); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(n*b.N)/b.Elapsed().Seconds(), "timers/s")
 		})
 	}
 }

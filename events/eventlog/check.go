@@ -11,16 +11,15 @@ import (
 
 // Check reads the whole log and verifies it: every sequence from 1 on is there
 // and can be read, and every aggregate's history runs from rev 1 without a
-// break, each event naming the hash of the one before (L5). Run it at start,
-// before anything is folded. progress, if not nil, is called from time to time.
+// break, each event naming the hash of the one before (L5). progress, if not nil, is called from time to time.
 // The error is a *CorruptError that says what to do, or events.ErrUnavailable.
 //
 // It holds 52 bytes and the map's overhead per aggregate while it runs.
-func (l *Log) Check(ctx context.Context, progress func(done, total events.Seq)) error {
+func (l *Lifecycle) Check(ctx context.Context, progress func(done, total events.Seq)) error {
 	if progress == nil {
 		progress = func(_, _ events.Seq) {}
 	}
-	si, err := l.info(ctx, lifeStream)
+	si, err := l.info(ctx, l.stream)
 	if err != nil {
 		return fmt.Errorf("check the log: %w", err)
 	}
@@ -29,9 +28,9 @@ func (l *Log) Check(ctx context.Context, progress func(done, total events.Seq)) 
 	}
 	last := events.Seq(si.State.LastSeq)
 	c := checker{heads: make(map[[16]byte]head)}
-	for next := events.Seq(1); next <= last; {
+	for next, r := events.Seq(1), (retry{}); next <= last; {
 		before := next
-		next, err = l.replay(ctx, next, last, func(batch []events.Recorded) error {
+		next, err = l.replay(ctx, next, last, false, func(batch []events.Recorded) error {
 			if err := c.take(batch); err != nil {
 				return err
 			}
@@ -48,7 +47,7 @@ func (l *Log) Check(ctx context.Context, progress func(done, total events.Seq)) 
 			if err := l.missing(ctx, next); err != nil {
 				return fmt.Errorf("check the log: %w", err)
 			}
-			if l.nc.IsClosed() || waitFor(ctx, pause) != nil {
+			if l.nc.IsClosed() || r.wait(ctx) != nil {
 				return fmt.Errorf("check the log: %w: %w", events.ErrUnavailable, err)
 			}
 		}

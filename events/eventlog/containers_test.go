@@ -9,6 +9,9 @@ import (
 
 	"github.com/testcontainers/testcontainers-go"
 	"github.com/testcontainers/testcontainers-go/wait"
+
+	"github.com/keytrail/keytrail/events/eventlog/dial"
+	"github.com/keytrail/keytrail/events/eventlog/server"
 )
 
 // envContainers set to 1 makes the contract suites run on NATS in containers,
@@ -30,15 +33,15 @@ func contractLog(t testing.TB) *Log {
 		return newLog(t)
 	}
 	url, login := natsContainer(t)
-	admin, err := Connect(url, login("admin"))
+	admin, err := dial.Connect(url, login("admin"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer closed(admin)
-	if _, err := Init(t.Context(), admin, InitConfig{MaxStore: testStore}); err != nil {
+	if _, err := server.Init(t.Context(), admin, server.InitConfig{MaxStore: testStore}); err != nil {
 		t.Fatal(err)
 	}
-	ctrl, err := Connect(url, login("ctrl"))
+	ctrl, err := dial.Connect(url, login("ctrl"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +51,7 @@ func contractLog(t testing.TB) *Log {
 
 // natsContainer starts a container that ends with the test. A machine without a
 // Docker engine fails the test: it was asked for.
-func natsContainer(t testing.TB) (url string, login func(user string) Login) {
+func natsContainer(t testing.TB) (url string, login func(user string) dial.Login) {
 	t.Helper()
 	conf, err := os.ReadFile("../../deploy/nats/nats.conf")
 	if err != nil {
@@ -63,11 +66,12 @@ func natsContainer(t testing.TB) (url string, login func(user string) Login) {
 		testcontainers.WithCmd("--config", "/nats.conf"),
 		testcontainers.WithFiles(testcontainers.ContainerFile{
 			Reader: bytes.NewReader(clusterBlock.ReplaceAll(conf, nil)), ContainerFilePath: "/nats.conf", FileMode: 0o444,
-		}),
+		}, testcontainers.ContainerFile{HostFilePath: "../../deploy/nats/nodes.conf", ContainerFilePath: "/nodes.conf", FileMode: 0o444}),
 		testcontainers.WithEnv(map[string]string{
 			"NATS_NAME": "keytrail", "NATS_MAX_STORE": "256MB",
 			"KEYTRAIL_ADMIN_PASSWORD": password("admin"), "KEYTRAIL_CTRL_PASSWORD": password("ctrl"),
-			"KEYTRAIL_EDGE_PASSWORD": password("edge"), "KEYTRAIL_SYS_PASSWORD": password("sys"),
+			"KEYTRAIL_VERIFIER_1_PASSWORD": password("verifier-1"), "KEYTRAIL_VERIFIER_2_PASSWORD": password("verifier-2"),
+			"KEYTRAIL_SYS_PASSWORD": password("sys"),
 		}),
 		testcontainers.WithWaitStrategy(wait.ForLog("Server is ready")),
 	)
@@ -79,5 +83,7 @@ func natsContainer(t testing.TB) (url string, login func(user string) Login) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return url, func(user string) Login { return Login{User: user, Password: password(user), Name: t.Name()} }
+	return url, func(user string) dial.Login {
+		return dial.Login{User: user, Password: dial.Password(password(user)), Name: t.Name()}
+	}
 }

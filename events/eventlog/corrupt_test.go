@@ -17,6 +17,8 @@ import (
 	"github.com/oklog/ulid/v2"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/eventlog/server"
+	"github.com/keytrail/keytrail/events/eventlog/streams"
 	"github.com/keytrail/keytrail/events/logtest"
 )
 
@@ -38,14 +40,15 @@ func wantCorrupt(t *testing.T, what string, err error, words ...string) {
 // The server itself keeps quiet about a damaged store, and may even give the
 // lost sequences out again; start-up must not.
 func TestDamagedStoreIsRefused(t *testing.T) {
+	t.Parallel()
 	const n = 22_000 // three blocks of 4 MiB
 	origin := t.TempDir()
-	s, err := StartServer(ServerConfig{Dir: origin, MaxStore: testStore})
+	s, err := server.Start(server.Config{Dir: origin, MaxStore: testStore})
 	if err != nil {
 		t.Fatal(err)
 	}
 	admin := conn(t, s.ConnectAdmin)
-	id, err := Init(t.Context(), admin, InitConfig{MaxStore: 48 << 20})
+	id, err := server.Init(t.Context(), admin, server.InitConfig{MaxStore: 48 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,13 +109,38 @@ func TestDamagedStoreIsRefused(t *testing.T) {
 			slices.SortFunc(blocks, func(a, b string) int { return len(a)*1000 - len(b)*1000 + strings.Compare(a, b) })
 			c.damage(t, msgs, blocks)
 
-			s := testServer(t, ServerConfig{Dir: dir, MaxStore: testStore})
+			s := testServer(t, server.Config{Dir: dir, MaxStore: testStore})
 			l, err := Open(t.Context(), conn(t, s.Connect), Options{AtLeast: events.Position{Log: id, Seq: n}})
 			if err == nil {
 				var done, total events.Seq
 				err = l.Check(t.Context(), func(d, n events.Seq) { done, total = d, n })
 				if err == nil && (done != n || total != n) {
 					t.Errorf("progress ended at %d of %d", done, total)
+				}
+				leaves := events.Seq(0)
+				scrubbed := l.Leaves(t.Context(), 1, n, 10_000_000, func(seq events.Seq, _ string, _ events.Hash) error {
+					if leaves++; seq != leaves {
+						t.Errorf("leaf %d came where %d belongs", seq, leaves)
+					}
+					return nil
+				})
+				if (scrubbed == nil) != (err == nil) || scrubbed == nil && leaves != n {
+					t.Errorf("a scrub ended after %d leaves with %v, a check with %v", leaves, scrubbed, err)
+				}
+				at := events.Seq(0)
+				replayed := l.Replay(t.Context(), 1, n, 10_000_000, func(batch []events.Recorded) error {
+					for i := range batch {
+						if at++; batch[i].Seq != at {
+							t.Errorf("event %d came where %d belongs", batch[i].Seq, at)
+						}
+					}
+					return nil
+				})
+				if (replayed == nil) != (err == nil) || replayed == nil && at != n {
+					t.Errorf("a replay ended after %d events with %v, a check with %v", at, replayed, err)
+				}
+				if scrubbed != nil {
+					wantCorrupt(t, "scrub", scrubbed, fmt.Sprintf("event %d is gone from the log", leaves+1), "restore")
 				}
 				if err != nil { // a follower stops there too
 					wantCorrupt(t, "follow", l.Follow(t.Context(), 0, &view{}), "restore")
@@ -144,41 +172,56 @@ func write(t *testing.T, path string, b []byte) {
 	}
 }
 
-// What cannot be read, or breaks a history, stops every reader with a sentence.
+// newerLog are the messages of ../testdata/next: what a next release may write,
+// and what no release writes, each with what the reader is told.
+var newerLog = map[string][]string{
+	"new-optional-member":        {`event 4: member "/ticket" of the event's data is unknown`, "a newer release wrote it", "The log is not damaged", "Upgrade this process to the release that wrote it, or newer"},
+	"new-member-beside-the-data": {`event 4: member "/session" of the event's body is unknown`, "Upgrade this process"},
+	"new-type":                   {`event 4: event type "keytrail.key.frozen.v1" is unknown`, "Upgrade this process to release 2.1, or newer"},
+	"new-version":                {`event 4: event type "keytrail.key.revoked.v2" is unknown`, "Upgrade this process to release 2.1, or newer"},
+	"new-attribute":              {`event 4: attribute "partitionkey" is unknown`, "Upgrade this process"},
+	"new-revoke-code":            {"event 4 cannot be read", "If a newer release of Keytrail has run on this log, upgrade this process. If none has", "restore the log"},
+	"corrupt-body":               {"event 4 cannot be read", "its store is damaged", "restore the log"},
+	"foreign-message":            {"event 4 cannot be read", "something other than Keytrail wrote to the log", "restore the log"},
+}
+
+// TestUnreadableEvents: what cannot be read stops every reader with a sentence,
+// and only what is damaged asks for a backup.
 func TestUnreadableEvents(t *testing.T) {
-	for name, c := range map[string]struct {
-		spoil func(m *nats.Msg)
-		words []string
-	}{
-		"unknown type":   {func(m *nats.Msg) { m.Header["ce-type"] = []string{"keytrail.key.exploded.v1"} }, []string{"event 4", "upgrade this process"}},
-		"newer version":  {func(m *nats.Msg) { m.Header["ce-type"] = []string{"keytrail.audit.queried.v2"} }, []string{"event 4", "upgrade this process"}},
-		"no event":       {func(m *nats.Msg) { m.Header, m.Data = nats.Header{}, []byte("hello") }, []string{"event 4 cannot be read", "something other than Keytrail"}},
-		"unknown member": {func(m *nats.Msg) { m.Data = []byte(strings.Replace(string(m.Data), "{", `{"x":1,`, 1)) }, []string{"event 4 cannot be read"}},
-	} {
+	files, err := filepath.Glob("../testdata/next/*.json")
+	if err != nil || len(files) != len(newerLog) {
+		t.Fatalf("%d files, %v, want one for each of %d sentences", len(files), err, len(newerLog))
+	}
+	for _, path := range files {
+		name := strings.TrimSuffix(filepath.Base(path), ".json")
+		words := newerLog[name]
 		t.Run(name, func(t *testing.T) {
-			l := newLog(t)
-			fill(t, l, 3)
-			a := reader("odd")
-			msgs, err := messages([]events.Write{first(a, note(1))})
+			m := logtest.ReadMessage(t, path)
+			a, err := events.ParseSubject(m.Subject)
 			if err != nil {
 				t.Fatal(err)
 			}
+			l := newLog(t)
+			fill(t, l, 3)
 			v := &view{} // one that follows already
 			stop := make(chan error, 1)
 			go func() { stop <- l.Follow(t.Context(), 0, v) }() // joined below
 			until(t, "three events", func() bool { next, _, _ := v.at(); return next == 3 })
-			c.spoil(msgs[0])
-			if _, err := l.nc.RequestMsg(msgs[0], 5*time.Second); err != nil {
+			if _, err := l.nc.RequestMsg(&nats.Msg{Subject: m.Subject, Data: m.Data}, 5*time.Second); err != nil {
 				t.Fatal(err)
 			}
-			wantCorrupt(t, "a live follower", <-stop, c.words...)
-			wantCorrupt(t, "a new follower", l.Follow(t.Context(), 0, &view{}), c.words...)
-			wantCorrupt(t, "check", l.Check(t.Context(), nil), c.words...)
+			told := func(what string, err error) {
+				t.Helper()
+				wantCorrupt(t, what, err, words...)
+				if err != nil && len(words) > 1 && strings.HasPrefix(words[len(words)-1], "Upgrade") && strings.Contains(err.Error(), "restore") {
+					t.Errorf("%s: a log that is whole asks for a backup: %v", what, err)
+				}
+			}
+			told("a live follower", <-stop)
+			told("a new follower", l.Follow(t.Context(), 0, &view{}))
+			told("check", l.Check(t.Context(), nil))
 			_, err = l.Load(t.Context(), a)
-			wantCorrupt(t, "load", err, c.words...)
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			defer cancel()
-			wantCorrupt(t, "changes", l.Changes(ctx, func(context.Context, *events.Recorded) error { return nil }), c.words...)
+			told("load", err)
 		})
 	}
 }
@@ -193,7 +236,7 @@ func TestBrokenChain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLog(t)
-			a := reader("r")
+			a := noted("r")
 			logtest.Append(t, l, a, note(1), note(2))
 			h, err := l.Load(t.Context(), a)
 			if err != nil {
@@ -214,12 +257,12 @@ func TestBrokenChain(t *testing.T) {
 
 // A heartbeat of another log means that the server's store was replaced.
 func TestHeartbeats(t *testing.T) {
-	s := testServer(t, ServerConfig{})
+	s := testServer(t, server.Config{})
 	initLog(t, s)
 	l := openLog(t, conn(t, s.Connect), Options{})
-	node := openLog(t, conn(t, s.ConnectEdge), Options{Edge: true})
+	node := openLog(t, conn(t, edge(s)), Options{Edge: true})
 	fill(t, l, 7)
-	sub, err := node.nc.SubscribeSync(heartbeats)
+	sub, err := node.nc.SubscribeSync(streams.Heartbeats)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +286,7 @@ func TestHeartbeats(t *testing.T) {
 			t.Errorf("heartbeat ended with %v", err)
 		}
 	}
-	if err := l.nc.Publish(heartbeats, fmt.Appendf(nil, `{"log":%q,"last":7,"ts":%d}`, ulid.Make(), time.Now().UnixMilli())); err != nil {
+	if err := l.nc.Publish(streams.Heartbeats, fmt.Appendf(nil, `{"log":%q,"last":7,"ts":%d}`, ulid.Make(), time.Now().UnixMilli())); err != nil {
 		t.Fatal(err)
 	}
 	wantCorrupt(t, "follow", <-done, "replaced")
@@ -291,40 +334,13 @@ func TestHeartbeatAfterClockSetBack(t *testing.T) {
 	before, at := h.n.Load(), time.Now().Add(-time.Hour).UnixMilli()
 	until(t, "five more", func() bool {
 		// Often enough that Follow does not ask for itself.
-		if err := l.nc.Publish(heartbeats, fmt.Appendf(nil, `{"log":%q,"last":1,"ts":%d}`, l.ID(), at)); err != nil {
+		if err := l.nc.Publish(streams.Heartbeats, fmt.Appendf(nil, `{"log":%q,"last":1,"ts":%d}`, l.ID(), at)); err != nil {
 			t.Fatal(err)
 		}
 		return h.n.Load() >= before+5
 	})
 	if h.back.Load() {
 		t.Error("the time of a heartbeat went back")
-	}
-}
-
-// A server's clock that was set back does not show in the uses.
-func TestUseTimesDoNotGoBack(t *testing.T) {
-	l := newLog(t)
-	for i := range 5 {
-		if _, err := l.Publish(t.Context(), "n1", fmt.Sprint(i), []byte("x")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	ahead := events.At(time.Now().Add(time.Hour))
-	l.uses.set(2, ahead)
-	got, err := l.ReadUses(t.Context(), 2, 10)
-	if err != nil || len(got) != 3 {
-		t.Fatalf("%d messages, %v", len(got), err)
-	}
-	for _, m := range got {
-		if m.Stored != ahead {
-			t.Errorf("message %d is of %s, before the %s of the one before", m.Seq, m.Stored, ahead)
-		}
-	}
-	// Another process takes the time of the message before from the stream.
-	other := openLog(t, l.nc, Options{})
-	got, err = other.ReadUses(t.Context(), 4, 10)
-	if err != nil || len(got) != 1 || got[0].Stored > events.At(time.Now()) {
-		t.Errorf("%+v, %v", got, err)
 	}
 }
 
@@ -343,9 +359,12 @@ func TestLeads(t *testing.T) {
 		{[]*jetstream.PeerInfo{peer(0, false), peer(0, false), peer(time.Hour, false), peer(time.Hour, true)}, true},
 		{[]*jetstream.PeerInfo{peer(0, false), peer(time.Hour, false), peer(time.Hour, false), peer(time.Hour, true)}, false},
 	} {
-		if got := leads(&jetstream.ClusterInfo{Replicas: c.peers}); got != c.want {
+		if got := leads(&jetstream.ClusterInfo{Leader: "n1", Replicas: c.peers}); got != c.want {
 			t.Errorf("case %d: %v", i, got)
 		}
+	}
+	if leads(&jetstream.ClusterInfo{}) {
+		t.Error("nobody leads")
 	}
 	if !leads(nil) {
 		t.Error("a single server leads")

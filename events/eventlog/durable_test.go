@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -20,6 +21,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/eventlog/dial"
+	"github.com/keytrail/keytrail/events/eventlog/server"
 	"github.com/keytrail/keytrail/events/logtest"
 )
 
@@ -30,16 +33,18 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(childDir); dir != "" {
 		child(dir)
 	}
+	_ = flag.Set("test.parallel", "4") // those that are parallel wait for elections and disks; -parallel changes it
 	goleak.VerifyTestMain(m)
 }
 
-func childConfig(dir, listen string) ServerConfig {
-	return ServerConfig{Dir: dir, Listen: listen, MaxStore: testStore, Passwords: Passwords{Admin: "a", Ctrl: "c", Edge: "e", Sys: "s"}}
+func childConfig(dir, listen string) server.Config {
+	return server.Config{Dir: dir, Listen: listen, MaxStore: testStore, Nodes: nodesConf("n1"),
+		Passwords: server.Passwords{Admin: "a", Ctrl: "c", Sys: "s"}}
 }
 
 // child serves until its standard input ends, or until it is killed.
 func child(dir string) {
-	s, err := StartServer(childConfig(dir, "127.0.0.1:0"))
+	s, err := server.Start(childConfig(dir, "127.0.0.1:0"))
 	if err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)
@@ -86,9 +91,11 @@ func TestKillLosesNothing(t *testing.T) {
 	dir := t.TempDir()
 	url, kill := startChild(t, dir)
 	as := func(user, pw string) *nats.Conn {
-		return conn(t, func() (*nats.Conn, error) { return Connect(url, Login{User: user, Password: pw}) })
+		return conn(t, func() (*nats.Conn, error) {
+			return dial.Connect(url, dial.Login{User: user, Password: dial.Password(pw)})
+		})
 	}
-	id, err := Init(t.Context(), as("admin", "a"), InitConfig{MaxStore: testStore})
+	id, err := server.Init(t.Context(), as("admin", "a"), server.InitConfig{MaxStore: testStore})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +114,7 @@ func TestKillLosesNothing(t *testing.T) {
 		for w := range writers {
 			wg.Go(func() {
 				var c events.Chain
-				a := reader(fmt.Sprintf("r%d_%d", round, w))
+				a := noted(fmt.Sprintf("r%d_%d", round, w))
 				for n := 0; ; n++ {
 					write := logtest.Stamp(&c, logtest.Event(a, note(n)))
 					seq, err := l.Append(t.Context(), write)
@@ -158,7 +165,7 @@ func TestKillLosesNothing(t *testing.T) {
 // A restart in order keeps events, uses, timers and the place of Changes.
 func TestRestartKeepsEverything(t *testing.T) {
 	dir := t.TempDir()
-	s, err := StartServer(childConfig(dir, ""))
+	s, err := server.Start(childConfig(dir, ""))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,23 +176,14 @@ func TestRestartKeepsEverything(t *testing.T) {
 	}
 	l := openLog(t, nc, Options{})
 	fill(t, l, 1000)
-	if _, err := l.Publish(t.Context(), "n1", "x", []byte("uses")); err != nil {
+	if _, err := l.Publish(t.Context(), "n1", "x", 0, []byte("uses")); err != nil {
 		t.Fatal(err)
 	}
 	key := logtest.NewKeyRef("shop", "acme")
-	if err := l.Set(t.Context(), key, events.At(time.Now().Add(300*time.Millisecond))); err != nil {
+	mark, err := l.Set(t.Context(), events.TimerMark{}, 1000, events.TimerSetting{Key: key, At: events.At(time.Now().Add(300 * time.Millisecond))})
+	if err != nil {
 		t.Fatal(err)
 	}
-	var last atomic.Uint64
-	changes := func(_ context.Context, r *events.Recorded) error {
-		if !last.CompareAndSwap(uint64(r.Seq)-1, uint64(r.Seq)) {
-			t.Errorf("change %d came after %d", r.Seq, last.Load())
-		}
-		return nil
-	}
-	stop := beside(t, func(ctx context.Context) error { return l.Changes(ctx, changes) })
-	until(t, "all changes", func() bool { return last.Load() == 1000 })
-	_ = stop()
 	fill(t, l, 200)
 	before := logtest.ReadAll(t, l)
 	closed(nc)
@@ -209,20 +207,23 @@ func TestRestartKeepsEverything(t *testing.T) {
 	stopDue := beside(t, func(ctx context.Context) error {
 		return l.Due(ctx, func(_ context.Context, k events.KeyRef) error { due <- k; return nil })
 	})
-	stop = beside(t, func(ctx context.Context) error { return l.Changes(ctx, changes) })
-	until(t, "the other changes", func() bool { return last.Load() == 1200 })
+	if now, err := l.Mark(t.Context()); err != nil || now != mark {
+		t.Errorf("the mark is %+v, %v; it was %+v", now, err, mark)
+	}
 	if k := <-due; k != key {
 		t.Errorf("%v is due", k)
 	}
-	_, _ = stop(), stopDue()
+	_ = stopDue()
 }
 
 // proxy stands between a client and its server and can swallow answers.
 type proxy struct {
 	l      net.Listener
 	target string
-	mute   atomic.Bool // what the server says is swallowed
-	refuse atomic.Bool // no new connections
+	mute   atomic.Bool  // what the server says is swallowed
+	deaf   atomic.Bool  // what the client says is swallowed
+	refuse atomic.Bool  // no new connections
+	slow   atomic.Int64 // how many nanoseconds everything is held back
 	mu     sync.Mutex
 	conns  []net.Conn // guarded by mu
 	wg     sync.WaitGroup
@@ -261,24 +262,47 @@ func (p *proxy) serve() {
 			defer p.mu.Unlock()
 			p.conns = append(p.conns, c, s)
 		}()
-		p.wg.Go(func() { _, _ = io.Copy(s, c); s.Close(); c.Close() })
-		p.wg.Go(func() {
-			defer s.Close()
-			defer c.Close()
-			buf := make([]byte, 64<<10)
-			for {
-				n, err := s.Read(buf)
-				if err != nil {
-					return
-				}
-				if p.mute.Load() {
-					continue
-				}
-				if _, err := c.Write(buf[:n]); err != nil {
-					return
-				}
+		p.wg.Go(func() { pump(s, c, &p.deaf, &p.slow) })
+		p.wg.Go(func() { pump(c, s, &p.mute, &p.slow) })
+	}
+}
+
+// pump copies from src to dst, later by slow, but for what comes while it is to
+// swallow.
+func pump(dst, src net.Conn, swallow *atomic.Bool, slow *atomic.Int64) {
+	defer dst.Close()
+	defer src.Close()
+	type held struct {
+		due  time.Time
+		data []byte
+	}
+	queue, ended := make(chan held, 1<<14), make(chan struct{})
+	go func() { // joined below
+		defer close(ended)
+		for h := range queue {
+			time.Sleep(time.Until(h.due))
+			if _, err := dst.Write(h.data); err != nil {
+				src.Close()
 			}
-		})
+		}
+	}()
+	defer func() { close(queue); src.Close(); dst.Close(); <-ended }()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := src.Read(buf)
+		if err != nil {
+			return
+		}
+		if swallow.Load() {
+			continue
+		}
+		if d := time.Duration(slow.Load()); d > 0 || len(queue) > 0 {
+			queue <- held{time.Now().Add(d), append([]byte(nil), buf[:n]...)}
+			continue
+		}
+		if _, err := dst.Write(buf[:n]); err != nil {
+			return
+		}
 	}
 }
 
@@ -302,7 +326,7 @@ func TestLostAck(t *testing.T) {
 		for _, inTime := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%d events, in time %v", events1, inTime), func(t *testing.T) {
 				p := newProxy(t, s.URL())
-				nc := conn(t, func() (*nats.Conn, error) { return Connect(p.url(), Login{User: "ctrl", Password: "c"}) })
+				nc := conn(t, func() (*nats.Conn, error) { return dial.Connect(p.url(), dial.Login{User: "ctrl", Password: "c"}) })
 				l := openLog(t, nc, Options{})
 				before, err := direct.Last(t.Context())
 				if err != nil {
@@ -311,7 +335,7 @@ func TestLostAck(t *testing.T) {
 				var c events.Chain
 				var ws []events.Write
 				for i := range events1 {
-					ws = append(ws, logtest.Stamp(&c, logtest.Event(reader("r"+strconv.Itoa(int(before))), note(i))))
+					ws = append(ws, logtest.Stamp(&c, logtest.Event(noted("r"+strconv.Itoa(int(before))), note(i))))
 				}
 				want := before + events.Seq(events1)
 				p.mute.Store(true)
@@ -363,8 +387,8 @@ func TestConnectionDown(t *testing.T) {
 	initLog(t, s)
 	direct := openLog(t, conn(t, s.Connect), Options{})
 	p := newProxy(t, s.URL())
-	nc := conn(t, func() (*nats.Conn, error) { return Connect(p.url(), Login{User: "ctrl", Password: "c"}) })
-	l := openLog(t, nc, Options{Timeout: 200 * time.Millisecond})
+	nc := conn(t, func() (*nats.Conn, error) { return dial.Connect(p.url(), dial.Login{User: "ctrl", Password: "c"}) })
+	l := openLog(t, nc, Options{Timeout: 2 * time.Second})
 	v := &view{}
 	stop := beside(t, func(ctx context.Context) error { return l.Follow(ctx, 0, v) })
 	uses := make(chan int, 1)
@@ -378,7 +402,7 @@ func TestConnectionDown(t *testing.T) {
 	p.refuse.Store(true)
 	p.cut()
 	until(t, "the client notices", func() bool { return !nc.IsConnected() })
-	w := first(reader("down"), note(0))
+	w := first(noted("down"), note(0))
 	if _, err := l.Append(t.Context(), w); !errors.Is(err, events.ErrUnavailable) {
 		t.Errorf("append without a connection: %v", err)
 	}
@@ -388,11 +412,11 @@ func TestConnectionDown(t *testing.T) {
 	if _, err := l.Last(t.Context()); !errors.Is(err, events.ErrUnavailable) {
 		t.Errorf("last without a connection: %v", err)
 	}
-	if _, err := l.Publish(t.Context(), "n1", "x", []byte("x")); !errors.Is(err, events.ErrUnavailable) {
+	if _, err := l.Publish(t.Context(), "n1", "x", 0, []byte("x")); !errors.Is(err, events.ErrUnavailable) {
 		t.Errorf("publish without a connection: %v", err)
 	}
 	fill(t, direct, 3000) // more than a follower's channel holds
-	if _, err := direct.Publish(t.Context(), "n1", "y", []byte("y")); err != nil {
+	if _, err := direct.Publish(t.Context(), "n1", "y", 0, []byte("y")); err != nil {
 		t.Fatal(err)
 	}
 	p.refuse.Store(false)
@@ -416,13 +440,13 @@ func TestConnectionDown(t *testing.T) {
 func TestServerRestartsUnderUse(t *testing.T) {
 	dir := t.TempDir()
 	c := childConfig(dir, "127.0.0.1:0")
-	s, err := StartServer(c)
+	s, err := server.Start(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	initLog(t, s)
 	c.Listen = strings.TrimPrefix(s.URL(), "nats://")
-	nc := conn(t, func() (*nats.Conn, error) { return Connect(s.URL(), Login{User: "ctrl", Password: "c"}) })
+	nc := conn(t, func() (*nats.Conn, error) { return dial.Connect(s.URL(), dial.Login{User: "ctrl", Password: "c"}) })
 	l := openLog(t, nc, Options{Timeout: 30 * time.Second})
 	const n = 60
 	v := &view{}
@@ -448,14 +472,14 @@ func TestServerRestartsUnderUse(t *testing.T) {
 	for i := 1; i <= n; i++ {
 		if i == n/3 || i == n/3*2 {
 			s.Stop()
-			if s, err = StartServer(c); err != nil {
+			if s, err = server.Start(c); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if _, err := l.Publish(t.Context(), "n1", fmt.Sprint(i), []byte(fmt.Sprint(i))); err != nil {
+		if _, err := l.Publish(t.Context(), "n1", fmt.Sprint(i), events.Seq(i-1), []byte(fmt.Sprint(i))); err != nil {
 			t.Fatalf("publish %d: %v", i, err)
 		}
-		seq, err := l.Append(t.Context(), logtest.Stamp(&chain, logtest.Event(reader("r"), note(i))))
+		seq, err := l.Append(t.Context(), logtest.Stamp(&chain, logtest.Event(noted("r"), note(i))))
 		if err != nil {
 			t.Fatalf("append %d: %v", i, err)
 		}
@@ -475,11 +499,11 @@ func TestServerRestartsUnderUse(t *testing.T) {
 func TestConflictCodes(t *testing.T) {
 	l := newLog(t)
 	fill(t, l, 1)
-	a := reader("r")
+	a := noted("r")
 	logtest.Append(t, l, a, note(0))
 	for n := 1; n <= 2; n++ { // the other code needs a cluster: TestCluster
-		ws := []events.Write{first(a, note(1)), first(reader("s"), note(1))}[:n]
-		msgs, err := messages(ws)
+		ws := []events.Write{first(a, note(1)), first(noted("s"), note(1))}[:n]
+		msgs, err := l.messages(ws)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -497,7 +521,7 @@ func TestConflictCodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n := 1; n <= 2; n++ {
-		ws := []events.Write{first(reader("t"), note(1)), first(reader("u"), note(1))}[:n]
+		ws := []events.Write{first(noted("t"), note(1)), first(noted("u"), note(1))}[:n]
 		ws[0].Event.ID = h[0].ID
 		if _, err := l.Append(t.Context(), ws...); err == nil || errors.Is(err, events.ErrConflict) || !strings.Contains(err.Error(), "another history") {
 			t.Errorf("%d events, one with an id of another history: %v", n, err)
@@ -506,8 +530,8 @@ func TestConflictCodes(t *testing.T) {
 }
 
 func TestFull(t *testing.T) {
-	s := testServer(t, ServerConfig{})
-	if _, err := Init(t.Context(), conn(t, s.ConnectAdmin), InitConfig{MaxStore: 1 << 20}); err != nil {
+	s := testServer(t, server.Config{})
+	if _, err := server.Init(t.Context(), conn(t, s.ConnectAdmin), server.InitConfig{MaxStore: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	l := openLog(t, conn(t, s.Connect), Options{})
@@ -517,7 +541,7 @@ func TestFull(t *testing.T) {
 		var c events.Chain
 		var ws []events.Write
 		for i := range 50 {
-			ws = append(ws, logtest.Stamp(&c, logtest.Event(reader(fmt.Sprint("b", n)), note(i))))
+			ws = append(ws, logtest.Stamp(&c, logtest.Event(noted(fmt.Sprint("b", n)), note(i))))
 		}
 		_, err = l.Append(t.Context(), ws...)
 	}
@@ -525,16 +549,21 @@ func TestFull(t *testing.T) {
 		t.Fatalf("a batch into a full stream: %v", err)
 	}
 	for err = error(nil); err == nil && n < 20000; n++ {
-		_, err = l.Append(t.Context(), first(reader(fmt.Sprint("s", n)), note(n)))
+		_, err = l.Append(t.Context(), first(noted(fmt.Sprint("s", n)), note(n)))
 	}
-	if !errors.Is(err, events.ErrFull) || !strings.Contains(err.Error(), "more room") {
+	if !errors.Is(err, events.ErrFull) || !strings.Contains(err.Error(), "the stream KT_LIFE has reached its size limit") {
 		t.Errorf("an event into a full stream: %v", err)
 	}
 	logtest.CheckLog(t, l)
 
 	// The stream of uses forgets its oldest instead, and says so.
+	if _, err := l.Publish(t.Context(), "n2", "idle", 0, []byte("idle")); err != nil {
+		t.Fatal(err)
+	}
+	last := events.Seq(0)
 	for i := range 60 {
-		if _, err := l.Publish(t.Context(), "n1", fmt.Sprint(i), []byte(strings.Repeat(fmt.Sprint(i%10), 40<<10))); err != nil {
+		var err error
+		if last, err = l.Publish(t.Context(), "n1", fmt.Sprint(i), last, []byte(strings.Repeat(fmt.Sprint(i%10), 40<<10))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -547,7 +576,16 @@ func TestFull(t *testing.T) {
 		t.Errorf("read on after what is forgotten: %d messages, %v", len(got), err)
 	}
 	var corrupt *events.CorruptError
-	if _, err := l.ReadUses(t.Context(), 61, 10); !errors.As(err, &corrupt) {
+	if _, err := l.ReadUses(t.Context(), 62, 10); !errors.As(err, &corrupt) {
 		t.Errorf("read past the end of the stream: %v", err)
+	}
+	// A node whose messages are all forgotten goes on.
+	for range 2 {
+		if seq, err := l.Publish(t.Context(), "n2", "awake", 1, []byte("awake")); err != nil || seq != 62 {
+			t.Errorf("after the node's last message was forgotten: %d, %v", seq, err)
+		}
+	}
+	if _, err := l.Publish(t.Context(), "n2", "late", 1, []byte("late")); !errors.Is(err, events.ErrFenced) {
+		t.Errorf("after another one went on: %v", err)
 	}
 }

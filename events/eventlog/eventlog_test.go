@@ -3,6 +3,7 @@ package eventlog
 import (
 	"context"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -11,13 +12,14 @@ import (
 	"github.com/oklog/ulid/v2"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/eventlog/server"
 	"github.com/keytrail/keytrail/events/logtest"
 )
 
 const testStore = 256 << 20
 
 // testServer starts a server that stops with the test.
-func testServer(t testing.TB, c ServerConfig) *Server {
+func testServer(t testing.TB, c server.Config) *server.Server {
 	t.Helper()
 	if c.Dir == "" {
 		c.Dir = t.TempDir()
@@ -25,12 +27,35 @@ func testServer(t testing.TB, c ServerConfig) *Server {
 	if c.MaxStore == 0 {
 		c.MaxStore = testStore
 	}
-	s, err := StartServer(c)
+	if c.Nodes == "" {
+		c.Nodes = nodesConf("n1", "n2", "n3")
+	}
+	s, err := server.Start(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Stop)
 	return s
+}
+
+// nodesConf lets nodes in, each with the password that nodePassword returns.
+func nodesConf(nodes ...events.NodeID) string {
+	var b strings.Builder
+	for _, n := range nodes {
+		text, err := server.NodeConf(n, nodePassword(n))
+		if err != nil {
+			panic(err)
+		}
+		b.WriteString(text)
+	}
+	return b.String()
+}
+
+func nodePassword(n events.NodeID) string { return "pw-of-" + string(n) }
+
+// edge connects as node n1.
+func edge(s *server.Server) connectAs {
+	return func() (*nats.Conn, error) { return s.ConnectNode("n1", nodePassword("n1")) }
 }
 
 // conn returns what connect makes and closes it with the test.
@@ -55,9 +80,9 @@ func closed(nc *nats.Conn) {
 	<-done
 }
 
-func initLog(t testing.TB, s *Server) events.LogID {
+func initLog(t testing.TB, s *server.Server) events.LogID {
 	t.Helper()
-	id, err := Init(t.Context(), conn(t, s.ConnectAdmin), InitConfig{MaxStore: testStore})
+	id, err := server.Init(t.Context(), conn(t, s.ConnectAdmin), server.InitConfig{MaxStore: testStore})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,12 +101,13 @@ func openLog(t testing.TB, nc *nats.Conn, o Options) *Log {
 // newLog is a fresh log on a fresh single server.
 func newLog(t testing.TB) *Log {
 	t.Helper()
-	s := testServer(t, ServerConfig{})
+	s := testServer(t, server.Config{})
 	initLog(t, s)
 	return openLog(t, conn(t, s.Connect), Options{})
 }
 
 func TestLogContract(t *testing.T) {
+	t.Parallel()
 	logtest.TestLog(t, func(t *testing.T) events.Log { return contractLog(t) })
 }
 
@@ -93,14 +119,22 @@ func TestTimersContract(t *testing.T) {
 	logtest.TestTimers(t, func(t *testing.T) logtest.TimerLog { return contractLog(t) })
 }
 
+func TestReadLogContract(t *testing.T) {
+	logtest.TestReadLog(t, func(t *testing.T) (life, reads events.ReadLog) {
+		l := contractLog(t)
+		return l.Lifecycle, l.Reads()
+	})
+}
+
 // The verifier's account passes the same contract as far as it may: it cannot
 // append, so that control's log writes for it.
 func TestLogContractFromEdge(t *testing.T) {
+	t.Parallel()
 	logtest.TestLog(t, func(t *testing.T) events.Log {
-		s := testServer(t, ServerConfig{})
+		s := testServer(t, server.Config{})
 		initLog(t, s)
 		return edgeReader{
-			Log:  openLog(t, conn(t, s.ConnectEdge), Options{Edge: true}),
+			Log:  openLog(t, conn(t, edge(s)), Options{Edge: true}),
 			ctrl: openLog(t, conn(t, s.Connect), Options{}),
 		}
 	})
@@ -115,13 +149,14 @@ func (e edgeReader) Append(ctx context.Context, w ...events.Write) (events.Seq, 
 	return e.ctrl.Append(ctx, w...)
 }
 
-// note is an event that is legal at any time: a reader's history is a plain list.
+// note is an event that is legal at any time in the history of noted: a role may be
+// defined again and again.
 func note(i int) events.Data {
-	return &events.AuditQueried{Kind: "events", Filter: map[string]string{"n": strconv.Itoa(i)}}
+	return &events.RoleDefined{Description: "note " + strconv.Itoa(i), Scopes: []string{}}
 }
 
-func reader(name string) events.Aggregate {
-	return events.ReaderAggregate(events.Actor{Kind: events.ActorSystem, ID: name})
+func noted(name string) events.Aggregate {
+	return events.RoleAggregate("shop", "acme", events.RoleID(name))
 }
 
 // first is the write that starts a history.
@@ -136,7 +171,7 @@ func fill(t testing.TB, l events.Log, n int) {
 		var ws []events.Write
 		for h := 0; len(ws) < min(n, 100); h++ {
 			var c events.Chain
-			a := reader(ulid.Make().String())
+			a := noted(ulid.Make().String())
 			for i := 0; i < 10 && len(ws) < min(n, 100); i++ {
 				ws = append(ws, logtest.Stamp(&c, logtest.Event(a, note(i))))
 			}

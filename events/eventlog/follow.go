@@ -12,75 +12,56 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/eventlog/streams"
 )
 
 const (
-	beatEvery   = 250 * time.Millisecond
-	beatMissing = 400 * time.Millisecond // after so long without a heartbeat a follower asks for itself
-	// leaseHolds is how recently a majority must have answered a leader for its
-	// word to count. It is below the least election timeout (4 s), so that no
-	// other leader can have been elected meanwhile.
-	leaseHolds = 3 * time.Second
+	heartbeatEvery   = 250 * time.Millisecond
+	heartbeatMissing = 400 * time.Millisecond // after so long without a heartbeat a follower asks for itself
 )
 
-// beat is a heartbeat: when the clock read At, the log's last event was Last.
-type beat struct {
+// heartbeat says: when the clock read At, the log's last event was Last.
+type heartbeat struct {
 	Log  events.LogID `json:"log"`
 	Last events.Seq   `json:"last"`
 	At   int64        `json:"ts"` // milliseconds since the Unix epoch
 }
 
-// pulse takes a heartbeat from the stream's leader. The clock is read before
+// leaderHeartbeat asks the stream's leader for a heartbeat. The clock is read before
 // the leader is asked, so that the heartbeat never claims more than is true;
 // the time of the last event itself is true too, and may be the later one.
-func (l *Log) pulse(ctx context.Context) (beat, error) {
+func (l *Lifecycle) leaderHeartbeat(ctx context.Context) (heartbeat, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	at := time.Now().UnixMilli()
-	si, err := l.info(ctx, lifeStream)
+	si, err := l.info(ctx, l.stream)
 	if err != nil {
-		return beat{}, err
+		return heartbeat{}, err
 	}
 	if !leads(si.Cluster) {
-		return beat{}, fmt.Errorf("%w: its leader has lost touch with the majority", events.ErrUnavailable)
+		return heartbeat{}, fmt.Errorf("%w: %w", events.ErrUnavailable, errMinority)
 	}
-	id, err := identity(&si.Config)
+	id, err := streams.Identity(&si.Config)
 	if err != nil {
-		return beat{}, err
+		return heartbeat{}, err
 	}
 	if si.State.LastSeq > 0 {
 		at = max(at, si.State.LastTime.UnixMilli())
 	}
-	return beat{Log: id, Last: events.Seq(si.State.LastSeq), At: at}, nil
-}
-
-// leads reports whether a majority has answered the leader recently. A leader
-// cut off from the others goes on answering reads for up to 10 s.
-func leads(c *jetstream.ClusterInfo) bool {
-	if c == nil || len(c.Replicas) == 0 {
-		return true
-	}
-	alive := 1
-	for _, r := range c.Replicas {
-		if !r.Offline && r.Active < leaseHolds {
-			alive++
-		}
-	}
-	return alive > (len(c.Replicas)+1)/2
+	return heartbeat{Log: id, Last: events.Seq(si.State.LastSeq), At: at}, nil
 }
 
 // Heartbeat publishes a heartbeat every 250 ms until ctx ends, and returns its
 // error. Control runs it; any number of publishers is fine. Without one the
 // followers ask the leader themselves, each for itself.
-func (l *Log) Heartbeat(ctx context.Context) error {
-	tick := time.NewTicker(beatEvery)
+func (l *Lifecycle) Heartbeat(ctx context.Context) error {
+	tick := time.NewTicker(heartbeatEvery)
 	defer tick.Stop()
 	down := false
 	for {
-		err := l.heartbeat(ctx)
+		err := l.publishHeartbeat(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -96,8 +77,8 @@ func (l *Log) Heartbeat(ctx context.Context) error {
 	}
 }
 
-func (l *Log) heartbeat(ctx context.Context) error {
-	b, err := l.pulse(ctx)
+func (l *Lifecycle) publishHeartbeat(ctx context.Context) error {
+	b, err := l.leaderHeartbeat(ctx)
 	if err != nil {
 		return err
 	}
@@ -108,21 +89,25 @@ func (l *Log) heartbeat(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return l.nc.Publish(heartbeats, data)
+	return l.nc.Publish(streams.Heartbeats, data)
 }
 
-func (l *Log) foreign(id events.LogID) error {
+func (t *transport) foreign(id events.LogID) error {
 	return &events.CorruptError{Reason: fmt.Sprintf("the server now holds log %s where log %s was: someone has replaced it. "+
-		"Connect to the right server, or restore the log from a backup", id, l.id)}
+		"Connect to the right server, or restore the log from a backup", id, t.id)}
 }
 
 // Follow implements events.Log. Events come over a core subscription to what
 // the stream publishes again after commit, applied strictly by sequence;
 // whatever is missing, at the start as after a lost connection, is read
 // directly (L6). A consumer would stand still for up to 11 s at a failover.
-func (l *Log) Follow(ctx context.Context, after events.Seq, f events.Follower) error {
+func (l *Lifecycle) Follow(ctx context.Context, after events.Seq, f events.Follower) error {
 	ch := make(chan *nats.Msg, 1024) // what does not fit is dropped, and repaired
-	for _, subject := range []string{lifeTail, heartbeats} {
+	subjects := []string{l.tail}
+	if l.events == events.Lifecycle {
+		subjects = append(subjects, streams.Heartbeats) // nobody waits for the read log: its follower asks
+	}
+	for _, subject := range subjects {
 		sub, err := l.nc.ChanSubscribe(subject, ch)
 		if err != nil {
 			return fmt.Errorf("follow the log: %w: %w", events.ErrUnavailable, err)
@@ -130,7 +115,9 @@ func (l *Log) Follow(ctx context.Context, after events.Seq, f events.Follower) e
 		defer sub.Unsubscribe()
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	fw := &follower{l: l, f: f, next: after + 1, live: ch, beats: make(chan beat, 1)}
+	_, untimed := f.(events.Untimed)
+	fw := &follower{l: l, f: f, bare: untimed && l.bare(), next: after + 1, live: ch,
+		heartbeats: make(chan heartbeat, 1), began: time.Now(), reconnects: l.nc.Stats().Reconnects}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
@@ -144,50 +131,75 @@ func (l *Log) Follow(ctx context.Context, after events.Seq, f events.Follower) e
 
 // follower is one Follow.
 type follower struct {
-	l     *Log
-	live  chan *nats.Msg
-	beats chan beat    // heartbeats that poll asked for
-	heard atomic.Int64 // when the last heartbeat came, UnixNano
+	l          *Lifecycle
+	live       chan *nats.Msg
+	heartbeats chan heartbeat // heartbeats that poll asked for
+	began      time.Time      // with a steady clock: nobody can set it back
+	heard      atomic.Int64   // when the last heartbeat came: nanoseconds since began, 0 = never
 
 	// Owned by run.
 	f     events.Follower
+	bare  bool       // bulk reads go without headers
 	next  events.Seq // the next event to apply
 	batch []events.Recorded
-	fresh beat // the last one passed on
+	fresh heartbeat // the last one passed on
+
+	hash       events.Hash // of the last event applied, zero before the first
+	reconnects uint64      // connections so far for which the log was recognised
 }
 
 // poll asks for a heartbeat whenever none has come for a while, first of all at once.
 func (fw *follower) poll(ctx context.Context) {
-	for {
-		if since := time.Since(time.Unix(0, fw.heard.Load())); since < beatMissing {
-			if waitFor(ctx, beatMissing-since) != nil {
+	for r := (retry{}); ; {
+		if rest := fw.untilPoll(); rest > 0 {
+			if waitFor(ctx, rest) != nil {
 				return
 			}
 			continue
 		}
-		if b, err := fw.l.pulse(ctx); err == nil {
-			fw.heard.Store(time.Now().UnixNano())
+		if b, err := fw.l.leaderHeartbeat(ctx); err == nil {
+			fw.hear()
+			r.again()
 			select {
-			case fw.beats <- b:
+			case fw.heartbeats <- b:
 			case <-ctx.Done():
 				return
 			}
-		} else if waitFor(ctx, pause) != nil {
+		} else if r.wait(ctx) != nil {
 			return
 		}
 	}
 }
 
+// hear notes that a heartbeat came.
+func (fw *follower) hear() { fw.heard.Store(int64(time.Since(fw.began))) }
+
+// untilPoll returns how long no heartbeat need be asked for.
+func (fw *follower) untilPoll() time.Duration {
+	heard := time.Duration(fw.heard.Load())
+	if heard == 0 {
+		return 0
+	}
+	return heard + heartbeatMissing - time.Since(fw.began)
+}
+
 // run returns ctx's error, the follower's, or a *CorruptError.
 func (fw *follower) run(ctx context.Context) error {
 	for {
-		var err error
+		var b heartbeat
+		var m *nats.Msg
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case b := <-fw.beats:
-			err = fw.beat(ctx, b)
-		case m := <-fw.live:
+		case b = <-fw.heartbeats:
+		case m = <-fw.live:
+		}
+		err := fw.recognise(ctx)
+		switch {
+		case err != nil:
+		case m == nil:
+			err = fw.applyHeartbeat(ctx, b)
+		default:
 			err = fw.take(ctx, m)
 		}
 		if err != nil {
@@ -200,13 +212,16 @@ func (fw *follower) run(ctx context.Context) error {
 func (fw *follower) take(ctx context.Context, m *nats.Msg) error {
 	fw.batch = fw.batch[:0]
 	for {
-		if m.Subject == heartbeats {
+		if !fw.recognised() {
+			return fw.flush() // m is repaired
+		}
+		if m.Subject == streams.Heartbeats {
 			if err := fw.flush(); err != nil {
 				return err
 			}
-			return fw.heartbeat(ctx, m)
+			return fw.readHeartbeat(ctx, m)
 		}
-		s, err := fromReply(m, lifeStream)
+		s, err := fromReply(m, fw.l.stream)
 		due := fw.next + events.Seq(len(fw.batch))
 		switch {
 		case err != nil: // not from the stream: what is missing is repaired
@@ -247,25 +262,47 @@ func (fw *follower) apply(batch []events.Recorded) error {
 		return err
 	}
 	fw.next += events.Seq(len(batch))
+	fw.hash = batch[len(batch)-1].Hash
 	return nil
 }
 
-// heartbeat takes nothing for a heartbeat but what Heartbeat writes: within its
+// recognise makes sure, after a lost connection and before anything that came after
+// it is used, that the log still ends or goes on with the event applied last: what
+// answers now may be a copy of the log with another history.
+func (fw *follower) recognise(ctx context.Context) error {
+	n := fw.l.nc.Stats().Reconnects
+	if n == fw.reconnects {
+		return nil
+	}
+	if err := fw.repair(ctx, fw.next-1); err != nil {
+		return err
+	}
+	fw.reconnects = n
+	return nil
+}
+
+// recognised reports whether the connection is still that of the last recognise. A
+// reconnect is counted before the new connection delivers anything, so what was
+// received before the question came over the old one.
+func (fw *follower) recognised() bool { return fw.l.nc.Stats().Reconnects == fw.reconnects }
+
+// readHeartbeat takes nothing for a heartbeat but what Heartbeat writes: within its
 // account a verifier can aim other answers of the server at this subject. What
 // it drops, poll makes up for.
-func (fw *follower) heartbeat(ctx context.Context, m *nats.Msg) error {
-	var b beat
+func (fw *follower) readHeartbeat(ctx context.Context, m *nats.Msg) error {
+	var b heartbeat
 	d := json.NewDecoder(bytes.NewReader(m.Data))
 	d.DisallowUnknownFields()
 	if d.Decode(&b) != nil || d.InputOffset() != int64(len(m.Data)) || b.Log.IsZero() || len(m.Header) > 0 {
 		return nil
 	}
-	fw.heard.Store(time.Now().UnixNano())
-	return fw.beat(ctx, b)
+	fw.hear()
+	fw.l.trust()
+	return fw.applyHeartbeat(ctx, b)
 }
 
-// beat brings the follower up to the heartbeat and passes it on.
-func (fw *follower) beat(ctx context.Context, b beat) error {
+// applyHeartbeat brings the follower up to the heartbeat and passes it on.
+func (fw *follower) applyHeartbeat(ctx context.Context, b heartbeat) error {
 	if b.Log != fw.l.id {
 		return fw.l.foreign(b.Log)
 	}
@@ -282,21 +319,36 @@ func (fw *follower) beat(ctx context.Context, b beat) error {
 	if b.Last < fw.fresh.Last {
 		return nil // older than one already passed on: several publish
 	}
-	// Another publisher's clock may be behind, or this one's was set back. What
-	// was claimed before stays true, and the log has been heard of.
+	// Another publisher's clock may be behind, or this one's was set back. The
+	// earlier claim still holds, and the log is alive.
 	b.At = max(b.At, fw.fresh.At)
 	fw.fresh = b
 	fw.f.Fresh(events.Time(b.At), b.Last)
 	return nil
 }
 
-// repair reads everything up to last, trying until ctx ends.
+// repair reads everything up to last, trying until ctx ends. It begins with the
+// event applied last, which must be the same still.
 func (fw *follower) repair(ctx context.Context, last events.Seq) error {
-	for fw.next <= last {
-		before := fw.next
+	from := fw.next
+	if !fw.hash.IsZero() {
+		from--
+	}
+	for r := (retry{}); from <= last; {
+		before := from
 		failed := error(nil)
-		_, err := fw.l.replay(ctx, fw.next, last, func(batch []events.Recorded) error {
-			failed = fw.apply(batch)
+		_, err := fw.l.replay(ctx, from, last, fw.bare, func(batch []events.Recorded) error {
+			if batch[0].Seq < fw.next {
+				if batch[0].Hash != fw.hash {
+					failed = fw.replaced(&batch[0])
+					return failed
+				}
+				batch = batch[1:]
+			}
+			if len(batch) > 0 {
+				failed = fw.apply(batch)
+			}
+			from = fw.next
 			return failed
 		})
 		if failed != nil {
@@ -305,11 +357,11 @@ func (fw *follower) repair(ctx context.Context, last events.Seq) error {
 		if corrupt := (*events.CorruptError)(nil); errors.As(err, &corrupt) {
 			return err
 		}
-		if err != nil && fw.next == before {
-			if err := fw.l.missing(ctx, fw.next); err != nil {
+		if err != nil && from == before {
+			if err := fw.l.missing(ctx, from); err != nil {
 				return err
 			}
-			if waitFor(ctx, pause) != nil {
+			if r.wait(ctx) != nil {
 				return ctx.Err()
 			}
 		}
@@ -317,13 +369,19 @@ func (fw *follower) repair(ctx context.Context, last events.Seq) error {
 	return nil
 }
 
+func (fw *follower) replaced(r *events.Recorded) error {
+	return &events.CorruptError{Seq: r.Seq, Reason: fmt.Sprintf("the log is not the log that was followed here: event %d has hash %.16s now, and had %.16s. "+
+		"The log was restored from an older copy and written on, or altered. Nothing is answered from it. Find out which history is right: "+
+		"keys that were revoked after the copy was made are alive in it", r.Seq, r.Hash, fw.hash)}
+}
+
 // shrunk asks the leader, after a heartbeat that is behind what was applied,
 // whether the log has lost its end. Mostly the heartbeat is only older.
 func (fw *follower) shrunk(ctx context.Context) error {
-	b, err := fw.l.pulse(ctx)
-	if err != nil || b.Last+1 >= fw.next {
+	last, err := fw.l.end(ctx, fw.l.stream, fw.next-1)
+	if err != nil || last >= fw.next-1 {
 		return nil
 	}
-	return &events.CorruptError{Seq: b.Last + 1, Reason: fmt.Sprintf("the log ends at event %d, but event %d was followed here: the end of the log is lost. "+
-		"Stop here, keep the store directory as it is, and restore the log from its archive mirror or a backup", b.Last, fw.next-1)}
+	return &events.CorruptError{Seq: last + 1, Reason: fmt.Sprintf("the log ends at event %d, but event %d was followed here: the end of the log is lost. "+
+		"Stop here, keep the store directory as it is, and restore the log from its archive mirror or a backup", last, fw.next-1)}
 }

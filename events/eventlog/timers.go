@@ -2,23 +2,20 @@ package eventlog
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
+	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nuid"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/eventlog/streams"
 )
 
 const (
 	setPrefix   = "kt.timer.set."
-	duePrefix   = "kt.timer.due."
-	dueSubjects = duePrefix + ">"
-	offSubject  = "kt.timer.off" // takes the messages that cancel a schedule; keeps the last
+	markSubject = "kt.timer.mark"
 )
 
 // farthest is the last instant that a schedule is made for: the server counts
@@ -29,174 +26,95 @@ func timerToken(k events.KeyRef) string {
 	return string(k.Keyspace) + "." + string(k.Tenant) + "." + k.Key.String()
 }
 
-// Set implements events.Timers with a message schedule (ADR-51): one message on
-// a subject of the key's own, which the server turns into a due message. The
-// instant is written out to the millisecond, since nats.go's helper truncates to
-// seconds and so would fire early. An instant past the year 2200 is not set.
-func (l *Log) Set(ctx context.Context, key events.KeyRef, at events.Time) error {
-	if err := key.Aggregate().Validate(); err != nil {
-		return fmt.Errorf("set a timer: %w", err)
+// settingMsg returns the message of one setting: a message schedule (ADR-51) on a
+// subject of the key's own, which the server turns into a due message. The instant is
+// written out to the millisecond, since nats.go's helper truncates to seconds and so
+// would fire early. A message that is no schedule takes the schedule's place and so
+// cancels it; the server drops it after a while. An instant past the year 2200 is
+// never.
+func settingMsg(s *events.TimerSetting) (*nats.Msg, error) {
+	if err := s.Key.Aggregate().Validate(); err != nil {
+		return nil, err
 	}
-	if at > farthest {
-		return l.Clear(ctx, key)
+	token := timerToken(s.Key)
+	m := nats.NewMsg(setPrefix + token)
+	if s.At == 0 || s.At > farthest {
+		m.Header.Set(hdrTTL, "1h")
+		return m, nil
 	}
-	ctx, cancel := l.bound(ctx)
-	defer cancel()
-	m := nats.NewMsg(setPrefix + timerToken(key))
-	m.Header.Set("Nats-Schedule", "@at "+at.Std().Format(time.RFC3339Nano))
-	m.Header.Set("Nats-Schedule-Target", duePrefix+timerToken(key))
+	m.Header.Set("Nats-Schedule", "@at "+s.At.Std().Format(time.RFC3339Nano))
+	m.Header.Set("Nats-Schedule-Target", streams.DuePrefix+token)
 	m.Header.Set("Nats-Schedule-TTL", "168h") // how long a due message waits for an expirer
-	m.Header.Set(hdrStream, timerStream)
-	if _, err := l.send(ctx, m); err != nil {
-		return fmt.Errorf("set the timer of %s: %w", key.Key, err)
-	}
-	return nil
+	return m, nil
 }
 
-// Clear implements events.Timers.
-func (l *Log) Clear(ctx context.Context, key events.KeyRef) error {
-	if err := key.Aggregate().Validate(); err != nil {
-		return fmt.Errorf("clear a timer: %w", err)
-	}
-	ctx, cancel := l.bound(ctx)
+// Mark implements events.Timers. The stream's leader answers, and a leader that was
+// deposed may answer with an older mark: Set refuses that one.
+func (ts *Timers) Mark(ctx context.Context) (events.TimerMark, error) {
+	ctx, cancel := ts.bound(ctx)
 	defer cancel()
-	m := nats.NewMsg(offSubject)
-	m.Header.Set("Nats-Scheduler", setPrefix+timerToken(key))
-	m.Header.Set("Nats-Schedule-Next", "purge")
-	m.Header.Set(hdrStream, timerStream)
-	m.Header.Set(hdrMsgID, nuid.Next())
-	if _, err := l.send(ctx, m); err != nil {
-		return fmt.Errorf("clear the timer of %s: %w", key.Key, err)
+	last, err := ts.leaderGet(ctx, timerStream, getRequest{LastFor: markSubject})
+	if err != nil {
+		return events.TimerMark{}, fmt.Errorf("read the mark of the timers: %w", err)
+	}
+	if last == nil {
+		return events.TimerMark{}, nil
+	}
+	through, err := strconv.ParseUint(string(last.data), 10, 64)
+	if err != nil { // nobody knows what is set: all is set anew
+		ts.log.LogAttrs(ctx, slog.LevelWarn, "the mark of the timers cannot be read, all timers are set again: something other than Keytrail wrote to KT_TIMER, or its store is damaged", slog.Any("err", err))
+		through = 0
+	}
+	return events.TimerMark{Through: events.Seq(through), Place: last.seq}, nil
+}
+
+// Set implements events.Timers: one atomic batch (ADR-50), synced once, with the new
+// mark at its end. The mark expects the one before it, so that of two batches from one
+// mark, or of two tries of one batch, one is stored at most (L11).
+func (ts *Timers) Set(ctx context.Context, from events.TimerMark, through events.Seq, settings ...events.TimerSetting) (events.TimerMark, error) {
+	if len(settings) > events.MaxTimers {
+		return events.TimerMark{}, fmt.Errorf("set timers: %d settings, want at most %d", len(settings), events.MaxTimers)
+	}
+	msgs := make([]*nats.Msg, 0, len(settings)+1)
+	for i := range settings {
+		m, err := settingMsg(&settings[i])
+		if err != nil {
+			return events.TimerMark{}, fmt.Errorf("set timers: %w", err)
+		}
+		msgs = append(msgs, m)
+	}
+	mark := nats.NewMsg(markSubject)
+	mark.Data = strconv.AppendUint(nil, uint64(through), 10)
+	mark.Header.Set(hdrStream, timerStream)
+	mark.Header.Set(hdrExpect, strconv.FormatUint(uint64(from.Place), 10))
+	seq, err := ts.put(ctx, append(msgs, mark))
+	if err != nil {
+		return events.TimerMark{}, fmt.Errorf("set %d timers: %w", len(settings), err)
+	}
+	return events.TimerMark{Through: through, Place: seq}, nil
+}
+
+// Rearm implements events.Timers: the setting expects the mark to stand where it
+// stood.
+func (ts *Timers) Rearm(ctx context.Context, mark events.TimerMark, s events.TimerSetting) error {
+	m, err := settingMsg(&s)
+	if err == nil {
+		m.Header.Set(hdrStream, timerStream)
+		m.Header.Set(hdrExpect, strconv.FormatUint(uint64(mark.Place), 10))
+		m.Header.Set(hdrExpectOf, markSubject)
+		_, err = ts.put(ctx, []*nats.Msg{m})
+	}
+	if err != nil {
+		return fmt.Errorf("set the timer of %s: %w", s.Key.Key, err)
 	}
 	return nil
 }
 
-// Changes implements events.Timers: one durable consumer for all processes, one
-// event on its way at a time.
-func (l *Log) Changes(ctx context.Context, f func(context.Context, *events.Recorded) error) error {
-	return l.consume(ctx, lifeStream, timersConsumer, func(ctx context.Context, m *nats.Msg) error {
-		meta, err := m.Metadata()
-		if err != nil {
-			return err
-		}
-		s := stored{seq: events.Seq(meta.Sequence.Stream), at: events.At(meta.Timestamp), subject: m.Subject, header: m.Header, data: m.Data}
-		r, err := s.decode()
-		if err != nil {
-			return err
-		}
-		return f(ctx, &r)
-	})
-}
-
-// Due implements events.Timers.
-func (l *Log) Due(ctx context.Context, f func(context.Context, events.KeyRef) error) error {
-	return l.consume(ctx, timerStream, expirerConsumer, func(ctx context.Context, m *nats.Msg) error {
-		key, err := parseDue(m.Subject)
-		if err != nil {
-			return &events.CorruptError{Reason: fmt.Sprintf("timer subject %q: %v: something other than Keytrail wrote to KT_TIMER; find it and stop it", m.Subject, err)}
-		}
-		return f(ctx, key)
-	})
-}
-
-func parseDue(subject string) (events.KeyRef, error) {
-	parts := strings.Split(strings.TrimPrefix(subject, duePrefix), ".")
-	if len(parts) != 3 {
-		return events.KeyRef{}, errors.New("want a keyspace, a tenant and a key")
-	}
-	id, err := events.ParseKeyID(parts[2])
-	if err != nil {
-		return events.KeyRef{}, err
-	}
-	return events.KeyRef{Keyspace: events.KeyspaceID(parts[0]), Tenant: events.TenantID(parts[1]), Key: id}, nil
-}
-
-// pullWait is how long one pull waits for a message. After a lost connection it
-// is also the longest time until the next pull.
-const pullWait = 2 * time.Second
-
-// consume hands each message of a durable consumer to f, and again a little
-// later when f fails. It pulls one message when it is ready for one, so that
-// the end of a process holds nothing back from the others. A message that
-// cannot be read ends it; a lost connection does not.
-func (l *Log) consume(ctx context.Context, stream, consumer string, f func(context.Context, *nats.Msg) error) error {
-	ch := make(chan *nats.Msg, 16)
-	inbox := l.nc.NewInbox()
-	sub, err := l.nc.ChanSubscribe(inbox, ch)
-	if err != nil {
-		return fmt.Errorf("consumer %s: %w: %w", consumer, events.ErrUnavailable, err)
-	}
-	defer sub.Unsubscribe()
-	pull := fmt.Appendf(nil, `{"batch":1,"expires":%d}`, pullWait)
-	for {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		m := l.pull(ctx, l.api+"CONSUMER.MSG.NEXT."+stream+"."+consumer, inbox, pull, ch)
-		if m != nil && ctx.Err() != nil {
-			_ = m.Nak() // if it is lost, AckWait returns the message
-			_ = l.nc.FlushTimeout(patience)
-			return ctx.Err()
-		}
-		if l.nc.IsClosed() {
-			return fmt.Errorf("consumer %s: %w: %w", consumer, events.ErrUnavailable, nats.ErrConnectionClosed)
-		}
-		if m == nil {
-			continue
-		}
-		err := f(ctx, m)
-		if corrupt := (*events.CorruptError)(nil); errors.As(err, &corrupt) {
-			return fmt.Errorf("consumer %s: %w", consumer, err)
-		}
-		if err == nil {
-			_ = m.Ack() // if it is lost, the message comes again after AckWait
-			continue
-		}
-		l.log.LogAttrs(ctx, slog.LevelDebug, "will try again", slog.String("consumer", consumer), slog.Any("err", err))
-		_ = m.NakWithDelay(backoff(m))
-	}
-}
-
-// pullEnds is how long the answer to the last pull is waited for when ctx has
-// ended: a message that arrived at nobody would come again only after AckWait.
-const pullEnds = 50 * time.Millisecond
-
-// pull asks for one message and waits for it; nil = none came. It may return
-// one when ctx has ended.
-func (l *Log) pull(ctx context.Context, subject, inbox string, body []byte, ch <-chan *nats.Msg) *nats.Msg {
-	if err := l.nc.PublishRequest(subject, inbox, body); err != nil {
-		_ = waitFor(ctx, pause)
-		return nil
-	}
-	t := time.NewTimer(pullWait + pullWait/4)
-	defer t.Stop()
-	done := ctx.Done()
-	for {
-		select {
-		case <-done:
-			done = nil
-			t.Reset(pullEnds)
-		case <-t.C:
-			return nil
-		case m := <-ch:
-			switch m.Header.Get("Status") {
-			case "":
-				return m
-			case "404", "408": // none in time
-				return nil
-			default: // no responders, no leader: the server is restarting
-				_ = waitFor(ctx, pause)
-				return nil
-			}
-		}
-	}
-}
-
-// backoff grows from 100 ms to 5 s with the deliveries of a message.
-func backoff(m *nats.Msg) time.Duration {
-	meta, err := m.Metadata()
-	if err != nil {
-		return time.Second
-	}
-	return min(50*time.Millisecond<<min(meta.NumDelivered, 10), 5*time.Second)
+// put stores the messages, or none.
+func (ts *Timers) put(ctx context.Context, msgs []*nats.Msg) (events.Seq, error) {
+	ctx, cancel := ts.bound(ctx)
+	defer cancel()
+	seq, err := ts.deliver(ctx, timerStream, msgs, nil)
+	ts.note(timerStream, err)
+	return seq, err
 }

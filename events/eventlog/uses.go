@@ -1,45 +1,98 @@
 package eventlog
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"sync"
+	"strconv"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/eventlog/streams"
 )
 
-// Publish implements events.UseSink.
-func (l *Log) Publish(ctx context.Context, node events.NodeID, id string, data []byte) (events.Seq, error) {
+// Publish implements events.UseSink. Each try carries the expectation, so that
+// the batch is stored once at most; the id tells our own earlier try from another
+// process's message.
+func (u *Uses) Publish(ctx context.Context, node events.NodeID, id string, expect events.Seq, data []byte) (events.Seq, error) {
 	if err := node.Validate(); err != nil {
 		return 0, fmt.Errorf("publish uses: %w", err)
 	}
-	if id == "" || len(data) == 0 || len(data) > MaxMessage {
-		return 0, fmt.Errorf("publish uses: %d bytes: want an id and 1 to %d bytes", len(data), MaxMessage)
+	if id == "" || len(data) == 0 || len(data) > streams.MaxMessage {
+		return 0, fmt.Errorf("publish uses: %d bytes: want an id and 1 to %d bytes", len(data), streams.MaxMessage)
 	}
-	ctx, cancel := l.bound(ctx)
+	ctx, cancel := u.bound(ctx)
 	defer cancel()
 	m := nats.NewMsg(events.UsePrefix + string(node))
 	m.Data = data
 	m.Header.Set(hdrMsgID, id)
 	m.Header.Set(hdrStream, useStream)
-	ack, err := l.send(ctx, m)
+	seq, err := u.publishUses(ctx, m, expect)
 	if err != nil {
 		return 0, fmt.Errorf("publish uses of %s: %w", node, err)
 	}
-	return events.Seq(ack.Seq), nil
+	return seq, nil
 }
 
-// Tail implements events.UseSink; the stream's leader answers.
-func (l *Log) Tail(ctx context.Context, node events.NodeID) (events.UseMessage, bool, error) {
+func (u *Uses) publishUses(ctx context.Context, m *nats.Msg, expect events.Seq) (events.Seq, error) {
+	place := expect
+	for r := (retry{}); ; {
+		m.Header.Set(hdrExpect, strconv.FormatUint(uint64(place), 10))
+		ack, err := u.send(ctx, m)
+		if err == nil {
+			return events.Seq(ack.Seq), nil
+		}
+		if api := (*apiError)(nil); !errors.As(err, &api) || api.ErrCode != codeWrongLast && api.ErrCode != codeWrongLastConstant {
+			return 0, err
+		}
+		last, readErr := u.lastOf(ctx, useStream, m.Subject)
+		switch {
+		case readErr != nil: // an earlier call may have stored it
+			return 0, fmt.Errorf("%w: %w", events.ErrUnknownOutcome, readErr)
+		case last == nil: // retention took the message at expect, or this is another log
+			if err := u.sameLog(ctx); err != nil {
+				return 0, err
+			}
+			place = 0
+		case last.seq <= expect:
+			place = expect // the conflict is with a write in flight, or a deposed leader answered
+		case last.header.Get(hdrMsgID) == m.Header.Get(hdrMsgID) && bytes.Equal(last.data, m.Data):
+			return last.seq, nil
+		default:
+			return 0, &events.FencedError{Last: useMessage(last)}
+		}
+		if r.wait(ctx) != nil {
+			return 0, fmt.Errorf("%w: the node's last message does not have sequence %d: %w", events.ErrUnknownOutcome, expect, err)
+		}
+	}
+}
+
+// sameLog reports whether the server still holds the log that was opened.
+func (u *Uses) sameLog(ctx context.Context) error {
+	life, err := u.info(ctx, lifeStream)
+	if err != nil {
+		return fmt.Errorf("%w: %w", events.ErrUnknownOutcome, err)
+	}
+	id, err := streams.Identity(&life.Config)
+	if err == nil && id != u.id {
+		return u.foreign(id)
+	}
+	return err
+}
+
+// Tail implements events.UseSink. Whether a message is the node's last, only an
+// append that expects it can tell.
+func (u *Uses) Tail(ctx context.Context, node events.NodeID) (events.UseMessage, bool, error) {
 	if err := node.Validate(); err != nil {
 		return events.UseMessage{}, false, fmt.Errorf("tail of uses: %w", err)
 	}
-	ctx, cancel := l.bound(ctx)
+	ctx, cancel := u.bound(ctx)
 	defer cancel()
-	s, err := l.leaderGet(ctx, useStream, getRequest{LastFor: events.UsePrefix + string(node)})
+	s, err := u.lastOf(ctx, useStream, events.UsePrefix+string(node))
 	if err != nil {
 		return events.UseMessage{}, false, fmt.Errorf("tail of uses of %s: %w", node, err)
 	}
@@ -54,37 +107,44 @@ func useMessage(s *stored) events.UseMessage {
 }
 
 // LastUse implements events.UseSource.
-func (l *Log) LastUse(ctx context.Context) (events.Seq, error) {
-	ctx, cancel := l.bound(ctx)
+func (u *Uses) LastUse(ctx context.Context) (events.Seq, error) {
+	ctx, cancel := u.bound(ctx)
 	defer cancel()
-	si, err := l.info(ctx, useStream)
-	if err != nil {
-		return 0, err
-	}
-	return events.Seq(si.State.LastSeq), nil
+	return u.end(ctx, useStream, 0)
+}
+
+// Copied implements events.CopiedSource. The log's servers hear it: they bound the uses
+// that a node may store beyond it.
+func (u *Uses) Copied(seq events.Seq) error {
+	return u.nc.Publish(streams.Copied, strconv.AppendUint(nil, uint64(seq), 10))
+}
+
+// LastUseAtLeast implements events.LastUseAtLeastSource.
+func (u *Uses) LastUseAtLeast(ctx context.Context, seq events.Seq) (events.Seq, error) {
+	return u.end(ctx, useStream, seq)
 }
 
 // useBytes bounds one answer of ReadUses.
-const useBytes = 16 << 20
+const useBytes = 4 << 20
 
 // ReadUses implements events.UseSource. It returns what is there at once; when
 // nothing is, it sleeps until the stream publishes a committed message's
 // headers, and looks again each second in case that was dropped.
-func (l *Log) ReadUses(ctx context.Context, after events.Seq, most int) ([]events.UseMessage, error) {
+func (u *Uses) ReadUses(ctx context.Context, after events.Seq, most int) ([]events.UseMessage, error) {
 	if most < 1 {
 		return nil, fmt.Errorf("read uses: max %d: want at least 1", most)
 	}
-	out, err := l.readUses(ctx, after, most)
+	out, err := u.readUses(ctx, after, most)
 	if err != nil {
 		return nil, fmt.Errorf("read uses after %d: %w", after, err)
 	}
 	return out, nil
 }
 
-func (l *Log) readUses(ctx context.Context, after events.Seq, most int) ([]events.UseMessage, error) {
+func (u *Uses) readUses(ctx context.Context, after events.Seq, most int) ([]events.UseMessage, error) {
 	var woken chan *nats.Msg
-	for {
-		out, err := l.usesAfter(ctx, after, most)
+	for r := (retry{}); ; {
+		out, err := u.usesAfter(ctx, after, most, &r)
 		if len(out) > 0 {
 			return out, nil
 		}
@@ -93,7 +153,7 @@ func (l *Log) readUses(ctx context.Context, after events.Seq, most int) ([]event
 		}
 		if woken == nil { // nothing there: subscribe, then look once more
 			woken = make(chan *nats.Msg, 1)
-			sub, err := l.nc.ChanSubscribe(useTail, woken)
+			sub, err := u.nc.ChanSubscribe(streams.UseTail, woken)
 			if err != nil {
 				return nil, fmt.Errorf("%w: %w", events.ErrUnavailable, err)
 			}
@@ -108,100 +168,54 @@ func (l *Log) readUses(ctx context.Context, after events.Seq, most int) ([]event
 
 // usesAfter returns what follows after, nothing if there is none or the server
 // does not answer now.
-func (l *Log) usesAfter(ctx context.Context, after events.Seq, most int) ([]events.UseMessage, error) {
-	floor, err := l.uses.floor(ctx, l, after)
-	if err != nil {
-		return nil, err
-	}
+func (u *Uses) usesAfter(ctx context.Context, after events.Seq, most int, r *retry) ([]events.UseMessage, error) {
 	var out []events.UseMessage
 	gap := false
-	err = l.get(ctx, useStream, getRequest{Seq: after + 1, Batch: min(most, bulkMessages), MaxBytes: useBytes}, func(s *stored) error {
+	err := u.get(ctx, useStream, getRequest{Seq: after + 1, Batch: min(most, bulkMessages), MaxBytes: useBytes}, func(s *stored) error {
 		if s.seq != after+1+events.Seq(len(out)) {
 			gap = true
 			return errBehind
 		}
-		u := useMessage(s)
-		floor = max(floor, u.Stored)
-		u.Stored = floor
-		out = append(out, u)
+		out = append(out, useMessage(s))
 		return nil
 	})
-	if n := len(out); n > 0 {
-		l.uses.set(out[n-1].Seq, floor)
+	if len(out) > 0 {
 		return out, nil
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	if err != nil && !gap {
-		if l.nc.IsClosed() {
+		if u.nc.IsClosed() {
 			return nil, fmt.Errorf("%w: %w", events.ErrUnavailable, err)
 		}
-		return nil, waitFor(ctx, pause) // the server is restarting: keep waiting
+		return nil, r.wait(ctx) // the server is restarting: keep waiting
 	}
 	short, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	si, err := l.info(short, useStream)
+	si, err := u.confirmed(short, useStream)
 	if err != nil {
 		return nil, ctx.Err()
 	}
-	first, last := events.Seq(si.State.FirstSeq), events.Seq(si.State.LastSeq)
-	switch {
+	switch first := events.Seq(si.State.FirstSeq); {
 	case first > after+1:
 		return nil, &events.TrimmedError{After: after, First: first}
-	case last < after:
-		return nil, &events.CorruptError{Seq: last + 1, Reason: fmt.Sprintf("the use stream ends at %d, but %d was read before: its end is lost, or the server holds another stream. "+
-			"Stop here, and restore the server's store directory or a backup", last, after)}
-	case gap:
-		return nil, &events.CorruptError{Seq: after + 1, Reason: fmt.Sprintf("message %d of the use stream is gone or cannot be read from its store. "+
-			"Stop here, and restore the server's store directory or a backup", after+1)}
+	case events.Seq(si.State.LastSeq) >= after && !gap:
+		return nil, nil
 	}
-	return nil, nil
-}
-
-// useClock keeps UseMessage.Stored from running backwards when the server's
-// clock was set back: each message is given at least the time of the one before.
-type useClock struct {
-	mu  sync.Mutex
-	seq events.Seq  // guarded by mu
-	at  events.Time // guarded by mu; what message seq was given
-}
-
-func (c *useClock) set(seq events.Seq, at events.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.seq, c.at = seq, at
-}
-
-func (c *useClock) known(seq events.Seq) (events.Time, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.at, c.seq == seq
-}
-
-// floor returns what message seq was given; a reader that starts in the middle
-// looks at that message.
-func (c *useClock) floor(ctx context.Context, l *Log, seq events.Seq) (events.Time, error) {
-	if seq == 0 {
-		return 0, nil
-	}
-	if at, ok := c.known(seq); ok {
-		return at, nil
-	}
-	var at events.Time
-	err := l.get(ctx, useStream, getRequest{Seq: seq, Batch: 1, MaxBytes: useBytes}, func(s *stored) error {
-		if s.seq == seq {
-			at = s.at
-		}
-		return nil
+	var last events.Seq
+	lost, err := u.lost(ctx, useStream, func(si *jetstream.StreamInfo) bool {
+		last = events.Seq(si.State.LastSeq)
+		return last < after || gap && events.Seq(si.State.FirstSeq) <= after+1 && u.gone(ctx, useStream, after+1)
 	})
-	if ctx.Err() != nil {
-		return 0, ctx.Err()
+	const todo = "Stop here, and restore the server's store directory or a backup"
+	switch {
+	case err != nil || !lost:
+		return nil, ctx.Err()
+	case last < after:
+		return nil, &events.CorruptError{Seq: last + 1, Reason: fmt.Sprintf("the use stream ends at %d, but %d was read before: its end is lost, or the server holds another stream. %s", last, after, todo)}
 	}
-	if err == nil {
-		c.set(seq, at)
-	}
-	return at, nil
+	return nil, &events.CorruptError{Seq: after + 1, Reason: fmt.Sprintf("message %d of the use stream is gone or cannot be read from its store. %s", after+1, todo)}
 }
 
 // waitOr waits for d, a message or the end of ctx, and then returns its error.

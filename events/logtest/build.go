@@ -26,10 +26,13 @@ func Event(a events.Aggregate, d events.Data) events.Event {
 
 // Stamp makes e the event after c and returns it as a write. It moves c on, so
 // that a second event of one Append can follow; only c.Seq stays: it is known
-// when the append has returned. It panics on an event that cannot be encoded.
+// when the append has returned. It panics on an event that cannot be appended.
 func Stamp(c *events.Chain, e events.Event) events.Write {
 	w := events.Write{Event: e, Expect: c.Seq}
 	w.Event.Rev, w.Event.Prev = c.Rev+1, c.Head
+	if err := w.Event.CanAppend(); err != nil {
+		panic(err)
+	}
 	m, err := events.Encode(&w.Event)
 	if err != nil {
 		panic(err)

@@ -8,9 +8,10 @@
 //
 //	memlog.go   MemLog: the lifecycle log
 //	memuses.go  MemLog: the stream of uses, the timers
+//	memleases.go  MemLog: the log of leases
 //	faults.go   what a test can make go wrong, in pairs: nothing stored, or stored without an answer
 //	build.go    short ways to write an event
-//	suite.go    TestLog, TestUses, TestTimers: one case per sentence of the contracts
+//	suite.go    TestLog, TestUses, TestTimers, TestLeases: one case per sentence of the contracts
 //	check.go    CheckLog, CheckNoSecrets: run them after each step
 //	gen.go      GenEvent, GenHistory: random but legal
 package logtest

@@ -19,12 +19,17 @@ const (
 	OpPublish
 	OpTail
 	OpReadUses
-	OpTimer // Set and Clear
+	OpMark
+	OpTimer // Set and Rearm
+	OpRaise
+	OpRenew // its faults are ErrUnavailable, stored or not: there is no grant either way
+	OpRelease
+	OpNodes
 	numOps
 )
 
 // Fault is how a call goes wrong. For calls that store nothing anyway (Load,
-// Last, Tail, ReadUses) every fault is the error alone.
+// Last, Tail, ReadUses, Mark) every fault is the error alone.
 type Fault int
 
 // The faults. The two halves of Unknown look the same to the caller.
@@ -35,11 +40,14 @@ const (
 	UnknownStored                 // ErrUnknownOutcome, and yet stored
 )
 
-func (f Fault) err() error {
+func (f Fault) err(op Op) error {
 	switch f {
 	case Full:
 		return events.ErrFull
 	case UnknownNotStored, UnknownStored:
+		if op == OpRenew || op == OpRelease {
+			return events.ErrUnavailable
+		}
 		return events.ErrUnknownOutcome
 	}
 	return events.ErrUnavailable
@@ -76,6 +84,13 @@ func (l *MemLog) FailNext(op Op, f Fault) {
 	l.faults[op] = append(l.faults[op], f)
 }
 
+// ClearFaults forgets the faults that wait for their calls.
+func (l *MemLog) ClearFaults() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.faults = [numOps][]Fault{}
+}
+
 // PauseNext holds the next call of op at p until the test resumes it or the
 // call's context ends.
 func (l *MemLog) PauseNext(op Op, p Point) *Pause {
@@ -87,7 +102,7 @@ func (l *MemLog) PauseNext(op Op, p Point) *Pause {
 }
 
 // SetDown cuts the log off, or brings it back. While it is down calls answer
-// ErrUnavailable, and Follow, Changes and Due stand still without a heartbeat.
+// ErrUnavailable, and Follow and Due stand still without a heartbeat.
 func (l *MemLog) SetDown(down bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -114,7 +129,7 @@ func (l *MemLog) call(ctx context.Context, op Op, effect func() error) error {
 		return fmt.Errorf("%w: %w", events.ErrUnavailable, context.Cause(ctx))
 	}
 	if fault != nil && *fault != UnknownStored {
-		return fault.err()
+		return fault.err(op)
 	}
 	if err := l.locked(effect); err != nil {
 		return err
@@ -126,7 +141,7 @@ func (l *MemLog) call(ctx context.Context, op Op, effect func() error) error {
 		}
 	}
 	if fault != nil {
-		return fault.err()
+		return fault.err(op)
 	}
 	return nil
 }

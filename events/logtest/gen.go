@@ -1,7 +1,6 @@
 package logtest
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 	"unicode"
@@ -10,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 const maxTime events.Time = 253402300799999 // the last instant of the year 9999
@@ -115,15 +115,15 @@ func genAllowlist() *rapid.Generator[[]netip.Prefix] {
 	return genSet(one, events.ComparePrefixes, 4)
 }
 
-func genLimit() *rapid.Generator[*events.Limit] {
-	number := rapid.Int64Range(1, events.MaxPerMinute)
+func genLimit() *rapid.Generator[*keyspace.Limit] {
+	number := rapid.Int64Range(1, keyspace.MaxPerMinute)
 	return rapid.OneOf(
-		rapid.Just[*events.Limit](nil),
-		rapid.Custom(func(t *rapid.T) *events.Limit {
-			return &events.Limit{Plan: rapid.StringMatching(kindPattern).Draw(t, "plan")}
+		rapid.Just[*keyspace.Limit](nil),
+		rapid.Custom(func(t *rapid.T) *keyspace.Limit {
+			return &keyspace.Limit{Plan: rapid.StringMatching(kindPattern).Draw(t, "plan")}
 		}),
-		rapid.Custom(func(t *rapid.T) *events.Limit {
-			return &events.Limit{PerMinute: number.Draw(t, "per minute"), Burst: number.Draw(t, "burst")}
+		rapid.Custom(func(t *rapid.T) *keyspace.Limit {
+			return &keyspace.Limit{PerMinute: number.Draw(t, "per minute"), Burst: number.Draw(t, "burst")}
 		}),
 	)
 }
@@ -154,19 +154,19 @@ func genFilter() *rapid.Generator[map[string]string] {
 }
 
 // GenDefinition draws a keyspace's definition that can be applied.
-func GenDefinition() *rapid.Generator[events.Definition] {
-	return rapid.Custom(func(t *rapid.T) events.Definition {
-		d := events.Definition{
+func GenDefinition() *rapid.Generator[keyspace.Definition] {
+	return rapid.Custom(func(t *rapid.T) keyspace.Definition {
+		d := keyspace.Definition{
 			Title: genText(0).Draw(t, "title"), Description: genText(0).Draw(t, "description"),
 			Resources: genSet(rapid.StringMatching(kindPattern), compareStrings, 3).Draw(t, "resources"),
-			Staleness: events.Staleness{
+			Staleness: keyspace.Staleness{
 				MaxMillis: rapid.Int64Range(0, 86_400_000).Draw(t, "staleness"),
 				OnStale:   rapid.SampledFrom([]string{"", "deny", "allow"}).Draw(t, "on stale"),
 			},
-			Ledger: rapid.SampledFrom([]events.LedgerMode{"", events.LedgerAsync, events.LedgerSync}).Draw(t, "ledger"),
+			Ledger: rapid.SampledFrom([]keyspace.LedgerMode{"", keyspace.LedgerAsync, keyspace.LedgerSync}).Draw(t, "ledger"),
 		}
 		if rapid.Bool().Draw(t, "own header") {
-			d.Credential = events.Credential{Header: rapid.StringMatching(`X-[A-Z][a-z]{2,8}`).Draw(t, "header"), Scheme: rapid.StringMatching(`([A-Z][a-z]{2,6})?`).Draw(t, "scheme")}
+			d.Credential = keyspace.Credential{Header: rapid.StringMatching(`X-[A-Z][a-z]{2,8}`).Draw(t, "header"), Scheme: rapid.StringMatching(`([A-Z][a-z]{2,6})?`).Draw(t, "scheme")}
 		}
 		names := rapid.SliceOfNDistinct(rapid.StringMatching(scopePattern), 0, 6, rapid.ID[string]).Draw(t, "scopes")
 		some := func(label string) []string {
@@ -176,16 +176,16 @@ func GenDefinition() *rapid.Generator[events.Definition] {
 			return rapid.SliceOfNDistinct(rapid.SampledFrom(names), 1, len(names), rapid.ID[string]).Draw(t, label)
 		}
 		for _, n := range names {
-			d.Scopes = append(d.Scopes, events.ScopeDef{Name: n, Description: genText(0).Draw(t, "scope text"), Implies: some("implies"),
-				Level: rapid.SampledFrom(append([]string{"", events.LevelTenant}, d.Resources...)).Draw(t, "level")})
+			d.Scopes = append(d.Scopes, keyspace.ScopeDef{Name: n, Description: genText(0).Draw(t, "scope text"), Implies: some("implies"),
+				Level: rapid.SampledFrom(append([]string{"", keyspace.LevelTenant}, d.Resources...)).Draw(t, "level")})
 		}
 		for i := range rapid.IntRange(1, 3).Draw(t, "key types") {
-			kt := events.KeyType{
+			kt := keyspace.KeyType{
 				Name: "type" + string(rune('a'+i)), Prefix: string(rune('a'+i)) + "_", Defaults: some("defaults"),
 				Environments: rapid.SampledFrom([][]string{nil, {"live"}, {"live", "test"}}).Draw(t, "environments"),
 				Length:       rapid.SampledFrom([]int{0, 30, 200}).Draw(t, "length"),
-				Alphabet:     rapid.SampledFrom([]events.Alphabet{"", events.Base62, events.Hex, events.Base58, events.Base32, events.Base64URL}).Draw(t, "alphabet"),
-				Checksum:     rapid.SampledFrom([]events.Checksum{"", events.CRC32}).Draw(t, "checksum"),
+				Alphabet:     rapid.SampledFrom([]keyspace.Alphabet{"", keyspace.Base62, keyspace.Hex, keyspace.Base58, keyspace.Base32, keyspace.Base64URL}).Draw(t, "alphabet"),
+				Checksum:     rapid.SampledFrom([]keyspace.Checksum{"", keyspace.CRC32}).Draw(t, "checksum"),
 				Description:  genText(0).Draw(t, "type text"),
 			}
 			if kt.Environments != nil {
@@ -197,38 +197,38 @@ func GenDefinition() *rapid.Generator[events.Definition] {
 			d.KeyTypes = append(d.KeyTypes, kt)
 		}
 		if rapid.Bool().Draw(t, "plans") {
-			d.Plans = []events.Plan{{Name: "basic", PerMinute: 60, Burst: 5}, {Name: "pro", PerMinute: events.MaxPerMinute, Burst: 1}}
-			d.Limit = rapid.SampledFrom([]*events.Limit{nil, {Plan: "pro"}, {PerMinute: 7, Burst: 3}}).Draw(t, "limit")
+			d.Plans = []keyspace.Plan{{Name: "basic", PerMinute: 60, Burst: 5}, {Name: "pro", PerMinute: keyspace.MaxPerMinute, Burst: 1}}
+			d.Limit = rapid.SampledFrom([]*keyspace.Limit{nil, {Plan: "pro"}, {PerMinute: 7, Burst: 3}}).Draw(t, "limit")
 		}
-		d.Expiry = rapid.SampledFrom([]events.ExpiryPolicy{{}, {Required: true}, {Max: "90d"}, {Max: "365d", Default: "30d"},
-			{Choices: []events.Span{events.Never, "30d", "90d", "365d"}}, {Required: true, Max: "1d12h", Default: "36h", Choices: []events.Span{"36h", "30m"}}}).Draw(t, "expiry")
-		d.Grants = rapid.SampledFrom([]events.GrantRules{{}, {Required: true}, {Fixed: true, By: events.GrantsByRoles}, {By: events.GrantsByScopes}}).Draw(t, "grants")
-		d.LimitHeaders = rapid.SampledFrom([]events.LimitHeaders{{}, {Style: events.HeadersIETF}, {Style: events.HeadersNone}, {ResetAs: events.ResetUnix},
-			{Style: events.HeadersXRateLimit, Remaining: "X-RateLimit-Remaining", Reset: "X-RateLimit-Reset", ResetAs: events.ResetSeconds}}).Draw(t, "limit headers")
+		d.Expiry = rapid.SampledFrom([]keyspace.ExpiryPolicy{{}, {Required: true}, {Max: "90d"}, {Max: "365d", Default: "30d"},
+			{Choices: []keyspace.Span{keyspace.Never, "30d", "90d", "365d"}}, {Required: true, Max: "1d12h", Default: "36h", Choices: []keyspace.Span{"36h", "30m"}}}).Draw(t, "expiry")
+		d.Grants = rapid.SampledFrom([]keyspace.GrantRules{{}, {Required: true}, {Fixed: true, By: keyspace.GrantsByRoles}, {By: keyspace.GrantsByScopes}}).Draw(t, "grants")
+		d.LimitHeaders = rapid.SampledFrom([]keyspace.LimitHeaders{{}, {Style: keyspace.HeadersIETF}, {Style: keyspace.HeadersNone}, {ResetAs: keyspace.ResetUnix},
+			{Style: keyspace.HeadersXRateLimit, Remaining: "X-RateLimit-Remaining", Reset: "X-RateLimit-Reset", ResetAs: keyspace.ResetSeconds}}).Draw(t, "limit headers")
 		d.Errors = genErrors().Draw(t, "errors")
-		d.Checks = rapid.SampledFrom([][]events.Check{nil, {events.CheckAddress, events.CheckState, events.CheckScope, events.CheckResource, events.CheckLimit}}).Draw(t, "checks")
+		d.Checks = rapid.SampledFrom([][]keyspace.Check{nil, {keyspace.CheckAddress, keyspace.CheckState, keyspace.CheckScope, keyspace.CheckResource, keyspace.CheckLimit}}).Draw(t, "checks")
 		d.HTTPSOnly = rapid.Bool().Draw(t, "https only")
-		d.TenantLimit = rapid.SampledFrom([]*events.Limit{nil, {PerMinute: 70, Burst: 30}}).Draw(t, "tenant limit")
+		d.TenantLimit = rapid.SampledFrom([]*keyspace.Limit{nil, {PerMinute: 70, Burst: 30}}).Draw(t, "tenant limit")
 		return d
 	})
 }
 
 // genErrors draws error rules; an envelope is in the form that the log gives it.
-func genErrors() *rapid.Generator[events.ErrorRules] {
-	return rapid.Custom(func(t *rapid.T) events.ErrorRules {
-		e := events.ErrorRules{Envelope: rapid.SampledFrom([]jsontext.Value{nil, jsontext.Value(`{}`), jsontext.Value(`{"code":"{code}","é":[1e400,-0,null,true,""],"s":"{{{status}"}`),
+func genErrors() *rapid.Generator[keyspace.ErrorRules] {
+	return rapid.Custom(func(t *rapid.T) keyspace.ErrorRules {
+		e := keyspace.ErrorRules{Envelope: rapid.SampledFrom([]jsontext.Value{nil, jsontext.Value(`{}`), jsontext.Value(`{"code":"{code}","é":[1e400,-0,null,true,""],"s":"{{{status}"}`),
 			jsontext.Value(`{"error":{"code":"{code}","message":"{message}"},"meta":{"request_id":"{request_id}"}}`),
 			jsontext.Value(`{"z":"{status}","a":"{field}","issues":[{"path":"{issue.path}","code":"{issue.code}"}]}`)}).Draw(t, "envelope")}
 		if e.Envelope != nil {
 			e.ContentType = rapid.SampledFrom([]string{"", "application/json", "application/vnd.shop+json; charset=utf-8"}).Draw(t, "content type")
 		}
-		reasons := rapid.SliceOfNDistinct(rapid.SampledFrom(events.FailureReasons()), 0, 4, rapid.ID[string]).Draw(t, "reasons")
+		reasons := rapid.SliceOfNDistinct(rapid.SampledFrom(keyspace.FailureReasons()), 0, 4, rapid.ID[string]).Draw(t, "reasons")
 		for i, r := range reasons {
 			if i == 1 {
 				e.Answers[0].Reasons = append(e.Answers[0].Reasons, r)
 				continue
 			}
-			e.Answers = append(e.Answers, events.ErrorAnswer{Reasons: []string{r}, Status: rapid.SampledFrom([]int{0, 400, 429, 599}).Draw(t, "status"),
+			e.Answers = append(e.Answers, keyspace.ErrorAnswer{Reasons: []string{r}, Status: rapid.SampledFrom([]int{0, 400, 429, 599}).Draw(t, "status"),
 				Code:    rapid.StringMatching(`([a-z][a-z_.:-]{0,8})?`).Draw(t, "code"),
 				Message: rapid.SampledFrom([]string{"", "no", "want {scope} of {resource} in {retry_after} s {{}", "nön"}).Draw(t, "message")})
 		}
@@ -257,7 +257,7 @@ func drawData(t *rapid.T, typ events.Type) (events.Data, events.Aggregate) {
 	tenant := genString[events.TenantID](namePattern).Draw(t, "tenant")
 	key := events.KeyAggregate(ks, tenant, gen16[events.KeyID]().Draw(t, "key"))
 	role := events.RoleAggregate(ks, tenant, genString[events.RoleID](namePattern).Draw(t, "role"))
-	who := reader(rapid.StringMatching(namePattern).Draw(t, "reader"))
+	who := events.ReaderAggregate(events.Actor{ID: rapid.StringMatching(namePattern).Draw(t, "reader")})
 	switch typ {
 	case events.TypeKeyspaceDefined:
 		d := &events.KeyspaceDefined{Definition: GenDefinition().Draw(t, "definition")}
@@ -281,7 +281,7 @@ func drawData(t *rapid.T, typ events.Type) (events.Data, events.Aggregate) {
 		c := drawCreated(t)
 		return &c, key
 	case events.TypeKeyImported:
-		return &events.KeyImported{KeyCreated: drawCreated(t), ImportedFrom: genText(0).Draw(t, "from")}, key
+		return drawImported(t, drawCreated(t)), key
 	case events.TypeKeyScopesAssigned:
 		return &events.KeyScopesAssigned{Before: genGrant().Draw(t, "before"), After: genGrant().Draw(t, "after")}, key
 	case events.TypeKeyResourcesAssigned:
@@ -314,6 +314,19 @@ func drawData(t *rapid.T, typ events.Type) (events.Data, events.Aggregate) {
 		return &events.AuditQueried{Kind: rapid.StringMatching(kindPattern).Draw(t, "kind"), Filter: genFilter().Draw(t, "filter")}, who
 	case events.TypeAuditExported:
 		return &events.AuditExported{Kind: rapid.StringMatching(kindPattern).Draw(t, "kind"), Format: "csv", Filter: genFilter().Draw(t, "filter")}, who
+	case events.TypeAuditExportEnded:
+		d := &events.AuditExportEnded{Export: gen16[events.EventID]().Draw(t, "export"), Complete: rapid.Bool().Draw(t, "complete")}
+		if d.Complete {
+			d.Digest = events.Hash{1: 1}
+		}
+		if d.Rows = rapid.Uint64Range(0, 1<<40).Draw(t, "rows"); d.Rows > 0 {
+			d.First = events.Seq(rapid.Uint64Range(1, 1<<40).Draw(t, "first"))
+			d.Last = d.First + events.Seq(d.Rows)
+		}
+		if rapid.Bool().Draw(t, "gaps") {
+			d.Gaps = &events.Gaps{Count: rapid.Uint64Range(1, 1<<40).Draw(t, "gaps"), UsesLost: rapid.Uint64Range(0, 1<<40).Draw(t, "lost"), Unknown: rapid.Bool().Draw(t, "unknown")}
+		}
+		return d, who
 	}
 	panic("logtest: no generator for " + string(typ))
 }
@@ -322,7 +335,7 @@ var revokeCodes = []events.RevokeCode{events.RevokeUnspecified, events.RevokeCom
 	events.RevokeSuperseded, events.RevokeCessation, events.RevokePrivilegeGone}
 
 // Types lists the catalogue in the order of the names.
-func Types() []events.Type { return slices.Sorted(maps.Keys(events.Catalogue)) }
+func Types() []events.Type { return events.Types() }
 
 // GenEvent draws a valid event of any type on its own: it encodes, but follows
 // no history.
@@ -337,7 +350,7 @@ func GenEvent() *rapid.Generator[events.Event] {
 			Data: d,
 		}
 		if rapid.Bool().Draw(t, "later") {
-			e.Rev, e.Prev = rapid.Uint64Min(2).Draw(t, "rev"), gen32[events.Hash]().Draw(t, "prev")
+			e.Rev, e.Prev = rapid.Uint64Range(2, events.MaxRev).Draw(t, "rev"), gen32[events.Hash]().Draw(t, "prev")
 		}
 		if rapid.Bool().Draw(t, "by a key") {
 			e.Actor = events.Actor{Kind: events.ActorKey, ID: gen16[events.KeyID]().Draw(t, "actor").String()}
@@ -346,4 +359,18 @@ func GenEvent() *rapid.Generator[events.Event] {
 		}
 		return e
 	})
+}
+
+// drawImported draws the import of the key c, which stood in any way where it
+// comes from.
+func drawImported(t *rapid.T, c events.KeyCreated) *events.KeyImported {
+	d := &events.KeyImported{KeyCreated: c, ImportedFrom: genText(0).Draw(t, "from")}
+	switch rapid.IntRange(0, 3).Draw(t, "stood") {
+	case 1:
+		d.Status = events.StatusDisabled
+	case 2:
+		d.Status, d.RevokeCode = events.StatusRevoked, rapid.SampledFrom([]events.RevokeCode{events.RevokeUnspecified, events.RevokeCompromise}).Draw(t, "code")
+		d.RevokedAt = genMaybeTime().Draw(t, "revoked")
+	}
+	return d
 }

@@ -44,9 +44,7 @@ func (h *historian) step() {
 		h.define(few[events.KeyspaceID](h.T, "shop", "bank", "mail"))
 	case n <= 2:
 		h.role(few[events.RoleID](h.T, "dev", "ops"))
-	case n == 3:
-		h.add(reader(few(h.T, "alice", "bob")), &events.AuditQueried{Kind: "uses", Filter: genFilter().Draw(h.T, "filter")})
-	case n == 4:
+	case n <= 4:
 		h.tenant(few[events.TenantID](h.T, "acme", "globex"))
 	case n <= 8 || len(h.keys) == 0:
 		h.create(h.space().ID, few[events.TenantID](h.T, "acme", "globex"), events.KeyID{})
@@ -128,7 +126,7 @@ func (h *historian) create(ks events.KeyspaceID, tenant events.TenantID, from ev
 	c.ExpiresAt = h.expiry()
 	var d events.Data = &c
 	if from.IsZero() && rapid.Bool().Draw(h.T, "import") {
-		d = &events.KeyImported{KeyCreated: c, ImportedFrom: "elsewhere"}
+		d = drawImported(h.T, c)
 	}
 	h.keys = append(h.keys, must(new(events.Key).Next(h.recorded(ref.Aggregate(), d))))
 	return &h.keys[len(h.keys)-1]

@@ -1,7 +1,9 @@
 package logtest
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -27,7 +29,7 @@ const heartbeat = 250 * time.Millisecond
 const maxBatch = 64
 
 // MemLog is the lifecycle log, the stream of uses and the timers in memory,
-// with the real semantics. It polices its callers: a write whose expectation
+// with the real semantics; Reads is the read log beside it. It polices its callers: a write whose expectation
 // holds but whose rev or prev does not continue the history is refused with an
 // error outside the classes of events/log.go, and with New also fails the test.
 type MemLog struct {
@@ -38,6 +40,8 @@ type MemLog struct {
 	RetrySucceeds bool
 
 	id     events.LogID
+	stream events.Stream
+	reads  *MemLog     // nil for the read log itself
 	misuse func(error) // nil: the returned error is all
 
 	mu      sync.Mutex
@@ -51,6 +55,8 @@ type MemLog struct {
 	chains  map[events.Aggregate]*history
 	uses    useStream
 	timers  timers
+	leases  leaseLog
+	prompts prompts
 	clock   func() time.Time
 	lastNow events.Time
 }
@@ -62,21 +68,32 @@ type history struct {
 
 var (
 	_ events.Log       = (*MemLog)(nil)
+	_ events.ReadLog   = (*MemLog)(nil)
 	_ events.UseSink   = (*MemLog)(nil)
 	_ events.UseSource = (*MemLog)(nil)
 	_ events.Timers    = (*MemLog)(nil)
+	_ events.Leases    = (*MemLog)(nil)
 )
 
 // NewMemLog returns an empty log with an identity of its own.
 func NewMemLog() *MemLog {
+	id := events.LogID(ulid.Make())
+	l := newMemLog(id, events.Lifecycle)
+	l.reads = newMemLog(id, events.Reads)
+	return l
+}
+
+func newMemLog(id events.LogID, stream events.Stream) *MemLog {
 	return &MemLog{
-		id:      events.LogID(ulid.Make()),
+		id:      id,
+		stream:  stream,
 		changed: make(chan struct{}),
 		clock:   time.Now,
 		byID:    map[events.EventID]events.Seq{},
 		chains:  map[events.Aggregate]*history{},
-		uses:    useStream{ids: map[string]stored{}, tail: map[events.NodeID]events.Seq{}},
+		uses:    useStream{ids: map[string]events.Seq{}, tail: map[events.NodeID]events.Seq{}},
 		timers:  timers{set: map[events.KeyRef]*setting{}},
+		leases:  leaseLog{records: map[leaseRun]events.StoredLease{}},
 	}
 }
 
@@ -84,10 +101,16 @@ func NewMemLog() *MemLog {
 // CheckLog when t ends.
 func New(t testing.TB) *MemLog {
 	l := NewMemLog()
-	l.misuse = func(err error) { t.Error(err) }
-	t.Cleanup(func() { checkRecords(t, l.Records()) })
+	for _, l := range []*MemLog{l, l.reads} {
+		l.misuse = func(err error) { t.Error(err) }
+		t.Cleanup(func() { checkRecords(t, l.Records()) })
+	}
 	return l
 }
+
+// Reads returns the read log that goes with l: with faults, a clock and an outage
+// of its own, so that a test can break one of the two.
+func (l *MemLog) Reads() *MemLog { return l.reads }
 
 // SetClock makes clock the log's own instead of time.Now. It may be shared and
 // stepped: everything that waits looks again within 250 ms.
@@ -144,16 +167,26 @@ func (l *MemLog) append(writes []events.Write) (events.Seq, error) {
 	if len(writes) == 0 || len(writes) > maxWrites {
 		return 0, l.misused("append of %d writes: want 1 to %d", len(writes), maxWrites)
 	}
+	messages := make([]events.Message, len(writes))
 	hashes := make([]events.Hash, len(writes))
 	for i := range writes {
-		m, err := events.Encode(&writes[i].Event)
+		if err := l.stream.Accepts(writes[i].Event.Aggregate); err != nil {
+			return 0, l.misused("append: %w", err)
+		}
+		if err := writes[i].Event.CanAppend(); err != nil {
+			return 0, l.misused("append: %w", err)
+		}
+		m, err := l.encode(&writes[i])
+		if errors.Is(err, events.ErrUnavailable) {
+			return 0, fmt.Errorf("append: %w", err)
+		}
 		if err != nil {
 			return 0, l.misused("append: %w", err)
 		}
 		if len(m.Data) > maxMessage {
 			return 0, l.misused("append: event of %d bytes: want at most %d", len(m.Data), maxMessage)
 		}
-		hashes[i] = m.Hash()
+		messages[i], hashes[i] = m, m.Hash()
 	}
 	if seq, ok := l.retry(writes, hashes); ok {
 		if l.RetrySucceeds {
@@ -186,7 +219,7 @@ func (l *MemLog) append(writes []events.Write) (events.Seq, error) {
 			return 0, l.misused("append: event id %s is used twice", e.ID)
 		}
 		ids[e.ID] = true
-		fresh[i] = events.Recorded{Event: e, Seq: events.Seq(len(l.records) + i + 1), Stored: l.now(), Hash: hashes[i]}
+		fresh[i] = messages[i].Record(e, events.Seq(len(l.records)+i+1), l.now())
 		c, err := after[e.Aggregate].Advance(&fresh[i])
 		if err != nil {
 			return 0, l.misused("append: the expectation holds, but %w", err)
@@ -220,7 +253,7 @@ func (l *MemLog) retry(writes []events.Write, hashes []events.Hash) (events.Seq,
 	return first + events.Seq(len(writes)) - 1, true
 }
 
-// LastOf implements events.LastOfLog; OpLoad is its fault point too.
+// LastOf implements events.ReadLog; OpLoad is its fault point too.
 func (l *MemLog) LastOf(ctx context.Context, a events.Aggregate) (r events.Recorded, ok bool, err error) {
 	err = l.call(ctx, OpLoad, func() error {
 		if l.broken != nil {
@@ -232,6 +265,31 @@ func (l *MemLog) LastOf(ctx context.Context, a events.Aggregate) (r events.Recor
 		return nil
 	})
 	return r, ok, err
+}
+
+// At implements events.ReadLog; OpLoad is its fault point too.
+func (l *MemLog) At(ctx context.Context, seq events.Seq) (r events.Recorded, ok bool, err error) {
+	err = l.call(ctx, OpLoad, func() error {
+		if l.broken != nil {
+			return l.broken
+		}
+		if ok = seq > 0 && seq <= events.Seq(len(l.records)); ok {
+			r = l.records[seq-1]
+		}
+		return nil
+	})
+	return r, ok, err
+}
+
+// encode encodes a write in a version that every reader of the log knows. l.mu is held.
+func (l *MemLog) encode(w *events.Write) (events.Message, error) {
+	readers := cmp.Or(l.leases.floor.Release, events.FirstRelease)
+	if w.Readers == "" || readers.Before(w.Readers) {
+		if err := events.Needs(&w.Event).Beyond(readers); err != nil {
+			return events.Message{}, err
+		}
+	}
+	return events.EncodeFor(&w.Event, w.Readers)
 }
 
 // Load implements events.Log.

@@ -33,7 +33,7 @@ func TestPairedFaults(t *testing.T) {
 			t.Errorf("fault %d: stored %v, want %v", c.fault, got, c.stored)
 		}
 		l.FailNext(OpPublish, c.fault)
-		if _, err := l.Publish(ctx, "n1", "id", []byte("x")); !errors.Is(err, c.want) {
+		if _, err := l.Publish(ctx, "n1", "id", 0, []byte("x")); !errors.Is(err, c.want) {
 			t.Errorf("fault %d: publish: %v, want %v", c.fault, err, c.want)
 		}
 		if n, err := l.LastUse(ctx); err != nil || (n == 1) != c.stored {
@@ -95,7 +95,7 @@ func TestMisuseIsRefused(t *testing.T) {
 			}
 		}
 	}
-	if _, err := l.Publish(ctx, "no.dots", "id", []byte("x")); err == nil {
+	if _, err := l.Publish(ctx, "no.dots", "id", 0, []byte("x")); err == nil {
 		t.Error("publish for a node that is no subject token: accepted")
 	}
 	if _, err := l.ReadUses(ctx, 0, 0); err == nil {
@@ -144,7 +144,7 @@ func TestPause(t *testing.T) {
 	})
 }
 
-// A log that is down answers nothing and beats no heart; when it is back,
+// A log that is down answers nothing and sends no heartbeat; when it is back,
 // followers go on where they were.
 func TestDownAndBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -158,10 +158,10 @@ func TestDownAndBack(t *testing.T) {
 		synctest.Wait()
 		l.SetDown(true)
 		synctest.Wait()
-		beats := len(f.beats())
+		heartbeats := len(f.heartbeats())
 		time.Sleep(10 * time.Second)
-		if got := len(f.beats()); got != beats {
-			t.Errorf("%d heartbeats while down", got-beats)
+		if got := len(f.heartbeats()); got != heartbeats {
+			t.Errorf("%d heartbeats while down", got-heartbeats)
 		}
 		if _, err := l.Last(ctx); !errors.Is(err, events.ErrUnavailable) {
 			t.Errorf("last while down: %v", err)
@@ -169,8 +169,8 @@ func TestDownAndBack(t *testing.T) {
 		l.SetDown(false)
 		Append(t, l, ref.Aggregate(), &events.KeyDisabled{})
 		synctest.Wait()
-		if got := f.events(); len(got) != 2 || len(f.beats()) == beats {
-			t.Errorf("after it came back: %d events, %d heartbeats", len(got), len(f.beats())-beats)
+		if got := f.events(); len(got) != 2 || len(f.heartbeats()) == heartbeats {
+			t.Errorf("after it came back: %d events, %d heartbeats", len(got), len(f.heartbeats())-heartbeats)
 		}
 		l.Break(&events.CorruptError{Seq: 1, Reason: "bit rot"})
 		var corrupt *events.CorruptError
@@ -183,4 +183,8 @@ func TestDownAndBack(t *testing.T) {
 		l.Break(nil)
 		cancel()
 	})
+}
+
+func TestMemCheckpoints(t *testing.T) {
+	TestCheckpoints(t, func(*testing.T) events.Checkpoints { return new(MemCheckpoints) })
 }

@@ -1,48 +1,33 @@
 package logtest
 
 import (
+	"bytes"
 	"context"
 	"time"
 
 	"github.com/keytrail/keytrail/events"
 )
 
-// dedupWindow is how long the stream of uses remembers a message id.
-const dedupWindow = 2 * time.Minute
-
 type useStream struct {
 	messages []events.UseMessage // messages[i].Seq == i+1
 	trimmed  events.Seq          // gone up to here
-	ids      map[string]stored
+	ids      map[string]events.Seq
 	tail     map[events.NodeID]events.Seq
 }
 
-type stored struct {
-	seq events.Seq
-	at  events.Time
+// last returns the sequence of the node's last message, 0 for none.
+func (u *useStream) last(node events.NodeID) events.Seq {
+	if seq := u.tail[node]; seq > u.trimmed {
+		return seq
+	}
+	return 0
 }
 
 // Publish implements events.UseSink.
-func (l *MemLog) Publish(ctx context.Context, node events.NodeID, id string, data []byte) (seq events.Seq, err error) {
+func (l *MemLog) Publish(ctx context.Context, node events.NodeID, id string, expect events.Seq, data []byte) (seq events.Seq, err error) {
 	err = l.call(ctx, OpPublish, func() error {
-		u := &l.uses
-		if err := node.Validate(); err != nil {
-			return l.misused("publish: %w", err)
-		}
-		if id == "" || len(data) == 0 || len(data) > maxMessage {
-			return l.misused("publish: want an id and 1 to %d bytes", maxMessage)
-		}
-		now := l.now()
-		if s, ok := u.ids[id]; ok && now < s.at.Add(dedupWindow) {
-			seq = s.seq
-			return nil
-		}
-		seq = events.Seq(len(u.messages) + 1)
-		u.messages = append(u.messages, events.UseMessage{Seq: seq, Stored: now, Node: node, Data: append([]byte(nil), data...)})
-		u.ids[id] = stored{seq, now}
-		u.tail[node] = seq
-		l.wake()
-		return nil
+		seq, err = l.publish(node, id, expect, data)
+		return err
 	})
 	if err != nil {
 		return 0, err
@@ -50,10 +35,44 @@ func (l *MemLog) Publish(ctx context.Context, node events.NodeID, id string, dat
 	return seq, nil
 }
 
+func (l *MemLog) publish(node events.NodeID, id string, expect events.Seq, data []byte) (events.Seq, error) {
+	u := &l.uses
+	if err := node.Validate(); err != nil {
+		return 0, l.misused("publish: %w", err)
+	}
+	if id == "" || len(data) == 0 || len(data) > maxMessage {
+		return 0, l.misused("publish: want an id and 1 to %d bytes", maxMessage)
+	}
+	known := u.ids[id]
+	if known > 0 && (u.messages[known-1].Node != node || !bytes.Equal(u.messages[known-1].Data, data)) {
+		return 0, l.misused("publish: id %s names two batches", id)
+	}
+	last := u.last(node)
+	switch {
+	case known > 0 && last == 0: // stored, and taken by retention since
+		return known, nil
+	case last == expect, last == 0 && expect <= u.trimmed:
+	case last > expect && last == known:
+		return known, nil
+	case last > expect:
+		return 0, &events.FencedError{Last: u.messages[last-1]}
+	default:
+		return 0, l.misused("publish: expectation %d: the last message of %s is %d", expect, node, last)
+	}
+	if known > 0 {
+		return 0, l.misused("publish: the batch with id %s is stored already, before message %d", id, expect)
+	}
+	seq := events.Seq(len(u.messages) + 1)
+	u.messages = append(u.messages, events.UseMessage{Seq: seq, Stored: l.now(), Node: node, Data: append([]byte(nil), data...)})
+	u.ids[id], u.tail[node] = seq, seq
+	l.wake()
+	return seq, nil
+}
+
 // Tail implements events.UseSink.
 func (l *MemLog) Tail(ctx context.Context, node events.NodeID) (m events.UseMessage, ok bool, err error) {
 	err = l.call(ctx, OpTail, func() error {
-		if seq := l.uses.tail[node]; seq > l.uses.trimmed {
+		if seq := l.uses.last(node); seq > 0 {
 			m, ok = l.uses.messages[seq-1], true
 		}
 		return nil
@@ -118,45 +137,14 @@ func (l *MemLog) TrimUses(seq events.Seq) {
 const redeliver = 100 * time.Millisecond
 
 type timers struct {
-	acked events.Seq // Changes: done up to here
-	held  bool       // Changes: the next event is in someone's hands
+	mark  events.TimerMark
+	place events.Seq // of the last mark
 	set   map[events.KeyRef]*setting
 }
 
 type setting struct {
 	at   events.Time
 	held bool
-}
-
-// Changes implements events.Timers.
-func (l *MemLog) Changes(ctx context.Context, f func(context.Context, *events.Recorded) error) error {
-	for ctx.Err() == nil {
-		r, changed := l.takeChange()
-		if r == nil {
-			wait(ctx, changed, heartbeat)
-			continue
-		}
-		if !l.giveBack(func() error { return f(ctx, r) }, func(done bool) {
-			l.timers.held = false
-			if done {
-				l.timers.acked = r.Seq
-			}
-		}) {
-			wait(ctx, nil, redeliver)
-		}
-	}
-	return ctx.Err()
-}
-
-func (l *MemLog) takeChange() (*events.Recorded, <-chan struct{}) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.down || l.timers.held || int(l.timers.acked) == len(l.records) {
-		return nil, l.changed
-	}
-	l.timers.held = true
-	r := l.records[l.timers.acked]
-	return &r, l.changed
 }
 
 // giveBack runs f and tells release, under the lock, whether it succeeded; a
@@ -171,29 +159,86 @@ func (l *MemLog) giveBack(f func() error, release func(done bool)) (done bool) {
 	return f() == nil
 }
 
+// Mark implements events.Timers.
+func (l *MemLog) Mark(ctx context.Context) (mark events.TimerMark, err error) {
+	err = l.call(ctx, OpMark, func() error { mark = l.timers.mark; return nil })
+	if err != nil {
+		return events.TimerMark{}, err
+	}
+	return mark, nil
+}
+
 // Set implements events.Timers.
-func (l *MemLog) Set(ctx context.Context, key events.KeyRef, at events.Time) error {
-	return l.setTimer(ctx, key, &setting{at: at})
-}
-
-// Clear implements events.Timers.
-func (l *MemLog) Clear(ctx context.Context, key events.KeyRef) error {
-	return l.setTimer(ctx, key, nil)
-}
-
-func (l *MemLog) setTimer(ctx context.Context, key events.KeyRef, s *setting) error {
-	return l.call(ctx, OpTimer, func() error {
-		if err := key.Aggregate().Validate(); err != nil {
-			return l.misused("timer: %w", err)
+func (l *MemLog) Set(ctx context.Context, from events.TimerMark, through events.Seq, settings ...events.TimerSetting) (mark events.TimerMark, err error) {
+	err = l.call(ctx, OpTimer, func() error {
+		seen := map[events.KeyRef]bool{}
+		for _, s := range settings {
+			if seen[s.Key] || len(settings) > events.MaxTimers {
+				return l.misused("%d settings, or two of key %s", len(settings), s.Key.Key)
+			}
+			seen[s.Key] = true
 		}
-		if s == nil {
-			delete(l.timers.set, key)
-		} else {
-			l.timers.set[key] = s
+		if from != l.timers.mark {
+			return events.ErrConflict
 		}
+		for _, s := range settings {
+			if err := l.setTimer(s); err != nil {
+				return err
+			}
+		}
+		l.timers.place++
+		mark = events.TimerMark{Through: through, Place: l.timers.place}
+		l.timers.mark = mark
 		l.wake()
 		return nil
 	})
+	if err != nil {
+		return events.TimerMark{}, err
+	}
+	return mark, nil
+}
+
+// Rearm implements events.Timers.
+func (l *MemLog) Rearm(ctx context.Context, mark events.TimerMark, s events.TimerSetting) error {
+	return l.call(ctx, OpTimer, func() error {
+		if mark != l.timers.mark {
+			return events.ErrConflict
+		}
+		l.wake()
+		return l.setTimer(s)
+	})
+}
+
+// setTimer keeps one setting. l.mu is held.
+func (l *MemLog) setTimer(s events.TimerSetting) error {
+	if err := s.Key.Aggregate().Validate(); err != nil {
+		return l.misused("timer: %w", err)
+	}
+	if s.At == 0 {
+		delete(l.timers.set, s.Key)
+	} else {
+		l.timers.set[s.Key] = &setting{at: s.At}
+	}
+	return nil
+}
+
+// LoseTimers forgets all timers, as the loss of their stream does.
+func (l *MemLog) LoseTimers() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.timers = timers{place: l.timers.place, set: map[events.KeyRef]*setting{}}
+	l.wake()
+}
+
+// Settings returns when each key becomes due that has a timer.
+func (l *MemLog) Settings() map[events.KeyRef]events.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := map[events.KeyRef]events.Time{}
+	for key, s := range l.timers.set {
+		out[key] = s.at
+	}
+	return out
 }
 
 // Due implements events.Timers.

@@ -60,7 +60,7 @@ func (r *recorder) Fresh(at events.Time, last events.Seq) {
 	r.fresh = append(r.fresh, freshness{at, last})
 }
 
-func (r *recorder) beats() []freshness {
+func (r *recorder) heartbeats() []freshness {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.fresh[:len(r.fresh):len(r.fresh)]

@@ -7,6 +7,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // story writes a legal history, keeping the place of each aggregate. Its ids
@@ -63,7 +64,7 @@ func Records(writes []events.Write) []events.Recorded {
 			panic(err)
 		}
 		stored = max(stored, e.Time)
-		out[i] = events.Recorded{Event: e, Seq: events.Seq(i + 1), Stored: stored, Hash: m.Hash()}
+		out[i] = m.Record(e, events.Seq(i+1), stored)
 	}
 	return out
 }
@@ -81,35 +82,35 @@ func Samples() []events.Write {
 		e.RequestID = "req-4711"
 		e.Reason = `Kündigung: "Schlüssel" <alt> & neu, 日本 ` + "\u2028" + `\`
 	}
-	def := events.Definition{
+	def := keyspace.Definition{
 		Title: "Shop", Description: "Keys of the shop's API.",
-		KeyTypes: []events.KeyType{
-			{Name: "secret", Environments: []string{"live", "test"}, Prefix: "sk_{environment}_", Checksum: events.CRC32, Defaults: []string{"read"}, Description: "for servers"},
-			{Name: "publishable", Environments: []string{"test"}, Prefix: "pk_test_", Alphabet: events.Hex, Length: 40, Ceiling: []string{"read"}},
+		KeyTypes: []keyspace.KeyType{
+			{Name: "secret", Environments: []string{"live", "test"}, Prefix: "sk_{environment}_", Checksum: keyspace.CRC32, Defaults: []string{"read"}, Description: "for servers"},
+			{Name: "publishable", Environments: []string{"test"}, Prefix: "pk_test_", Alphabet: keyspace.Hex, Length: 40, Ceiling: []string{"read"}},
 		},
-		Credential: events.Credential{Header: "X-Api-Key", Scheme: "Key"},
+		Credential: keyspace.Credential{Header: "X-Api-Key", Scheme: "Key"},
 		HTTPSOnly:  true,
-		Scopes: []events.ScopeDef{
+		Scopes: []keyspace.ScopeDef{
 			{Name: "read", Description: "see"}, {Name: "write", Implies: []string{"read"}}, {Name: "orders:*", Level: "project"},
 		},
-		Grants:       events.GrantRules{Required: true, Fixed: true, By: events.GrantsByScopes},
+		Grants:       keyspace.GrantRules{Required: true, Fixed: true, By: keyspace.GrantsByScopes},
 		Resources:    []string{"project"},
-		Expiry:       events.ExpiryPolicy{Required: true, Max: "365d", Default: "1d", Choices: []events.Span{"1d", "30d", "365d"}},
-		Plans:        []events.Plan{{Name: "basic", PerMinute: 60, Burst: 10}},
-		Limit:        &events.Limit{Plan: "basic"},
-		TenantLimit:  &events.Limit{PerMinute: 600, Burst: 100},
-		LimitHeaders: events.LimitHeaders{Style: events.HeadersXRateLimit, Limit: "X-Limit", Remaining: "X-Left", Reset: "X-Reset", ResetAs: events.ResetUnix},
-		Checks:       []events.Check{events.CheckAddress, events.CheckState, events.CheckScope, events.CheckResource, events.CheckLimit},
-		Errors: events.ErrorRules{
+		Expiry:       keyspace.ExpiryPolicy{Required: true, Max: "365d", Default: "1d", Choices: []keyspace.Span{"1d", "30d", "365d"}},
+		Plans:        []keyspace.Plan{{Name: "basic", PerMinute: 60, Burst: 10}},
+		Limit:        &keyspace.Limit{Plan: "basic"},
+		TenantLimit:  &keyspace.Limit{PerMinute: 600, Burst: 100},
+		LimitHeaders: keyspace.LimitHeaders{Style: keyspace.HeadersXRateLimit, Limit: "X-Limit", Remaining: "X-Left", Reset: "X-Reset", ResetAs: keyspace.ResetUnix},
+		Checks:       []keyspace.Check{keyspace.CheckAddress, keyspace.CheckState, keyspace.CheckScope, keyspace.CheckResource, keyspace.CheckLimit},
+		Errors: keyspace.ErrorRules{
 			ContentType: "application/json; charset=utf-8",
 			Envelope:    jsontext.Value(`{"error":{"code":"{code}","message":"{message}","fields":[{"path":"{issue.path}"}]},"meta":{"request_id":"{request_id}","v":1}}`),
-			Answers: []events.ErrorAnswer{
+			Answers: []keyspace.ErrorAnswer{
 				{Reasons: []string{"key_missing", "key_malformed"}, Status: 401, Code: "authentication_required", Message: "Invalid or missing API key"},
 				{Reasons: []string{"scope_missing"}, Message: "Want scope {scope}"},
 			},
 		},
-		Staleness: events.Staleness{MaxMillis: 5000, OnStale: "allow"},
-		Ledger:    events.LedgerSync,
+		Staleness: keyspace.Staleness{MaxMillis: 5000, OnStale: "allow"},
+		Ledger:    keyspace.LedgerSync,
 	}
 	ks := events.KeyspaceAggregate("shop")
 	s.add(ks, &events.KeyspaceDefined{Definition: def}, from)
@@ -118,8 +119,8 @@ func Samples() []events.Write {
 	wider.Title = "Shop, wider"
 	s.add(ks, &events.KeyspaceDefined{Definition: wider, Before: &def}, from)
 	tenant := events.TenantAggregate("shop", "acme")
-	s.add(tenant, &events.TenantLimitUpdated{After: &events.Limit{Plan: "basic"}}, from)
-	s.add(tenant, &events.TenantLimitUpdated{Before: &events.Limit{Plan: "basic"}, After: &events.Limit{PerMinute: 1200, Burst: 2400}}, from)
+	s.add(tenant, &events.TenantLimitUpdated{After: &keyspace.Limit{Plan: "basic"}}, from)
+	s.add(tenant, &events.TenantLimitUpdated{Before: &keyspace.Limit{Plan: "basic"}, After: &keyspace.Limit{PerMinute: 1200, Burst: 2400}}, from)
 	role := events.RoleAggregate("shop", "acme", "dev")
 	s.add(role, &events.RoleDefined{Level: "tenant", Description: "Developers", Scopes: []string{"read"}}, from)
 	s.add(role, &events.RoleDefined{Level: "project", Description: "Developers", Scopes: []string{"orders:*", "read"}, Before: []string{"read"}}, from)
@@ -130,7 +131,7 @@ func Samples() []events.Write {
 		Digest: events.NewSecret("first").Digest(), Hint: "sk_live_8FjK", Name: "billing", KeyType: "secret", Environment: "live",
 		Scopes: []string{"read", "write"}, Roles: []events.RoleID{"dev"}, Resources: []events.Resource{{Kind: "project", ID: "proj_1"}},
 		Allowlist: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8::/32")},
-		Limit:     &events.Limit{PerMinute: 120, Burst: 20}, ExpiresAt: s.now + 30*day, Metadata: map[string]string{"team": "pay", "a": ""},
+		Limit:     &keyspace.Limit{PerMinute: 120, Burst: 20}, ExpiresAt: s.now + 30*day, Metadata: map[string]string{"team": "pay", "a": ""},
 		RotatedFrom: events.KeyID(s.ulid(0x4a)),
 	}
 	k := old.Aggregate()
@@ -139,7 +140,7 @@ func Samples() []events.Write {
 	s.add(k, &events.KeyScopesAssigned{Before: events.Grant{Scopes: created.Scopes, Roles: created.Roles}, After: events.Grant{Scopes: []string{"read"}}}, from)
 	s.add(k, &events.KeyResourcesAssigned{Before: created.Resources, After: []events.Resource{{Kind: "project", ID: "proj_1"}, {Kind: "project", ID: "proj_2"}}}, from)
 	s.add(k, &events.KeyAllowlistUpdated{Before: created.Allowlist, After: []netip.Prefix{netip.MustParsePrefix("198.51.100.7/32")}}, from)
-	s.add(k, &events.KeyLimitUpdated{Before: created.Limit, After: &events.Limit{Plan: "basic"}}, from)
+	s.add(k, &events.KeyLimitUpdated{Before: created.Limit, After: &keyspace.Limit{Plan: "basic"}}, from)
 	s.add(k, &events.KeyExpiryChanged{Before: created.ExpiresAt, After: created.ExpiresAt + day}, from)
 	s.add(k, &events.KeyRenamed{Before: events.Label{Name: created.Name, Metadata: created.Metadata}, After: events.Label{Name: "billing, old", Metadata: map[string]string{"team": "ops"}}}, from)
 	s.now++
@@ -160,5 +161,7 @@ func Samples() []events.Write {
 	s.add(who, &events.AuditExported{Kind: "uses", Format: "csv", Filter: map[string]string{"tenant": "acme"}}, from)
 	s.now = end
 	s.add(k, &events.KeyExpired{ExpiredAt: end}, func(e *events.Event) { e.Actor.ID = "expirer" }) // by Keytrail itself: no address, no request
+	s.add(who, &events.AuditExportEnded{Export: events.EventID{1: 7}, Complete: true, Rows: 3, First: 4, Last: 9, Digest: events.Hash{1, 2, 3},
+		Gaps: &events.Gaps{Count: 2, UsesLost: 35, Unknown: true}}, from)
 	return s.writes
 }

@@ -3,7 +3,6 @@ package logtest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -25,13 +24,14 @@ func TestTimers(t *testing.T, open func(t *testing.T) TimerLog) {
 		name string
 		run  func(t *testing.T, ctx context.Context, log TimerLog)
 	}{
-		{"changes come in order, a failed one again before the next", changesInOrder},
-		{"changes go to one of many processes", changesShared},
-		{"changes go on where they stopped", changesResume},
+		{"the mark moves with the settings, from the newest mark only", setFromMark},
+		{"of many that set from one mark, one does", setOnce},
+		{"as many as one set takes are set", setMany},
+		{"rearm sets only where the mark stands", rearmed},
 		{"a key is due at its instant, never before", dueOnTime},
 		{"an instant in the past is due at once", duePast},
 		{"set replaces, earlier and later", dueReplaced},
-		{"clear forgets, and forgetting nothing is no error", dueCleared},
+		{"never forgets, and forgetting nothing is no error", dueCleared},
 		{"a failed due comes again", dueAgain},
 		{"each due goes to one of many processes", dueShared},
 	} {
@@ -79,86 +79,150 @@ func (l *list[T]) get() []T {
 	return slices.Clone(l.all)
 }
 
-func numbers(n int) (out []events.Seq) {
-	for i := range n {
-		out = append(out, events.Seq(i+1))
-	}
-	return out
-}
-
 var errOnce = errors.New("a failure on purpose")
 
-func changesInOrder(t *testing.T, ctx context.Context, log TimerLog) {
-	for i := range 3 {
-		Append(t, log, reader("r"), note(i))
+func mustMark(t *testing.T, ctx context.Context, log TimerLog) events.TimerMark {
+	t.Helper()
+	mark, err := log.Mark(ctx)
+	if err != nil {
+		t.Fatalf("mark: %v", err)
 	}
-	var tried, done list[events.Seq]
-	failed := false
-	defer beside(t, ctx, func(ctx context.Context) error {
-		return log.Changes(ctx, func(_ context.Context, r *events.Recorded) error {
-			tried.add(r.Seq)
-			if r.Seq == 2 && !failed {
-				failed = true
-				return errOnce
+	return mark
+}
+
+func setFromMark(t *testing.T, ctx context.Context, log TimerLog) {
+	var got list[arrival]
+	defer collect(t, ctx, log, &got)()
+	key, other, fence := NewKeyRef("shop", "acme"), NewKeyRef("shop", "acme"), NewKeyRef("shop", "acme")
+	if mark := mustMark(t, ctx, log); mark != (events.TimerMark{}) {
+		t.Fatalf("timers that nobody set have the mark %+v", mark)
+	}
+	day := soon(24 * time.Hour)
+	first, err := log.Set(ctx, events.TimerMark{}, 7, events.TimerSetting{Key: key, At: soon(time.Second)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mark := mustMark(t, ctx, log); mark != first || mark.Through != 7 {
+		t.Errorf("the mark is %+v, Set returned %+v", mark, first)
+	}
+	second, err := log.Set(ctx, first, 9) // without a setting
+	if err != nil || second.Through != 9 || second.Place == first.Place {
+		t.Fatalf("%+v after %+v: %v", second, first, err)
+	}
+	for _, old := range []events.TimerMark{{}, first} {
+		mark, err := log.Set(ctx, old, 12, events.TimerSetting{Key: key, At: day}, events.TimerSetting{Key: other, At: soon(0)})
+		if !errors.Is(err, events.ErrConflict) {
+			t.Errorf("set from the older mark %+v: %+v, %v", old, mark, err)
+		}
+	}
+	if mark := mustMark(t, ctx, log); mark != second {
+		t.Errorf("the mark is %+v, want %+v", mark, second)
+	}
+	back, err := log.Set(ctx, second, 0, events.TimerSetting{Key: fence, At: soon(2 * time.Second)})
+	if err != nil || back.Through != 0 || mustMark(t, ctx, log) != back {
+		t.Errorf("the mark moved back: %+v, %v", back, err)
+	}
+	until(t, "the last key due", func() bool { return arrivalsOf(got.get(), fence) == 1 })
+	if n, not := arrivalsOf(got.get(), key), arrivalsOf(got.get(), other); n != 1 || not != 0 {
+		t.Errorf("the key that was set came %d times, the one that was not came %d times", n, not)
+	}
+}
+
+func setOnce(t *testing.T, ctx context.Context, log TimerLog) {
+	var got list[arrival]
+	defer collect(t, ctx, log, &got)()
+	mark, want := events.TimerMark{}, map[events.KeyRef]bool{}
+	for range 20 {
+		type end struct {
+			key  events.KeyRef
+			mark events.TimerMark
+			err  error
+		}
+		ends := make(chan end, 4)
+		for i := range cap(ends) {
+			go func() { // joined below
+				e := end{key: NewKeyRef("shop", "acme")}
+				e.mark, e.err = log.Set(ctx, mark, events.Seq(i), events.TimerSetting{Key: e.key, At: soon(0)}, events.TimerSetting{Key: NewKeyRef("shop", "acme")})
+				ends <- e
+			}()
+		}
+		won, next := 0, mark
+		for range cap(ends) {
+			switch e := <-ends; {
+			case e.err == nil:
+				won, next, want[e.key] = won+1, e.mark, true
+			case !errors.Is(e.err, events.ErrConflict):
+				t.Error(e.err)
 			}
-			done.add(r.Seq)
-			return nil
-		})
-	})()
-	for i := range 3 {
-		Append(t, log, reader("r"), note(i))
+		}
+		if mark = next; won != 1 || mustMark(t, ctx, log) != mark {
+			t.Fatalf("%d of %d set from one mark", won, cap(ends))
+		}
 	}
-	until(t, "six changes", func() bool { return len(done.get()) >= 6 })
-	if got := done.get(); !slices.Equal(got, numbers(6)) {
-		t.Errorf("done %v, want 1 to 6 in order", got)
-	}
-	if got, want := tried.get(), []events.Seq{1, 2, 2, 3, 4, 5, 6}; !slices.Equal(got, want) {
-		t.Errorf("tried %v, want %v", got, want)
+	until(t, "twenty keys due", func() bool { return len(got.get()) >= 20 })
+	for _, a := range got.get() {
+		if !want[a.key] {
+			t.Error("a key came due that a refused batch has set")
+		}
 	}
 }
 
-func changesShared(t *testing.T, ctx context.Context, log TimerLog) {
-	var done list[events.Seq]
-	for range 3 {
-		defer beside(t, ctx, func(ctx context.Context) error {
-			return log.Changes(ctx, func(_ context.Context, r *events.Recorded) error {
-				done.add(r.Seq)
-				return nil
-			})
-		})()
+func setMany(t *testing.T, ctx context.Context, log TimerLog) {
+	var got list[arrival]
+	defer collect(t, ctx, log, &got)()
+	var many, cleared []events.TimerSetting
+	for i := range events.MaxTimers {
+		s := events.TimerSetting{Key: NewKeyRef("shop", "acme"), At: soon(24 * time.Hour)}
+		if many = append(many, s); i%50 != 0 {
+			cleared = append(cleared, events.TimerSetting{Key: s.Key})
+		} else {
+			s.At = soon(0)
+			cleared = append(cleared, s)
+		}
 	}
-	for i := range 20 {
-		Append(t, log, reader("r"), note(i))
+	mark, err := log.Set(ctx, events.TimerMark{}, 1, many...)
+	if err == nil {
+		_, err = log.Set(ctx, mark, 2, cleared...)
 	}
-	until(t, "twenty changes", func() bool { return len(done.get()) >= 20 })
-	if got := done.get(); !slices.Equal(got, numbers(20)) {
-		t.Errorf("three processes were handed %v, want 1 to 20, each once, in order", got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, "one in fifty due", func() bool { return len(got.get()) >= events.MaxTimers/50+1 })
+	for _, s := range cleared {
+		if n := arrivalsOf(got.get(), s.Key); (n == 1) != (s.At != 0) {
+			t.Errorf("a key came %d times", n)
+		}
 	}
 }
 
-func changesResume(t *testing.T, ctx context.Context, log TimerLog) {
-	var done list[events.Seq]
-	take := func(n int) func() {
-		return beside(t, ctx, func(ctx context.Context) error {
-			return log.Changes(ctx, func(_ context.Context, r *events.Recorded) error {
-				if len(done.get()) == n {
-					return errOnce // not ours any more
-				}
-				done.add(r.Seq)
-				return nil
-			})
-		})
+func rearmed(t *testing.T, ctx context.Context, log TimerLog) {
+	var got list[arrival]
+	defer collect(t, ctx, log, &got)()
+	old, key, fence := NewKeyRef("shop", "acme"), NewKeyRef("shop", "acme"), NewKeyRef("shop", "acme")
+	if err := log.Rearm(ctx, events.TimerMark{}, events.TimerSetting{Key: key, At: soon(24 * time.Hour)}); err != nil {
+		t.Errorf("rearm before any mark: %v", err)
 	}
-	for i := range 6 {
-		Append(t, log, reader("r"), note(i))
+	mark, err := log.Set(ctx, events.TimerMark{}, 7, events.TimerSetting{Key: key, At: soon(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, n := range []int{3, 6} {
-		stop := take(n)
-		until(t, fmt.Sprint(n, " changes"), func() bool { return len(done.get()) >= n })
-		stop()
+	if err := log.Rearm(ctx, events.TimerMark{}, events.TimerSetting{Key: old, At: soon(0)}); !errors.Is(err, events.ErrConflict) {
+		t.Errorf("rearm at an older mark: %v", err)
 	}
-	if got := done.get(); !slices.Equal(got, numbers(6)) {
-		t.Errorf("done %v, want 1 to 6", got)
+	for range 2 {
+		if err := log.Rearm(ctx, mark, events.TimerSetting{Key: key, At: soon(300 * time.Millisecond)}); err != nil {
+			t.Errorf("rearm: %v", err)
+		}
+	}
+	if now := mustMark(t, ctx, log); now != mark {
+		t.Errorf("rearm moved the mark from %+v to %+v", mark, now)
+	}
+	if _, err := log.Set(ctx, mark, 8, events.TimerSetting{Key: fence, At: soon(time.Second)}); err != nil {
+		t.Error(err)
+	}
+	until(t, "the last key due", func() bool { return arrivalsOf(got.get(), fence) == 1 })
+	if n, not := arrivalsOf(got.get(), key), arrivalsOf(got.get(), old); n != 1 || not != 0 {
+		t.Errorf("the key that was set came %d times, the one at an older mark %d times", n, not)
 	}
 }
 
@@ -180,7 +244,8 @@ func collect(t *testing.T, ctx context.Context, log TimerLog, into *list[arrival
 
 func set(t *testing.T, ctx context.Context, log TimerLog, key events.KeyRef, at events.Time) {
 	t.Helper()
-	if err := log.Set(ctx, key, at); err != nil {
+	mark := mustMark(t, ctx, log)
+	if _, err := log.Set(ctx, mark, mark.Through+1, events.TimerSetting{Key: key, At: at}); err != nil {
 		t.Fatalf("set: %v", err)
 	}
 }
@@ -249,13 +314,9 @@ func dueCleared(t *testing.T, ctx context.Context, log TimerLog) {
 	cleared, again, fence := NewKeyRef("shop", "acme"), NewKeyRef("shop", "acme"), NewKeyRef("shop", "acme")
 	for _, key := range []events.KeyRef{cleared, again} {
 		set(t, ctx, log, key, soon(time.Second))
-		if err := log.Clear(ctx, key); err != nil {
-			t.Errorf("clear: %v", err)
-		}
+		set(t, ctx, log, key, 0)
 	}
-	if err := log.Clear(ctx, NewKeyRef("shop", "acme")); err != nil {
-		t.Errorf("clear of a key without a setting: %v", err)
-	}
+	set(t, ctx, log, NewKeyRef("shop", "acme"), 0)
 	set(t, ctx, log, again, soon(time.Second)) // what was cleared may be set anew
 	set(t, ctx, log, fence, soon(2*time.Second))
 	until(t, "the last key due", func() bool { return arrivalsOf(got.get(), fence) == 1 })

@@ -26,7 +26,9 @@ func TestUses(t *testing.T, open func(t *testing.T) Uses) {
 	}{
 		{"an empty stream has no last and no tail", usesEmpty},
 		{"what was answered is the node's tail and the stream's last", usesTail},
-		{"one id is stored once", usesOnce},
+		{"one batch is stored once", usesOnce},
+		{"an expectation that does not hold is fenced and stores nothing", usesFenced},
+		{"of two with one expectation one is stored", usesRace},
 		{"concurrent publishers lose and repeat nothing", usesConcurrent},
 		{"any bytes come back unchanged", usesBytes},
 		{"a node that is no subject token is refused", usesBadNode},
@@ -46,9 +48,14 @@ func TestUses(t *testing.T, open func(t *testing.T) Uses) {
 	}
 }
 
+// publish stores data as the node's next message.
 func publish(t *testing.T, ctx context.Context, u Uses, node events.NodeID, id, data string) events.Seq {
 	t.Helper()
-	seq, err := u.Publish(ctx, node, id, []byte(data))
+	tail, _, err := u.Tail(ctx, node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seq, err := u.Publish(ctx, node, id, tail.Seq, []byte(data))
 	if err != nil {
 		t.Fatalf("publish %s: %v", id, err)
 	}
@@ -74,12 +81,10 @@ func readUses(t *testing.T, ctx context.Context, u Uses) (all []events.UseMessag
 
 func checkUses(t *testing.T, ctx context.Context, u Uses) {
 	t.Helper()
-	var stored events.Time
 	for i, m := range readUses(t, ctx, u) {
-		if m.Seq != events.Seq(i+1) || m.Stored < stored || m.Stored.Validate() != nil || m.Node.Validate() != nil {
-			t.Errorf("message %d: sequence %d, node %q, stored %s after %s", i+1, m.Seq, m.Node, m.Stored, stored)
+		if m.Seq != events.Seq(i+1) || m.Stored.Validate() != nil || m.Node.Validate() != nil {
+			t.Errorf("message %d: sequence %d, node %q, stored %s", i+1, m.Seq, m.Node, m.Stored)
 		}
-		stored = m.Stored
 	}
 }
 
@@ -114,35 +119,95 @@ func usesTail(t *testing.T, ctx context.Context, u Uses) {
 }
 
 func usesOnce(t *testing.T, ctx context.Context, u Uses) {
-	want := publish(t, ctx, u, "n1", "a", "one")
-	publish(t, ctx, u, "n1", "b", "two")
+	publish(t, ctx, u, "n1", "a", "one")
+	want := publish(t, ctx, u, "n1", "b", "two")
+	publish(t, ctx, u, "n2", "other", "other")
 	each(writers, func(int) {
 		for range 3 {
-			if seq, err := u.Publish(ctx, "n1", "a", []byte("one")); err != nil || seq != want {
-				t.Errorf("the same id again: %d, %v, want %d", seq, err, want)
+			if seq, err := u.Publish(ctx, "n1", "b", 1, []byte("two")); err != nil || seq != want {
+				t.Errorf("the same batch again: %d, %v, want %d", seq, err, want)
 			}
 		}
 	})
 	each(writers, func(int) {
-		if seq, err := u.Publish(ctx, "n1", "c", []byte("three")); err != nil || seq != 3 {
-			t.Errorf("one new id by many at once: %d, %v, want 3", seq, err)
+		if seq, err := u.Publish(ctx, "n1", "c", want, []byte("three")); err != nil || seq != 4 {
+			t.Errorf("one new batch by many at once: %d, %v, want 4", seq, err)
 		}
 	})
+	if n := len(readUses(t, ctx, u)); n != 4 {
+		t.Errorf("%d messages, want 4", n)
+	}
+}
+
+func usesFenced(t *testing.T, ctx context.Context, u Uses) {
+	first := publish(t, ctx, u, "n1", "a", "one")
+	last := publish(t, ctx, u, "n1", "b", "two")
+	publish(t, ctx, u, "n2", "other", "other")
+	for _, expect := range []events.Seq{0, first} {
+		for range 2 { // it stays so
+			seq, err := u.Publish(ctx, "n1", fmt.Sprint("late", expect), expect, []byte("late"))
+			var fenced *events.FencedError
+			if !errors.As(err, &fenced) || !errors.Is(err, events.ErrFenced) || seq != 0 {
+				t.Fatalf("after message %d: %d, %v", expect, seq, err)
+			}
+			if m := fenced.Last; m.Seq != last || m.Node != "n1" || string(m.Data) != "two" || m.Stored.Validate() != nil {
+				t.Errorf("after message %d: fenced by %+v", expect, m)
+			}
+			for _, class := range []error{events.ErrConflict, events.ErrUnavailable, events.ErrFull, events.ErrUnknownOutcome} {
+				if errors.Is(err, class) {
+					t.Errorf("after message %d: also reported as %v", expect, class)
+				}
+			}
+		}
+	}
 	if n := len(readUses(t, ctx, u)); n != 3 {
 		t.Errorf("%d messages, want 3", n)
+	}
+	publish(t, ctx, u, "n1", "c", "three")
+}
+
+func usesRace(t *testing.T, ctx context.Context, u Uses) {
+	for round := range 10 {
+		tail, _, err := u.Tail(ctx, "n1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var stored [writers]events.Seq
+		each(writers, func(i int) {
+			id := fmt.Sprint(round, "/", i)
+			seq, err := u.Publish(ctx, "n1", id, tail.Seq, []byte(id))
+			if err != nil && !errors.Is(err, events.ErrFenced) {
+				t.Errorf("publish %s: %v", id, err)
+			}
+			stored[i] = seq
+		})
+		n := 0
+		for i, seq := range stored {
+			if seq == 0 {
+				continue
+			}
+			n++
+			if m, _, err := u.Tail(ctx, "n1"); err != nil || m.Seq != seq || string(m.Data) != fmt.Sprint(round, "/", i) {
+				t.Errorf("the tail is message %d, %q, %v: want %d of writer %d", m.Seq, m.Data, err, seq, i)
+			}
+		}
+		if n != 1 {
+			t.Fatalf("round %d: %d of %d were stored", round, n, writers)
+		}
 	}
 }
 
 func usesConcurrent(t *testing.T, ctx context.Context, u Uses) {
 	const each1 = 25
 	each(writers, func(i int) {
-		node := events.NodeID(fmt.Sprint("n", i))
+		node, last := events.NodeID(fmt.Sprint("n", i)), events.Seq(0)
 		for n := range each1 {
 			id := fmt.Sprint(node, "/", n)
-			_, err := u.Publish(ctx, node, id, []byte(id))
+			seq, err := u.Publish(ctx, node, id, last, []byte(id))
 			for errors.Is(err, events.ErrUnknownOutcome) || errors.Is(err, events.ErrUnavailable) && ctx.Err() == nil {
-				_, err = u.Publish(ctx, node, id, []byte(id))
+				seq, err = u.Publish(ctx, node, id, last, []byte(id))
 			}
+			last = seq
 			if err != nil {
 				t.Errorf("publish %s: %v", id, err)
 				return
@@ -177,7 +242,7 @@ func usesBytes(t *testing.T, ctx context.Context, u Uses) {
 
 func usesBadNode(t *testing.T, ctx context.Context, u Uses) {
 	for _, node := range []events.NodeID{"", "a.b", "*", ">", "a b"} {
-		if _, err := u.Publish(ctx, node, "id", []byte("x")); err == nil {
+		if _, err := u.Publish(ctx, node, "id", 0, []byte("x")); err == nil {
 			t.Errorf("published under node %q", node)
 		}
 	}

@@ -1,0 +1,97 @@
+package eventlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/eventlog/server"
+	"github.com/keytrail/keytrail/events/logtest"
+)
+
+// TestFloodOfReads: readers without end fill the small stream of who read what, and
+// are refused; not one byte of the small lifecycle stream goes to them, and what is
+// appended there takes as long as it takes without them.
+func TestFloodOfReads(t *testing.T) {
+	s := testServer(t, server.Config{})
+	if _, err := server.Init(t.Context(), conn(t, s.ConnectAdmin), server.InitConfig{MaxStore: 2 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	l := openLog(t, conn(t, s.Connect), Options{})
+	revoked := 0
+	revoke := func(n int) (median time.Duration) {
+		t.Helper()
+		var took []time.Duration
+		for range n {
+			revoked++
+			w := first(noted(fmt.Sprint("r", revoked)), note(revoked))
+			began := time.Now()
+			if _, err := l.Append(t.Context(), w); err != nil {
+				t.Fatalf("an event while others read: %v", err)
+			}
+			took = append(took, time.Since(began))
+		}
+		slices.Sort(took)
+		return took[n/2]
+	}
+	quiet := revoke(50)
+
+	const readers = 8
+	refused := make(chan error, readers)
+	flood := openLog(t, conn(t, s.Connect), Options{})
+	stop := beside(t, func(ctx context.Context) error {
+		done := make(chan struct{}, readers)
+		for i := range readers {
+			go func() {
+				defer func() { done <- struct{}{} }()
+				var c events.Chain
+				told := false
+				for n := 0; ctx.Err() == nil; n++ {
+					next := c
+					w := logtest.Stamp(&next, logtest.Event(events.ReaderAggregate(events.Actor{ID: fmt.Sprint("reader", i)}),
+						&events.AuditQueried{Kind: "uses", Filter: map[string]string{"n": fmt.Sprint(n)}}))
+					seq, err := flood.Reads().Append(ctx, w)
+					if err == nil {
+						c = next
+						c.Seq = seq
+					} else if !told && ctx.Err() == nil {
+						told = true
+						refused <- err
+					}
+				}
+			}()
+		}
+		for range readers {
+			<-done
+		}
+		return nil
+	})
+	during := revoke(50)
+	for range readers {
+		err := <-refused
+		if !errors.Is(err, events.ErrFull) || !strings.Contains(err.Error(), "the stream KT_READ has reached its size limit") {
+			t.Errorf("a reading that does not fit: %v", err)
+		}
+	}
+	full := revoke(50)
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	t.Logf("median of an append: %v with nobody reading, %v while %d readers write, %v while all are refused", quiet, during, readers, full)
+	if limit := 5*quiet + 10*time.Millisecond; full > limit {
+		t.Errorf("an append takes %v beside readers that are refused, %v without them", full, quiet)
+	}
+	if last, err := l.Last(t.Context()); err != nil || last != events.Seq(revoked) {
+		t.Errorf("the lifecycle log ends at %d of %d, %v", last, revoked, err)
+	}
+	if err := flood.Storing(); !errors.Is(err, events.ErrFull) || !strings.Contains(err.Error(), "KT_READ") {
+		t.Errorf("the log is said to store all: %v", err)
+	}
+	logtest.CheckLog(t, l)
+	logtest.CheckLog(t, l.Reads())
+}
