@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/events/logtest"
 )
 
@@ -77,7 +78,7 @@ func bigLog(i, n int) []events.Recorded {
 			d.Allowlist = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(tenant >> 8), byte(tenant), 0}), 24)}
 		}
 		if k%5 == 0 {
-			d.Limit = &events.Limit{Plan: "gold"}
+			d.Limit = &keyspace.Limit{Plan: "gold"}
 		}
 		id := keyID(k)
 		log[j] = events.Recorded{Seq: events.Seq(k + 2), Hash: events.Hash(digest), Event: events.Event{
@@ -100,30 +101,62 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
+// foldBig folds the million keys into a new view.
+func foldBig(b *testing.B, v events.Follower) {
+	b.Helper()
+	if err := v.Apply(bigLog(0, 1)); err != nil {
+		b.Fatal(err)
+	}
+	for i := 0; i < million; i += 10_000 {
+		if err := v.Apply(bigLog(i, 10_000)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // BenchmarkMemory says what a key costs with everything that is made for it,
 // among a thousand tenants, and at the worst: each the only key of its tenant,
-// so that nobody shares a class, a restriction or an allowlist.
+// so that nobody shares a class, a restriction or an allowlist. The events of the
+// directory are decoded ones, as from the log.
 func BenchmarkMemory(b *testing.B) {
 	for _, n := range []int{1000, million} {
-		b.Run(fmt.Sprint("tenants-", n), func(b *testing.B) {
-			defer func(was int) { tenants = was }(tenants)
-			tenants = n
-			for b.Loop() {
-				before := heap()
-				v := NewKeys()
-				if err := v.Apply(bigLog(0, 1)); err != nil {
-					b.Fatal(err)
-				}
-				for i := 0; i < million; i += 10_000 {
-					if err := v.Apply(bigLog(i, 10_000)); err != nil {
-						b.Fatal(err)
+		for _, view := range []string{keysName, directoryName} {
+			b.Run(fmt.Sprint(view, "/tenants-", n), func(b *testing.B) {
+				defer func(was int) { tenants = was }(tenants)
+				tenants = n
+				for b.Loop() {
+					before := heap()
+					var v events.Follower = NewKeys()
+					if view == directoryName {
+						v = decoded{NewDirectory()}
 					}
+					foldBig(b, v)
+					b.ReportMetric(float64(heap()-before)/million, "B/key")
+					runtime.KeepAlive(v)
 				}
-				b.ReportMetric(float64(heap()-before)/million, "B/key")
-				runtime.KeepAlive(v)
-			}
-		})
+			})
+		}
 	}
+}
+
+// decoded hands on what each event is after its way through the log.
+type decoded struct{ events.Follower }
+
+func (d decoded) Apply(batch []events.Recorded) error {
+	for i := range batch {
+		e := &batch[i].Event
+		was := *e
+		e.ID, e.Time, e.Source = events.EventID{1}, 1_800_000_000_000, "/keytrail/control/bench"
+		e.Actor = events.Actor{Kind: events.ActorKey, ID: keyID(0).String()}
+		m, err := events.Encode(e)
+		if err != nil {
+			return err
+		}
+		if *e, err = events.Decode(&m); err != nil {
+			return fmt.Errorf("%+v: %w", was, err)
+		}
+	}
+	return d.Follower.Apply(batch)
 }
 
 // BenchmarkLookup compares with a bare Go map of the same digests to records of
@@ -205,37 +238,6 @@ func BenchmarkFold(b *testing.B) {
 	}
 }
 
-// BenchmarkDecodeAndFold is what a replay costs on one core.
-func BenchmarkDecodeAndFold(b *testing.B) {
-	const n = 20_000
-	var messages []events.Message
-	w := newWorld(b)
-	w.define("ks", definition())
-	for _, r := range bigLog(0, n) {
-		w.add(r.Aggregate, r.Data)
-	}
-	for i := range w.log {
-		m, err := events.Encode(&w.log[i].Event)
-		if err != nil {
-			b.Fatal(err)
-		}
-		messages = append(messages, m)
-	}
-	for b.Loop() {
-		v := NewKeys()
-		for i := range messages {
-			e, err := events.Decode(&messages[i])
-			if err != nil {
-				b.Fatal(err)
-			}
-			if err := v.Apply([]events.Recorded{{Event: e, Seq: events.Seq(i + 1), Hash: messages[i].Hash()}}); err != nil {
-				b.Fatal(err)
-			}
-		}
-	}
-	b.ReportMetric(float64(b.N)*n/b.Elapsed().Seconds(), "events/s")
-}
-
 // BenchmarkApplyOne changes one key of a million while a reader looks keys up.
 func BenchmarkApplyOne(b *testing.B) {
 	v := bigView(b)
@@ -267,28 +269,34 @@ func BenchmarkApplyOne(b *testing.B) {
 }
 
 func BenchmarkSnapshot(b *testing.B) {
-	v := bigView(b)
-	var buf bytes.Buffer
-	if err := v.Snapshot(&buf, testLog); err != nil {
-		b.Fatal(err)
-	}
+	benchSnapshot(b, bigView(b), func() { bigView(b).picture() }, LoadKeys)
+}
+
+func BenchmarkDirectorySnapshot(b *testing.B) {
+	d := NewDirectory()
+	foldBig(b, d)
+	benchSnapshot(b, d, func() { d.picture() }, LoadDirectory)
+}
+
+func benchSnapshot[V View](b *testing.B, v V, stop func(), load func(io.Reader, events.LogID) (V, error)) {
+	buf := snapshot(b, v)
 	b.Run("stop", func(b *testing.B) { // for how long the fold stands still
 		for b.Loop() {
-			v.picture()
+			stop()
 		}
 	})
 	b.Run("save", func(b *testing.B) {
-		b.SetBytes(int64(buf.Len()))
+		b.SetBytes(int64(len(buf)))
 		for b.Loop() {
-			if err := v.Snapshot(io.Discard, testLog); err != nil {
+			if _, err := v.Snapshot(io.Discard, testLog); err != nil {
 				b.Fatal(err)
 			}
 		}
 	})
 	b.Run("load", func(b *testing.B) {
-		b.SetBytes(int64(buf.Len()))
+		b.SetBytes(int64(len(buf)))
 		for b.Loop() {
-			if _, err := LoadKeys(bytes.NewReader(buf.Bytes()), testLog); err != nil {
+			if _, err := load(bytes.NewReader(buf), testLog); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -2,11 +2,14 @@ package projections
 
 import (
 	"cmp"
+	"iter"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // Directory is control's view: all that the events say of each key, keyspace and
@@ -16,31 +19,27 @@ import (
 // Readers share a lock with the writer for the length of a map lookup. Records
 // are immutable and lists only grow, so a long listing scans without the lock.
 type Directory struct {
-	position
+	fold
 
 	mu      sync.RWMutex // guards the rest
-	keys    map[events.KeyID]*entry
-	digests map[events.Digest]events.KeyID
+	ids     *table[entry]
+	digests *table[entry] // the owner of each (P6)
+	count   int           // keys
 	lists   map[events.KeyspaceID]*spaceLists
-	names   map[nameRef][]*entry // of keys that are active or disabled, as the events say
+	names   *names
 	spaces  map[events.KeyspaceID]*events.Keyspace
+	rules   map[events.KeyspaceID]*keyspace.Compiled // of spaces
 	tenants map[spaceTenant]*events.Tenant
 	roles   map[roleRef]*events.Role
-	readers map[string]events.Chain
-	failed  error // why the view stands still (P3)
+	texts   map[string]string // names that many keys have, each once
+	timed   timed             // the last events about timers
 }
 
 // entry is one key's place in the lists.
 type entry struct {
 	created events.Seq
 	key     atomic.Pointer[events.Key] // the current record; replaced, never changed
-}
-
-// nameRef is a name within its tenant.
-type nameRef struct {
-	space  events.KeyspaceID
-	tenant events.TenantID
-	name   string
+	named   *entry                     // guarded by Directory.mu: the next of its chain in names
 }
 
 // spaceTenant names a tenant of a keyspace.
@@ -53,20 +52,29 @@ type spaceTenant struct {
 // and by tenant. They only grow (P5).
 type spaceLists struct {
 	all     []*entry
-	tenants map[events.TenantID][]*entry
+	tenants map[events.TenantID]*[]*entry
+}
+
+// of returns the keys of the tenant.
+func (l *spaceLists) of(tenant events.TenantID) []*entry {
+	if own := l.tenants[tenant]; own != nil {
+		return *own
+	}
+	return nil
 }
 
 // NewDirectory returns the view of an empty log.
 func NewDirectory() *Directory {
 	return &Directory{
-		keys:    map[events.KeyID]*entry{},
-		digests: map[events.Digest]events.KeyID{},
+		ids:     &table[entry]{hash: func(e *entry) uint64 { return hashID(&e.key.Load().ID) }},
+		digests: &table[entry]{hash: func(e *entry) uint64 { return hashDigest(&e.key.Load().Digest) }},
 		lists:   map[events.KeyspaceID]*spaceLists{},
-		names:   map[nameRef][]*entry{},
+		names:   new(names),
 		spaces:  map[events.KeyspaceID]*events.Keyspace{},
+		rules:   map[events.KeyspaceID]*keyspace.Compiled{},
 		tenants: map[spaceTenant]*events.Tenant{},
 		roles:   map[roleRef]*events.Role{},
-		readers: map[string]events.Chain{},
+		texts:   map[string]string{},
 	}
 }
 
@@ -76,6 +84,14 @@ func (d *Directory) Key(id events.KeyID) (events.Key, bool) {
 		return *e.key.Load(), true
 	}
 	return events.Key{}, false
+}
+
+// Created returns where in the log the key's history begins.
+func (d *Directory) Created(id events.KeyID) (events.Seq, bool) {
+	if e := d.entry(id); e != nil {
+		return e.created, true
+	}
+	return 0, false
 }
 
 // Ref returns where the key's history is.
@@ -90,15 +106,25 @@ func (d *Directory) Ref(id events.KeyID) (events.KeyRef, bool) {
 func (d *Directory) entry(id events.KeyID) *entry {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	return d.keys[id]
+	return d.byID(&id)
+}
+
+func (d *Directory) byID(id *events.KeyID) *entry {
+	return d.ids.find(hashID(id), func(e *entry) bool { return e.key.Load().ID == *id })
+}
+
+func (d *Directory) byDigest(digest *events.Digest) *entry {
+	return d.digests.find(hashDigest(digest), func(e *entry) bool { return e.key.Load().Digest == *digest })
 }
 
 // Digest returns the key that owns the secret with the digest (P6).
 func (d *Directory) Digest(digest events.Digest) (events.KeyID, bool) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	id, ok := d.digests[digest]
-	return id, ok
+	if e := d.byDigest(&digest); e != nil {
+		return e.key.Load().ID, true
+	}
+	return events.KeyID{}, false
 }
 
 // Named returns the keys of the tenant that have exactly this name and have not
@@ -107,8 +133,9 @@ func (d *Directory) Named(ks events.KeyspaceID, tenant events.TenantID, name str
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	var out []events.Key
-	for _, e := range d.names[nameRef{ks, tenant, name}] {
-		if k := e.key.Load(); lives(k.StatusAt(now)) {
+	want := nameRef{ks, tenant, name}
+	for e := d.names.first(want.hash()); e != nil; e = e.named {
+		if k := e.key.Load(); lives(k.StatusAt(now)) && want == refOf(k) {
 			out = append(out, *k)
 		}
 	}
@@ -121,7 +148,7 @@ func lives(s events.Status) bool { return s == events.StatusActive || s == event
 func (d *Directory) Len() int {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
-	return len(d.keys)
+	return d.count
 }
 
 // Keyspace returns the keyspace with the id.
@@ -132,6 +159,14 @@ func (d *Directory) Keyspace(id events.KeyspaceID) (events.Keyspace, bool) {
 		return *s, true
 	}
 	return events.Keyspace{}, false
+}
+
+// Rules returns the definition of the keyspace with the id, made ready for use; nil
+// when there is no such keyspace.
+func (d *Directory) Rules(id events.KeyspaceID) *keyspace.Compiled {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.rules[id]
 }
 
 // Keyspaces returns all keyspaces, sorted by id.
@@ -155,6 +190,27 @@ func (d *Directory) Tenant(ks events.KeyspaceID, tenant events.TenantID) events.
 		return *t
 	}
 	return events.Tenant{Keyspace: ks, ID: tenant}
+}
+
+// TenantsOf yields the tenants of the keyspace for which something was ever set, by
+// their ids. They are shared: do not modify.
+func (d *Directory) TenantsOf(ks events.KeyspaceID) iter.Seq[*events.Tenant] {
+	return func(yield func(*events.Tenant) bool) {
+		d.mu.RLock()
+		var all []*events.Tenant
+		for ref, t := range d.tenants {
+			if ref.space == ks {
+				all = append(all, t)
+			}
+		}
+		d.mu.RUnlock()
+		slices.SortFunc(all, func(a, b *events.Tenant) int { return cmp.Compare(a.ID, b.ID) })
+		for _, t := range all {
+			if !yield(t) {
+				return
+			}
+		}
+	}
 }
 
 // Role returns the role, deleted or not: its history goes on where it ended.
@@ -186,47 +242,58 @@ func (d *Directory) Roles(ks events.KeyspaceID, tenant events.TenantID) []events
 // control reads the log itself before it writes.
 func (d *Directory) Fresh(events.Time, events.Seq) {}
 
+// Resume returns where the fold stands, proven or not: Follow begins there.
+func (d *Directory) Resume() events.Seq {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.past.at
+}
+
 // Apply implements events.Follower (P3), as Keys.Apply does.
 func (d *Directory) Apply(batch []events.Recorded) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.failed != nil {
-		return d.failed
-	}
-	at := d.At()
-	for i := range batch {
-		r := &batch[i]
-		if r.Seq <= at {
-			continue
-		}
-		if d.failed = d.next(at, r); d.failed != nil {
-			break
-		}
-		at = r.Seq
-	}
-	d.advance(at)
-	return d.failed
+	return d.run(batch, d.apply, func() {})
 }
 
-func (d *Directory) next(at events.Seq, r *events.Recorded) error {
-	if r.Seq != at+1 {
-		return holeError(at, r.Seq)
+// Expect compares the view with a head of its log, as Keys.Expect does.
+func (d *Directory) Expect(h events.Head) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.expect(h)
+}
+
+// Fingerprint returns the fingerprint of the log's history at seq, as Keys.Fingerprint
+// does.
+func (d *Directory) Fingerprint(seq events.Seq) (events.Fingerprint, bool) {
+	if p, ok := d.latestPrint(seq); ok {
+		return p, true
 	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.fingerprint(seq)
+}
+
+func (d *Directory) apply(r *events.Recorded) error {
 	switch r.Aggregate.Kind {
 	case events.KindKey:
 		return d.applyKey(r)
 	case events.KindKeyspace:
-		return step(d.spaces, r.Aggregate.Keyspace, r, (*events.Keyspace).Next)
+		if err := step(d.spaces, r.Aggregate.Keyspace, r, (*events.Keyspace).Next); err != nil {
+			return err
+		}
+		d.compile(d.spaces[r.Aggregate.Keyspace])
+		return nil
 	case events.KindTenant:
 		return step(d.tenants, spaceTenant{r.Aggregate.Keyspace, r.Aggregate.Tenant}, r, (*events.Tenant).Next)
 	case events.KindRole:
 		return step(d.roles, roleRef{r.Aggregate.Keyspace, r.Aggregate.Tenant, events.RoleID(r.Aggregate.ID)}, r, (*events.Role).Next)
-	case events.KindReader:
-		c, err := d.readers[r.Aggregate.ID].Advance(r)
-		d.readers[r.Aggregate.ID] = c
-		return err
 	}
 	return unknownKindError(r)
+}
+
+func (d *Directory) compile(s *events.Keyspace) {
+	d.rules[s.ID] = keyspace.Compile(s.Definition, s.Retired)
 }
 
 // step replaces m[k] by what next makes of it.
@@ -244,7 +311,7 @@ func step[K comparable, V any](m map[K]*V, k K, r *events.Recorded, next func(*V
 
 func (d *Directory) applyKey(r *events.Recorded) error {
 	id := r.Key()
-	e := d.keys[id]
+	e := d.byID(&id)
 	var old events.Key
 	if e != nil {
 		old = *e.key.Load()
@@ -256,42 +323,82 @@ func (d *Directory) applyKey(r *events.Recorded) error {
 	if err != nil {
 		return err
 	}
+	d.keep(&k, &old)
 	if e == nil {
 		e = &entry{created: r.Seq}
-		d.keys[id] = e
-		d.list(&k, e)
-		if _, taken := d.digests[k.Digest]; !taken { // P6
-			d.digests[k.Digest] = id
-		}
+		e.key.Store(&k)
+		d.place(k.Keyspace, k.Tenant).add(e)
+		d.ids.insert(e)
+		d.count++
+		d.claim(&k, e)
 	}
 	if was, is := lives(old.Status), lives(k.Status); was != is || old.Label.Name != k.Label.Name {
 		if was {
-			d.unname(nameRef{old.Keyspace, old.Tenant, old.Label.Name}, e)
+			d.names.remove(&old, e)
 		}
 		if is {
-			ref := nameRef{k.Keyspace, k.Tenant, k.Label.Name}
-			d.names[ref] = append(d.names[ref], e)
+			d.names.add(&k, e)
 		}
 	}
 	e.key.Store(&k)
+	d.timed.note(r.Seq, e, &old, &k)
 	return nil
 }
 
-func (d *Directory) unname(ref nameRef, e *entry) {
-	rest := slices.DeleteFunc(d.names[ref], func(x *entry) bool { return x == e })
-	if len(rest) == 0 {
-		delete(d.names, ref)
-		return
+// claim makes a new key the owner of its digest, unless there is one (P6).
+func (d *Directory) claim(k *events.Key, e *entry) {
+	if d.byDigest(&k.Digest) == nil {
+		d.digests.insert(e)
 	}
-	d.names[ref] = rest
 }
 
-func (d *Directory) list(k *events.Key, e *entry) {
-	l := d.lists[k.Keyspace]
+// place is where the keys of one tenant are listed.
+type place struct{ all, own *[]*entry }
+
+func (p place) add(e *entry) {
+	*p.all = append(*p.all, e)
+	*p.own = append(*p.own, e)
+}
+
+// place returns the lists for keys of the tenant.
+func (d *Directory) place(ks events.KeyspaceID, tenant events.TenantID) place {
+	l := d.lists[ks]
 	if l == nil {
-		l = &spaceLists{tenants: map[events.TenantID][]*entry{}}
-		d.lists[k.Keyspace] = l
+		l = &spaceLists{tenants: map[events.TenantID]*[]*entry{}}
+		d.lists[ks] = l
 	}
-	l.all = append(l.all, e)
-	l.tenants[k.Tenant] = append(l.tenants[k.Tenant], e)
+	own := l.tenants[tenant]
+	if own == nil {
+		own = new([]*entry)
+		l.tenants[tenant] = own
+	}
+	return place{&l.all, own}
+}
+
+// keep makes what an event brought k's own: decoded strings may be parts of a whole
+// message. Of names that many keys have there is one copy. old is the key before.
+func (d *Directory) keep(k, old *events.Key) {
+	if !old.Exists() {
+		k.Keyspace, k.Tenant = events.KeyspaceID(d.own(string(k.Keyspace))), events.TenantID(d.own(string(k.Tenant)))
+		k.KeyType, k.Environment = d.own(k.KeyType), d.own(k.Environment)
+		k.CreatedBy = events.Actor{Kind: events.ActorKind(d.own(string(k.CreatedBy.Kind))), ID: d.own(k.CreatedBy.ID)}
+		k.Hint = strings.Clone(k.Hint)
+	}
+	if k.RevokeCode != old.RevokeCode || k.RevokeNote != old.RevokeNote {
+		k.RevokeCode, k.RevokeNote = events.RevokeCode(d.own(string(k.RevokeCode))), strings.Clone(k.RevokeNote)
+	}
+}
+
+// own returns the view's copy of a name. Names are never taken back: keyspaces,
+// tenants, types and creators are not either (P5).
+func (d *Directory) own(name string) string {
+	if name == "" {
+		return ""
+	}
+	own, ok := d.texts[name]
+	if !ok {
+		own = strings.Clone(name)
+		d.texts[own] = own
+	}
+	return own
 }

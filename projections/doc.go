@@ -25,12 +25,26 @@
 //	    the same digest is known by id only. So nobody takes over a secret, not
 //	    even a revoked one, by creating it again.
 //	P7  snapshot + events after it == all events from the start.
+//	P8  A view that was restored says nothing before the log has shown the very
+//	    event that the snapshot ends with. If the log shows another one, or a floor
+//	    has another root than the view had at its size, the view was folded from
+//	    another history: it stops for good and answers nothing any more. A snapshot
+//	    holds what that is told by: a view that was restored knows its past as
+//	    before.
+//	P9  A position of another history than the view's is not held, however far the
+//	    view is. It comes from a caller, so it stops nothing.
+//	P10 The bytes of Export depend on nothing but the events up to its position: not on
+//	    the process, or on where its view began. So two exports of one position are
+//	    equal, or one of them is wrong. Whatever changes the bytes of the same events
+//	    raises the version of snapshots.
 //
 // Keys checks of each history that rev counts on, that the life admits the event
 // (events.Key.Next, written once) and the first 88 bits of the hash chain:
-// that is what fits into a 96-byte record. Directory checks the whole hash, and
-// so does the log itself when it starts.
+// that is what fits into a 96-byte record. Directory checks the whole hash. Both
+// carry the tree over the log, in their snapshots too: Expect compares its root with
+// that of a floor, and Scrubber the whole log with it.
 //
-// Read on in this order: keys.go, key.go, grant.go, table.go, directory.go,
-// follower.go, snapshot.go.
+// Read on in this order: keys.go, key.go, grant.go, table.go, directory.go, names.go,
+// follower.go, history.go, heads.go, memory.go, snapwrite.go, snapshot.go,
+// directory_snapshot.go, directory_timers.go, marks.go, scrub.go, receive.go; then package snapshots.
 package projections

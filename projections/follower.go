@@ -3,32 +3,36 @@ package projections
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/keytrail/keytrail/events"
 )
 
-// Follow feeds the views from the log, everything after the given sequence, in
-// one pass. It returns when ctx ends, when a view refuses an event, or when the
-// log is broken, as Log.Follow does. Views that stand further ahead ignore what
-// they have (P3): for views restored at different positions give the lowest.
-// A view that stands behind after is refused: it would miss events.
-func Follow(ctx context.Context, log events.Log, after events.Seq, fs ...events.Follower) error {
+// Follow feeds the views and whatever else follows with them from the log, in one
+// pass that begins where the view that is furthest behind stands; the others
+// ignore what they have (P3). It returns when ctx ends, when a view refuses an
+// event, or when the log is broken, as Log.Follow does.
+//
+// A view that was restored proves first that it was folded from this log: the pass
+// begins with the last event that the view applied, and the view compares (P8).
+// Recorded.Stored may be zero in what is delivered.
+func Follow(ctx context.Context, log events.Log, fs ...events.Follower) error {
+	var lowest events.Seq
+	first := true
 	for _, f := range fs {
-		if p, ok := f.(positioned); ok && p.At() < after {
-			return fmt.Errorf("follow from %d: a view stands at %d and would miss the events between", after, p.At())
+		if v, ok := f.(interface{ Resume() events.Seq }); ok {
+			if at := v.Resume(); first || at < lowest {
+				lowest, first = at, false
+			}
 		}
 	}
-	if len(fs) == 1 {
-		return log.Follow(ctx, after, fs[0])
-	}
-	return log.Follow(ctx, after, fanout(fs))
+	return log.Follow(ctx, max(lowest, 1)-1, fanout(fs))
 }
 
-type positioned interface{ At() events.Seq }
-
-// fanout gives each batch to every view in turn.
+// fanout gives each batch to every follower in turn.
 type fanout []events.Follower
+
+// Untimed implements events.Untimed: no view depends on the clock of the log.
+func (fs fanout) Untimed() {}
 
 func (fs fanout) Apply(batch []events.Recorded) error {
 	var errs []error

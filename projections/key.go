@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // Key is what a verifier knows of one key: an immutable record of 96 bytes,
@@ -40,7 +41,7 @@ type terms struct {
 	grant     *grant
 	resources *resources // nil = the whole tenant
 	allow     *allowlist // nil = any address
-	limit     *events.Limit
+	limit     *keyspace.Limit
 }
 
 // Bucket is the node's own token bucket of one key, two words that the
@@ -54,7 +55,7 @@ type Bucket struct{ At, Owed atomic.Int64 }
 func (k *Key) StatusAt(now events.Time) events.Status { return k.Status.At(k.ExpiresAt, now) }
 
 // HasScope reports whether the key may do s: directly, by a role, or implied,
-// by the current definitions (events.Definition.Effective).
+// by the current definitions (keyspace.Definition.Effective).
 func (k *Key) HasScope(s string) bool { return k.terms.grant.effective.Load().has(s) }
 
 // Scopes returns all that the key may do, sorted. It is shared: do not modify.
@@ -88,12 +89,13 @@ func (k *Key) AllowsAddr(a netip.Addr) bool {
 	return k.terms.allow == nil || k.terms.allow.contains(a)
 }
 
-// Limit returns the key's tokens per minute and at once under the regime of its
+// Limit returns the key's tokens per minute and at once under the rules of its
 // keyspace: its own numbers, its plan's, or the keyspace's default; ok is false
 // for none. A plan that the definition no longer names goes on with its last
-// numbers: taking it out of the document frees nobody of a limit.
-func (k *Key) Limit(g *Regime) (perMinute, burst int64, ok bool) {
-	return g.resolve(k.terms.limit)
+// numbers: taking it out of the document frees nobody of a limit. One that never was admits
+// nothing.
+func (k *Key) Limit(rules *keyspace.Compiled) (perMinute, burst int64, ok bool) {
+	return rules.Resolve(rules.KeyLimit(k.terms.limit))
 }
 
 // Bucket returns the key's token bucket on this node, the same for all records

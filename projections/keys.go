@@ -6,8 +6,11 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // Keys is the verifier's view: every key there ever was by its digest, in under
@@ -16,27 +19,25 @@ import (
 // on top, some 100 to 300 bytes each. It implements events.Follower; Apply and
 // Fresh belong to one goroutine, all else to any.
 type Keys struct {
-	position
+	fold
 	fresh   atomic.Int64  // the log's clock at the last heartbeat that was fully applied
 	applied atomic.Uint64 // events folded since the start
 	count   atomic.Int64
 	spaces  atomic.Pointer[map[events.KeyspaceID]*Keyspace] // defined keyspaces; swapped whole
 
-	mu           sync.Mutex // held while applying, and shortly by a snapshot; guards the rest
-	digests, ids *table     // readers need no lock
+	mu           sync.Mutex  // held while applying, and shortly by a snapshot; guards the rest
+	digests, ids *table[Key] // readers need no lock
 
 	undefined map[events.KeyspaceID]*Keyspace // keyspaces that keys speak of before their definition
 	roles     map[roleRef]*events.Role
-	readers   map[string]events.Chain // histories of reading the record, by subject
 	tenants   map[*Keyspace]map[events.TenantID]*Tenant
 	classes   pool[classRef, Class]
 	terms     pool[terms, terms]
 	grants    pool[sum, grant]
 	resources pool[sum, resources]
 	allows    pool[sum, allowlist]
-	limits    pool[events.Limit, events.Limit]
+	limits    pool[keyspace.Limit, keyspace.Limit]
 	byRole    map[roleRef]map[*grant]struct{}
-	failed    error // why the view stands still (P3)
 }
 
 type roleRef struct {
@@ -48,18 +49,17 @@ type roleRef struct {
 // NewKeys returns the view of an empty log.
 func NewKeys() *Keys {
 	v := &Keys{
-		digests:   &table{hash: func(k *Key) uint64 { return hashDigest(&k.Digest) }},
-		ids:       &table{hash: func(k *Key) uint64 { return hashID(&k.ID) }},
+		digests:   &table[Key]{hash: func(k *Key) uint64 { return hashDigest(&k.Digest) }},
+		ids:       &table[Key]{hash: func(k *Key) uint64 { return hashID(&k.ID) }},
 		undefined: map[events.KeyspaceID]*Keyspace{},
 		roles:     map[roleRef]*events.Role{},
-		readers:   map[string]events.Chain{},
 		tenants:   map[*Keyspace]map[events.TenantID]*Tenant{},
 		classes:   pool[classRef, Class]{},
 		terms:     pool[terms, terms]{},
 		grants:    pool[sum, grant]{},
 		resources: pool[sum, resources]{},
 		allows:    pool[sum, allowlist]{},
-		limits:    pool[events.Limit, events.Limit]{},
+		limits:    pool[keyspace.Limit, keyspace.Limit]{},
 		byRole:    map[roleRef]map[*grant]struct{}{},
 	}
 	v.spaces.Store(&map[events.KeyspaceID]*Keyspace{})
@@ -67,10 +67,12 @@ func NewKeys() *Keys {
 }
 
 // Lookup returns the key whose secret has the digest, nil if there never was one.
-func (v *Keys) Lookup(d events.Digest) *Key { return v.digests.byDigest(&d) }
+func (v *Keys) Lookup(d events.Digest) *Key { return byDigest(v.digests, &d) }
 
 // ByID returns the key with the id, nil if there never was one.
-func (v *Keys) ByID(id events.KeyID) *Key { return v.ids.byID(&id) }
+func (v *Keys) ByID(id events.KeyID) *Key {
+	return v.ids.find(hashID(&id), func(k *Key) bool { return k.ID == id })
+}
 
 // Keyspace returns the keyspace with the id, nil if it was never defined.
 func (v *Keys) Keyspace(id events.KeyspaceID) *Keyspace { return (*v.spaces.Load())[id] }
@@ -78,16 +80,35 @@ func (v *Keys) Keyspace(id events.KeyspaceID) *Keyspace { return (*v.spaces.Load
 // Len returns how many keys there are, the ended ones included (P5).
 func (v *Keys) Len() int { return int(v.count.Load()) }
 
+// Staleness returns the shortest and the longest bound of the keyspaces, and of one
+// without a definition, on how old a view they are answered from.
+func (v *Keys) Staleness() (shortest, longest time.Duration) {
+	shortest = keyspace.Staleness{}.MaxStaleness()
+	longest = shortest
+	for _, s := range *v.spaces.Load() {
+		bound := s.Rules().Staleness.MaxStaleness()
+		shortest, longest = min(shortest, bound), max(longest, bound)
+	}
+	return shortest, longest
+}
+
 // FreshAt returns the log's own clock at the last heartbeat whose events are all
 // applied, 0 if there was none yet: what the view says was true then.
 func (v *Keys) FreshAt() events.Time { return events.Time(v.fresh.Load()) }
 
 // Fresh implements events.Follower.
 func (v *Keys) Fresh(at events.Time, last events.Seq) {
-	if last > v.At() { // not what the contract says; believing it would unsay staleness
+	if last > v.At() { // this violates the contract; accepting it would hide staleness
 		return
 	}
 	v.fresh.Store(max(int64(at), v.fresh.Load()))
+}
+
+// Resume returns where the fold stands, proven or not: Follow begins there.
+func (v *Keys) Resume() events.Seq {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.past.at
 }
 
 // Apply implements events.Follower (P3). After an error the view stands still at
@@ -95,29 +116,54 @@ func (v *Keys) Fresh(at events.Time, last events.Seq) {
 func (v *Keys) Apply(batch []events.Recorded) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.failed != nil {
-		return v.failed
-	}
-	at := v.At()
-	for i := range batch {
-		r := &batch[i]
-		if r.Seq <= at {
-			continue
-		}
-		if v.failed = v.next(at, r); v.failed != nil {
-			break
-		}
-		at = r.Seq
-		v.applied.Add(1)
-	}
-	v.advance(at) // the data first (P2)
-	return v.failed
+	return v.run(batch, v.apply, func() { v.applied.Add(1) })
 }
 
-func (v *Keys) next(at events.Seq, r *events.Recorded) error {
-	if r.Seq != at+1 {
-		return holeError(at, r.Seq)
+// Expect compares the view with a head of its log, at once if the view has come so
+// far and knows the root that it had there (it does for the last 4,096 sizes but
+// those in the midst of a bulk replay, for every multiple of 4,096, and across
+// snapshots), and otherwise before At reaches it. A view
+// of another history answers nothing from then on: At is 0, and Apply and Expect
+// return the *events.CorruptError that names both roots.
+func (v *Keys) Expect(h events.Head) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.expect(h)
+}
+
+// Fingerprint returns the fingerprint of the log's history at seq: a position is made
+// of it. It is known for the last 262,144 events that the view has applied. That of
+// the view's own position costs no lock.
+func (v *Keys) Fingerprint(seq events.Seq) (events.Fingerprint, bool) {
+	if p, ok := v.latestPrint(seq); ok {
+		return p, true
 	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.fingerprint(seq)
+}
+
+// Root returns the root of the tree over the first size events that the view has
+// applied, if it still knows it, as it does for Expect.
+func (v *Keys) Root(size events.Seq) (events.Hash, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.past.foreign || size > v.past.at {
+		return events.Hash{}, false
+	}
+	return v.rootAt(size)
+}
+
+// Holds reports whether the view has come to the position, in the history that it is
+// of. Of an older event than Fingerprint knows only the root before it is compared:
+// two histories that parted less than 4,096 events before it are not told apart.
+func (v *Keys) Holds(p events.Position) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.holds(p)
+}
+
+func (v *Keys) apply(r *events.Recorded) error {
 	switch r.Aggregate.Kind {
 	case events.KindKey:
 		return v.applyKey(r)
@@ -127,27 +173,22 @@ func (v *Keys) next(at events.Seq, r *events.Recorded) error {
 		return v.applyRole(r)
 	case events.KindTenant:
 		return v.applyTenant(r)
-	case events.KindReader:
-		c, err := v.readers[r.Aggregate.ID].Advance(r)
-		v.readers[r.Aggregate.ID] = c
-		return err
 	}
 	return unknownKindError(r)
 }
 
-func holeError(at, got events.Seq) error {
-	return &events.CorruptError{Seq: at + 1, Reason: fmt.Sprintf(
-		"event %d came after event %d: the events between are missing; restart this process, and if it happens again check the log", got, at)}
-}
-
 func unknownKindError(r *events.Recorded) error {
+	if err := events.Lifecycle.Accepts(r.Aggregate); err != nil {
+		return &events.CorruptError{Seq: r.Seq, Reason: fmt.Sprintf(
+			"event %d: %s: restore the log from its archive mirror or a backup", r.Seq, err)}
+	}
 	return &events.CorruptError{Seq: r.Seq, Reason: fmt.Sprintf(
-		"event %d is about a %q, which this release of Keytrail does not know: upgrade this process", r.Seq, r.Aggregate.Kind)}
+		"event %d is about a %s, which this release of Keytrail does not know: upgrade this process", r.Seq, input.Quote(r.Aggregate.Kind))}
 }
 
 func movedError(r *events.Recorded, ks events.KeyspaceID, tenant events.TenantID) error {
-	return &events.CorruptError{Seq: r.Seq, Reason: fmt.Sprintf("event %d is about key %s, which already lives as %s/%s: "+
-		"restore the log from its archive mirror or a backup", r.Seq, r.Aggregate, ks, tenant)}
+	return &events.CorruptError{Seq: r.Seq, Reason: fmt.Sprintf("event %d is about key %s, which already lives as %s: "+
+		"restore the log from its archive mirror or a backup", r.Seq, r.Aggregate, input.Quote(string(ks)+"/"+string(tenant)))}
 }
 
 func (v *Keys) applyKeyspace(r *events.Recorded) error {

@@ -14,13 +14,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
-func definition() events.Definition {
-	return events.Definition{
-		KeyTypes: []events.KeyType{{Name: "secret", Prefix: "sk_"}, {Name: "publishable", Prefix: "pk_", Ceiling: []string{"read"}}},
-		Scopes:   []events.ScopeDef{{Name: "read"}, {Name: "write", Implies: []string{"read"}}},
-		Plans:    []events.Plan{{Name: "gold", PerMinute: 60, Burst: 10}},
+func definition() keyspace.Definition {
+	return keyspace.Definition{
+		KeyTypes: []keyspace.KeyType{{Name: "secret", Prefix: "sk_"}, {Name: "publishable", Prefix: "pk_", Ceiling: []string{"read"}}},
+		Scopes:   []keyspace.ScopeDef{{Name: "read"}, {Name: "write", Implies: []string{"read"}}},
+		Plans:    []keyspace.Plan{{Name: "gold", PerMinute: 60, Burst: 10}},
 	}
 }
 
@@ -68,13 +69,13 @@ func TestRolesAndCeilingFollowTheirDefinition(t *testing.T) {
 func TestAPlanTakenAwayFreesNobody(t *testing.T) {
 	w, v := newWorld(t), NewKeys()
 	w.define("ks", definition())
-	ref := w.create("ks", "acme", "1", func(d *events.KeyCreated) { d.Limit = &events.Limit{Plan: "gold"} })
+	ref := w.create("ks", "acme", "1", func(d *events.KeyCreated) { d.Limit = &keyspace.Limit{Plan: "gold"} })
 	free := w.create("ks", "acme", "2", nil)
 	check := func(ref events.KeyRef, want string) {
 		t.Helper()
 		apply(t, v, w)
 		k := v.ByID(ref.Key)
-		perMinute, burst, ok := k.Limit(k.Space.Regime())
+		perMinute, burst, ok := k.Limit(k.Space.Rules())
 		if got := fmt.Sprint(perMinute, burst, ok); got != want {
 			t.Errorf("limit %s, want %s", got, want)
 		}
@@ -88,8 +89,8 @@ func TestAPlanTakenAwayFreesNobody(t *testing.T) {
 	def.Title = "again"
 	w.define("ks", def)
 	check(ref, "60 10 true")
-	def.Limit = &events.Limit{PerMinute: 5, Burst: 1}
-	def.Plans = []events.Plan{{Name: "gold", PerMinute: 61, Burst: 11}}
+	def.Limit = &keyspace.Limit{PerMinute: 5, Burst: 1}
+	def.Plans = []keyspace.Plan{{Name: "gold", PerMinute: 61, Burst: 11}}
 	w.define("ks", def)
 	check(ref, "61 11 true")
 	check(free, "5 1 true")
@@ -103,7 +104,7 @@ func TestASecretStaysWithItsFirstKey(t *testing.T) {
 	second := w.create("ks", "mallory", "same", nil)
 	w.add(second.Aggregate(), &events.KeyRenamed{After: events.Label{Name: "mine"}})
 	apply(t, v, w)
-	for _, v := range []*Keys{v, reload(t, v)} {
+	for _, v := range []*Keys{v, reload(t, v, LoadKeys)} {
 		k := v.Lookup(events.NewSecret("same").Digest())
 		if k.ID != first.Key || k.Status != events.StatusRevoked {
 			t.Errorf("the secret answers as %s, %s; want the revoked %s", k.ID, k.Status, first.Key)
@@ -130,7 +131,7 @@ func TestTenantsBucketStays(t *testing.T) {
 	}
 	for _, change := range []func(){
 		func() { w.define("ks", definition()) },
-		func() { w.tenantLimit("ks", "acme", &events.Limit{Plan: "gold"}) },
+		func() { w.tenantLimit("ks", "acme", &keyspace.Limit{Plan: "gold"}) },
 		func() { w.add(ref.Aggregate(), &events.KeyDisabled{}) },
 		func() { w.tenantLimit("ks", "acme", nil) },
 		func() { w.add(ref.Aggregate(), &events.KeyRevoked{Code: events.RevokeCompromise}) },
@@ -238,12 +239,12 @@ func TestRefusals(t *testing.T) {
 		"reader": {func(w *world, ref events.KeyRef) {
 			r := &w.log[len(w.log)-1]
 			r.Aggregate = events.ReaderAggregate(events.Actor{ID: "someone"})
-		}, "is broken"},
+		}, "belongs to the log of reads"},
 		"keyspace": {func(w *world, ref events.KeyRef) {
 			r := &w.log[len(w.log)-1]
 			r.Aggregate = events.KeyspaceAggregate("ks")
 		}, "is broken"},
-		"moved": {func(w *world, ref events.KeyRef) { w.log[len(w.log)-1].Aggregate.Tenant = "other" }, "already lives as ks/acme"},
+		"moved": {func(w *world, ref events.KeyRef) { w.log[len(w.log)-1].Aggregate.Tenant = "other" }, `already lives as "ks/acme"`},
 		"kind":  {func(w *world, ref events.KeyRef) { w.log[len(w.log)-1].Aggregate.Kind = "planet" }, "upgrade"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -259,7 +260,7 @@ func TestRefusals(t *testing.T) {
 			if err := restored.Apply(w.log[:last]); err != nil {
 				t.Fatal(err)
 			}
-			restored = reload(t, restored) // it must refuse what the view that was saved refuses
+			restored = reload(t, restored, LoadKeys) // it must refuse what the view that was saved refuses
 			for _, v := range []interface {
 				events.Follower
 				At() events.Seq
@@ -286,21 +287,21 @@ func TestReadsDoNotAllocate(t *testing.T) {
 	w, v := newWorld(t), NewKeys()
 	def := definition()
 	for i := range 20 {
-		def.Scopes = append(def.Scopes, events.ScopeDef{Name: fmt.Sprint("s", i)})
+		def.Scopes = append(def.Scopes, keyspace.ScopeDef{Name: fmt.Sprint("s", i)})
 	}
 	w.define("ks", def)
 	ref := w.create("ks", "acme", "1", func(d *events.KeyCreated) {
-		d.Scopes, d.Limit = []string{"s1", "write"}, &events.Limit{Plan: "gold"}
+		d.Scopes, d.Limit = []string{"s1", "write"}, &keyspace.Limit{Plan: "gold"}
 		d.Allowlist, d.Resources = somePrefixes[:2], someResources
 	})
-	w.tenantLimit("ks", "acme", &events.Limit{Plan: "gold"})
+	w.tenantLimit("ks", "acme", &keyspace.Limit{Plan: "gold"})
 	apply(t, v, w)
 	digest, addr := events.NewSecret("1").Digest(), netip.MustParseAddr("10.0.0.1")
 	if n := testing.AllocsPerRun(100, func() {
 		k := v.Lookup(digest)
-		_, _, limited := k.Limit(k.Space.Regime())
-		_, _, whole := k.Whole.Limit(k.Space.Regime())
-		if !whole || k.Whole.Bucket() == nil || k.Space.Regime().Level("read") != "" || v.ByID(ref.Key) != k || v.Keyspace("ks") != k.Space || !k.HasScope("read") || k.HasScope("s2") || !k.AllowsAddr(addr) ||
+		_, _, limited := k.Limit(k.Space.Rules())
+		_, _, whole := k.Whole.Limit(k.Space.Rules())
+		if !whole || k.Whole.Bucket() == nil || k.Space.Rules().ScopeLevel("read") != "" || v.ByID(ref.Key) != k || v.Keyspace("ks") != k.Space || !k.HasScope("read") || k.HasScope("s2") || !k.AllowsAddr(addr) ||
 			!k.AllowsResource(someResources[2]) || !limited || k.StatusAt(1) != events.StatusActive || k.Bucket() == nil || v.At() != 3 {
 			t.Fatal("wrong answer")
 		}
@@ -316,7 +317,7 @@ func TestSharing(t *testing.T) {
 	w.define("ks", definition())
 	restrict := func(d *events.KeyCreated) {
 		d.Scopes, d.Resources, d.Allowlist = []string{"read"}, slices.Clone(someResources), slices.Clone(somePrefixes[:2])
-		d.Limit = &events.Limit{Plan: "gold"}
+		d.Limit = &keyspace.Limit{Plan: "gold"}
 	}
 	a, b := w.create("ks", "acme", "1", restrict), w.create("ks", "other", "2", restrict)
 	apply(t, v, w)

@@ -18,7 +18,25 @@ type ListQuery struct {
 	Name     string            // part of the name, in any case
 	After    events.Seq        // the next that the page before returned
 	Limit    int               // keys per page; 0 = 100
-	Now      events.Time       // what Status is asked for
+	Now      events.Time       // what Status and Lives are asked for
+
+	CreatedBy events.KeyID // only keys that this key created, or made as a successor
+	Until     events.Seq   // only keys that were created here or before
+	Lives     bool         // only keys that are active or disabled
+}
+
+// matches reports whether the key is one that the query asks for. name is in
+// lower case.
+func (q *ListQuery) matches(k *events.Key, name string) bool {
+	switch status := k.StatusAt(q.Now); {
+	case q.Status != "" && status != q.Status:
+		return false
+	case q.Lives && status != events.StatusActive && status != events.StatusDisabled:
+		return false
+	case !q.CreatedBy.IsZero() && k.CreatedBy != (events.Actor{Kind: events.ActorKey, ID: q.CreatedBy.String()}):
+		return false
+	}
+	return strings.Contains(strings.ToLower(k.Label.Name), name)
 }
 
 // DefaultLimit is the size of a page when the query names none.
@@ -36,8 +54,11 @@ func (d *Directory) List(q ListQuery) (keys []events.Key, next events.Seq) {
 	name := strings.ToLower(q.Name)
 	var last events.Seq
 	for e := pop(&lists); e != nil; e = pop(&lists) {
+		if q.Until != 0 && e.created > q.Until {
+			break
+		}
 		k := e.key.Load()
-		if q.Status != "" && k.StatusAt(q.Now) != q.Status || !strings.Contains(strings.ToLower(k.Label.Name), name) {
+		if !q.matches(k, name) {
 			continue
 		}
 		if len(keys) == q.Limit {
@@ -51,22 +72,28 @@ func (d *Directory) List(q ListQuery) (keys []events.Key, next events.Seq) {
 // All yields every key of the keyspace in the order of their creation, each as it
 // is when its turn comes. It holds no lock. The keys are shared: do not modify.
 func (d *Directory) All(ks events.KeyspaceID) iter.Seq[*events.Key] {
+	return d.each(ks, func(l *spaceLists) []*entry { return l.all })
+}
+
+// AllOf is All for the keys of one tenant.
+func (d *Directory) AllOf(ks events.KeyspaceID, tenant events.TenantID) iter.Seq[*events.Key] {
+	return d.each(ks, func(l *spaceLists) []*entry { return l.of(tenant) })
+}
+
+func (d *Directory) each(ks events.KeyspaceID, list func(*spaceLists) []*entry) iter.Seq[*events.Key] {
 	return func(yield func(*events.Key) bool) {
-		for _, e := range d.allOf(ks) {
+		d.mu.RLock()
+		var entries []*entry
+		if l := d.lists[ks]; l != nil {
+			entries = list(l)
+		}
+		d.mu.RUnlock()
+		for _, e := range entries {
 			if !yield(e.key.Load()) {
 				return
 			}
 		}
 	}
-}
-
-func (d *Directory) allOf(ks events.KeyspaceID) []*entry {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if l := d.lists[ks]; l != nil {
-		return l.all
-	}
-	return nil
 }
 
 // pick returns the lists that the query needs, each from After on, none empty.
@@ -85,11 +112,11 @@ func (d *Directory) pick(q *ListQuery) (lists [][]*entry) {
 		case q.Keyspace != "" && q.Keyspace != id:
 		case q.Tenant != "":
 			if len(q.Tenants) == 0 || slices.Contains(q.Tenants, q.Tenant) {
-				add(l.tenants[q.Tenant])
+				add(l.of(q.Tenant))
 			}
 		case len(q.Tenants) > 0:
 			for _, t := range slices.Compact(slices.Sorted(slices.Values(q.Tenants))) {
-				add(l.tenants[t])
+				add(l.of(t))
 			}
 		default:
 			add(l.all)

@@ -44,19 +44,23 @@ func (d *Directory) Collectors() []prometheus.Collector {
 	}
 }
 
-// Collectors returns the saver's metrics.
+// Collectors returns the saver's metrics, each with the label view.
 func (s *Saver) Collectors() []prometheus.Collector {
+	view := prometheus.Labels{"view": s.View.Name()}
 	return []prometheus.Collector{
-		gauge("keytrail_snapshot_age_seconds", "Time since this process saved its last snapshot; -1 before the first. Far above the interval while the position moves, saving fails.",
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "keytrail_snapshot_age_seconds", ConstLabels: view,
+			Help: "Time since this process saved its last snapshot of the view; -1 before the first. Far above the interval while the position moves, saving fails."},
 			func() float64 {
-				if at := s.savedAt.Load(); at > 0 {
-					return s.now().Sub(time.UnixMilli(at)).Seconds()
+				if at := s.savedAt.Load(); at != nil {
+					return s.now().Sub(*at).Seconds()
 				}
 				return -1
 			}),
-		gauge("keytrail_snapshot_position", "Position of the last snapshot that this process saved.",
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "keytrail_snapshot_position", ConstLabels: view,
+			Help: "Position of the last snapshot of the view that this process saved."},
 			func() float64 { return float64(s.saved.Load()) }),
-		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "keytrail_snapshot_failures_total", Help: "Snapshots that could not be saved. Each one makes the next start slower, nothing else."},
+		prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "keytrail_snapshot_failures_total", ConstLabels: view,
+			Help: "Snapshots that could not be saved. Each one makes the next start slower, nothing else."},
 			func() float64 { return float64(s.failures.Load()) }),
 	}
 }

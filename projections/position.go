@@ -18,7 +18,10 @@ type position struct {
 	lowest events.Seq    // guarded by mu: the nearest position that someone waits for
 }
 
-// At returns the position: everything up to it has been applied.
+// At returns the position: everything up to it has been applied. Of a view that
+// was restored from a snapshot it is 0 until the log has shown the event that the
+// snapshot ends with, and of one that was folded from another history it is 0 for
+// good (P8): nobody answers from a history that is not the log's.
 func (p *position) At() events.Seq { return events.Seq(p.at.Load()) }
 
 // Wait returns when At() >= s, or with ctx's error.
@@ -48,6 +51,9 @@ func (p *position) ring(s events.Seq) <-chan struct{} {
 	p.lowest = min(p.lowest, s)
 	return p.bell
 }
+
+// withdraw takes the position back.
+func (p *position) withdraw() { p.at.Store(0) }
 
 // advance publishes s. Everything up to s must be visible already.
 func (p *position) advance(s events.Seq) {

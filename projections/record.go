@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // record returns the compact record of w. What the event left as it was is taken
@@ -40,10 +41,10 @@ func (v *Keys) record(w *events.Key, old *Key) *Key {
 		t.allow = v.allows.take(key, func() *allowlist { return newAllowlist(key, slices.Clone(w.Allowlist)) })
 	}
 	if w.Limit != nil {
-		t.limit = v.limits.take(*w.Limit, func() *events.Limit { l := *w.Limit; return &l })
+		t.limit = v.limits.take(*w.Limit, func() *keyspace.Limit { l := *w.Limit; return &l })
 	}
 	k.terms = v.combine(t)
-	switch _, _, limited := k.Limit(space.Regime()); {
+	switch _, _, limited := k.Limit(space.Rules()); {
 	case old != nil:
 		// Made now if need be: a reader that still holds old must spend from the same bucket.
 		k.bucket.Store(old.Bucket())
@@ -171,7 +172,7 @@ func (v *Keys) resolve(g *grant) {
 			names = append(names, role.Scopes...)
 		}
 	}
-	g.effective.Store(newScopes(g.space.Definition().Effective(g.keyType, names)))
+	g.effective.Store(newScopes(g.space.Rules().Effective(g.keyType, names)))
 }
 
 func (v *Keys) resourceList(list []events.Resource) *resources {

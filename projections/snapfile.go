@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -17,39 +18,54 @@ import (
 // KeepSnapshots is how many snapshots stay in a directory.
 const KeepSnapshots = 3
 
-// The name holds the position with leading zeros: the order of names is the
-// order of positions.
+// View is a view that keeps snapshots: Keys and Directory.
+type View interface {
+	// At returns the position.
+	At() events.Seq
+	// Resume returns where the fold stands, proven or not.
+	Resume() events.Seq
+	// Len returns the number of keys.
+	Len() int
+	// Snapshot writes the view as of its position to w and returns the position.
+	Snapshot(w io.Writer, log events.LogID) (events.Seq, error)
+	// Export writes what Snapshot does for another process (P10).
+	Export(w io.Writer, log events.LogID) (events.Seq, error)
+	// Name tells the views of one process apart, in file names and metrics.
+	Name() string
+}
+
+// Name implements View.
+func (v *Keys) Name() string { return keysName }
+
+// Name implements View.
+func (d *Directory) Name() string { return directoryName }
+
 const (
-	snapName = "keys-%020d.snap"
-	snapGlob = "keys-*.snap"
-	tempGlob = ".keys-*.tmp"
+	keysName      = "keys"
+	directoryName = "directory"
 )
 
-// SaveFile writes a snapshot into dir (made if need be) and removes all but the
-// newest KeepSnapshots. On return the file is durable; a crash at any point
-// leaves the files that were there, and at most a temporary one that the next
-// call removes. One process at a time may save into a directory.
-func (v *Keys) SaveFile(dir string, log events.LogID) (events.Seq, error) {
+// Save writes a snapshot of v into dir (made if need be) and removes all but the
+// newest KeepSnapshots of this view. On return the file is durable; a crash at any
+// point leaves the files that were there, and at most a temporary one that the
+// next call removes. One process at a time may save into a directory.
+func Save(dir string, v View, log events.LogID) (events.Seq, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return 0, fmt.Errorf("save snapshot: %w", err)
 	}
-	stale, _ := filepath.Glob(filepath.Join(dir, tempGlob)) // the pattern is well-formed
-	seq, err := v.writeFile(dir, log)
+	seq, err := writeFile(dir, v.Name(), func(w io.Writer) (events.Seq, error) { return v.Snapshot(w, log) })
 	if err != nil {
-		return 0, fmt.Errorf("save snapshot: %w", err)
-	}
-	// crash here: the new snapshot is durable; old ones stay until the next call.
-	old := snapshotFiles(dir)
-	for _, path := range append(stale, old[min(len(old), KeepSnapshots):]...) {
-		if err := os.Remove(path); err != nil {
-			return seq, fmt.Errorf("remove old snapshot: %w", err)
-		}
+		return seq, fmt.Errorf("save snapshot: %w", err)
 	}
 	return seq, nil
 }
 
-func (v *Keys) writeFile(dir string, log events.LogID) (seq events.Seq, err error) {
-	f, err := os.CreateTemp(dir, tempGlob)
+// writeFile makes what write writes a snapshot of the view in dir, at the position that
+// write returns, and removes what Save says.
+func writeFile(dir, view string, write func(io.Writer) (events.Seq, error)) (seq events.Seq, err error) {
+	temp := "." + view + "-*.tmp"
+	stale, _ := filepath.Glob(filepath.Join(dir, temp)) // the pattern is well-formed
+	f, err := os.CreateTemp(dir, temp)
 	if err != nil {
 		return 0, err
 	}
@@ -59,7 +75,7 @@ func (v *Keys) writeFile(dir string, log events.LogID) (seq events.Seq, err erro
 			os.Remove(f.Name())
 		}
 	}()
-	if seq, err = v.snapshot(f, log); err != nil {
+	if seq, err = write(f); err != nil {
 		return 0, err
 	}
 	if err = f.Sync(); err != nil {
@@ -70,10 +86,20 @@ func (v *Keys) writeFile(dir string, log events.LogID) (seq events.Seq, err erro
 	}
 	// crash here: a temporary file that nobody reads. Not before Sync: the name
 	// must never stand for a file without its bytes.
-	if err = os.Rename(f.Name(), filepath.Join(dir, fmt.Sprintf(snapName, seq))); err != nil {
+	if err = os.Rename(f.Name(), filepath.Join(dir, fmt.Sprintf("%s-%020d.snap", view, seq))); err != nil {
 		return 0, err
 	}
-	return seq, syncDir(dir)
+	if err = syncDir(dir); err != nil {
+		return 0, err
+	}
+	// crash here: the new snapshot is durable; old ones stay until the next call.
+	old := snapshotFiles(dir, view)
+	for _, path := range append(stale, old[min(len(old), KeepSnapshots):]...) {
+		if err := os.Remove(path); err != nil {
+			return seq, fmt.Errorf("remove old snapshot: %w", err)
+		}
+	}
+	return seq, nil
 }
 
 func syncDir(dir string) error {
@@ -84,59 +110,70 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// snapshotFiles returns the snapshots in dir, the newest first.
-func snapshotFiles(dir string) []string {
-	paths, _ := filepath.Glob(filepath.Join(dir, snapGlob)) // the pattern is well-formed
+// snapshotFiles returns the view's snapshots in dir, the newest first: the name
+// holds the position with leading zeros.
+func snapshotFiles(dir, view string) []string {
+	paths, _ := filepath.Glob(filepath.Join(dir, view+"-*.snap")) // the pattern is well-formed
 	slices.Sort(paths)
 	slices.Reverse(paths)
 	return paths
 }
 
-// LoadFile returns the view of the newest snapshot in dir that can be read, or
+// RestoreKeys returns the view of the newest snapshot in dir that can be read, or
 // an empty view when there is none. Snapshots that cannot be read are passed
 // over and named in refused: nothing is lost by it but time, the log has it all.
 // last is where the log ends: a sound snapshot of the same log that is newer
-// means that the log has lost events, which is a *events.CorruptError.
-func LoadFile(dir string, log events.LogID, last events.Seq) (v *Keys, refused []error, err error) {
-	for _, path := range snapshotFiles(dir) {
-		v, err := loadFile(path, log)
+// means that the log has lost events, which is a *events.CorruptError. Whether the
+// log still holds the event that the snapshot ends with is for Follow to show (P8).
+func RestoreKeys(dir string, log events.LogID, last events.Seq) (v *Keys, refused []error, err error) {
+	return restore(dir, keysName, log, last, NewKeys, LoadKeys)
+}
+
+// RestoreDirectory is RestoreKeys for control's view.
+func RestoreDirectory(dir string, log events.LogID, last events.Seq) (d *Directory, refused []error, err error) {
+	return restore(dir, directoryName, log, last, NewDirectory, LoadDirectory)
+}
+
+func restore[V View](dir, view string, log events.LogID, last events.Seq, empty func() V, load func(io.Reader, events.LogID) (V, error)) (v V, refused []error, err error) {
+	for _, path := range snapshotFiles(dir, view) {
+		v, err := loadFile(path, log, load)
 		if err != nil {
 			refused = append(refused, err)
 			continue
 		}
-		if v.At() > last {
-			return nil, refused, &events.CorruptError{Seq: last + 1, Reason: fmt.Sprintf("the log ends at event %d, but snapshot %s was made of it at event %d: "+
-				"the log has lost events; restore it from its archive mirror or a backup, do not continue on this copy", last, path, v.At())}
+		if at := v.Resume(); at > last {
+			return v, refused, &events.CorruptError{Seq: last + 1, Reason: fmt.Sprintf("the log ends at event %d, but snapshot %s was made of it at event %d: "+
+				"the log has lost events; restore it from its archive mirror or a backup, do not continue on this copy", last, path, at)}
 		}
 		return v, refused, nil
 	}
-	return NewKeys(), refused, nil
+	return empty(), refused, nil
 }
 
-func loadFile(path string, log events.LogID) (*Keys, error) {
+func loadFile[V View](path string, log events.LogID, load func(io.Reader, events.LogID) (V, error)) (v V, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return v, err
 	}
 	defer f.Close() // read only
-	v, err := LoadKeys(f, log)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+	if v, err = load(f, log); err != nil {
+		return v, fmt.Errorf("%s: %w; delete it, the view is folded from the log, or connect to the log that it belongs to", path, err)
 	}
 	return v, nil
 }
 
 // Saver keeps snapshots of a view.
 type Saver struct {
-	View   *Keys
+	View   View
 	Dir    string
 	Log    events.LogID
 	Every  time.Duration    // between snapshots; default 5 minutes. Longer means a longer tail to fold at the next start
+	Tail   uint64           // events after which the next snapshot does not wait for Every; default 500,000
 	Now    func() time.Time // default time.Now
 	Logger *slog.Logger     // default slog.Default()
 
-	saved    atomic.Uint64 // position of the last snapshot
-	savedAt  atomic.Int64  // when, in Unix milliseconds
+	saved    atomic.Uint64             // position of the last snapshot
+	savedAt  atomic.Pointer[time.Time] // when, with the steady clock; nil = never
 	failures atomic.Uint64
 }
 
@@ -144,22 +181,32 @@ type Saver struct {
 // when ctx ends. A snapshot that cannot be saved is logged and counted: the view
 // and the log lose nothing by it. It returns ctx's error.
 func (s *Saver) Run(ctx context.Context) error {
-	every := s.Every
+	every, tail := s.Every, s.Tail
 	if every <= 0 {
 		every = 5 * time.Minute
 	}
-	tick := time.NewTicker(every)
+	if tail == 0 {
+		tail = 500_000
+	}
+	tick := time.NewTicker(min(every, saverLooks))
 	defer tick.Stop()
+	last, from := s.now(), uint64(s.View.Resume())
 	for {
 		select {
 		case <-tick.C:
-			s.save(ctx)
+			if s.now().Sub(last) >= every || uint64(s.View.At()) >= from+tail {
+				s.save(ctx)
+				last, from = s.now(), uint64(s.View.At())
+			}
 		case <-ctx.Done():
 			s.save(ctx)
 			return ctx.Err()
 		}
 	}
 }
+
+// saverLooks is how often a saver looks how far its view has come.
+const saverLooks = 10 * time.Second
 
 func (s *Saver) now() time.Time {
 	if s.Now == nil {
@@ -176,13 +223,14 @@ func (s *Saver) save(ctx context.Context) {
 	if log == nil {
 		log = slog.Default()
 	}
-	seq, err := s.View.SaveFile(s.Dir, s.Log)
+	seq, err := Save(s.Dir, s.View, s.Log)
 	if err != nil {
 		s.failures.Add(1)
-		log.LogAttrs(ctx, slog.LevelError, "snapshot not saved", slog.Any("err", err))
+		log.LogAttrs(ctx, slog.LevelError, "snapshot not saved", slog.String("view", s.View.Name()), slog.Any("err", err))
 		return
 	}
 	s.saved.Store(uint64(seq))
-	s.savedAt.Store(s.now().UnixMilli())
-	log.LogAttrs(ctx, slog.LevelInfo, "snapshot saved", slog.Uint64("seq", uint64(seq)), slog.Int("keys", s.View.Len()))
+	now := s.now()
+	s.savedAt.Store(&now)
+	log.LogAttrs(ctx, slog.LevelInfo, "snapshot saved", slog.String("view", s.View.Name()), slog.Uint64("seq", uint64(seq)), slog.Int("keys", s.View.Len()))
 }

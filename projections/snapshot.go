@@ -1,44 +1,29 @@
 package projections
 
 import (
-	"bufio"
-	"crypto/sha256"
-	"encoding/binary"
+	"bytes"
+	"cmp"
 	"fmt"
-	"hash"
 	"io"
-
-	"github.com/go-json-experiment/json"
+	"slices"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
-// A snapshot is what a fold of Keys came to at one position, so that a start
-// reads it and the tail instead of the whole log (P7). It is a stream of
-// records, each a letter and its fields; what keys share stands once, before the
-// first that uses it, and is numbered by its order:
+// keysMagic begins a snapshot of Keys (snapwrite.go describes the file). Its records:
 //
-//	header   magic, version, log id, position, number of keys
-//	s        keyspace    n  tenant    o  role      h  a reader's history
-//	c        class       g  grant     r  resources   a  allowlist   l  limit
-//	t        terms: the numbers of their parts
-//	k        key; the owners of their digest first
-//	z        end, then the SHA-256 of everything before
-//
-// SHA-256 costs a twentieth of the load where the processor has instructions for
-// it, and a checksum that cannot be met by chance or by hand ends all questions
-// about a file. encoding/gob was rejected: it is reflective, three times slower
-// and cannot share values.
-const (
-	snapshotMagic   = "KEYTRAIL-KEYS\n"
-	snapshotVersion = 2
-)
+//	m  memory of the history
+//	s  keyspace    n  tenant    o  role
+//	c  class       g  grant     r  resources   a  allowlist   l  limit
+//	t  terms: the numbers of their parts
+//	k  key; the owners of their digest first
+const keysMagic = "KEYTRAIL-KEYS\n"
 
 const (
 	recKeyspace  = 's'
 	recTenant    = 'n'
 	recRole      = 'o'
-	recReader    = 'h'
 	recClass     = 'c'
 	recGrant     = 'g'
 	recResources = 'r'
@@ -46,29 +31,35 @@ const (
 	recLimit     = 'l'
 	recTerms     = 't'
 	recKey       = 'k'
-	recEnd       = 'z'
+	recMemory    = 'm'
 )
 
 // picture is a view at one position. Everything in it is immutable.
 type picture struct {
-	at      events.Seq
+	past    history
+	memory  memory
 	spaces  []spacePicture
-	tenants map[tenantRef]*events.Tenant // that have events
-	roles   map[roleRef]*events.Role
-	readers map[string]events.Chain
+	tenants []tenantPicture // that have events
+	roles   []rolePicture
 	keys    []*Key // owners of their digest first, so that they own it again (P6)
+	owners  int    // how many of the keys own their digest
 }
 
-// tenantRef names a tenant of a keyspace.
-type tenantRef struct {
-	space  *Keyspace
-	tenant events.TenantID
+type tenantPicture struct {
+	space *Keyspace
+	id    events.TenantID
+	state *events.Tenant
+}
+
+type rolePicture struct {
+	roleRef
+	*events.Role
 }
 
 type spacePicture struct {
 	*Keyspace
 	state  events.Keyspace
-	regime *Regime
+	formal bool
 }
 
 // picture stops the fold for as long as it takes to copy one pointer per key
@@ -76,9 +67,9 @@ type spacePicture struct {
 func (v *Keys) picture() *picture {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	p := &picture{at: v.At(), tenants: make(map[tenantRef]*events.Tenant), roles: make(map[roleRef]*events.Role), readers: make(map[string]events.Chain), keys: make([]*Key, 0, v.Len())}
+	p := &picture{past: v.past, memory: v.memory.clone(), keys: make([]*Key, 0, v.Len())}
 	add := func(s *Keyspace) {
-		p.spaces = append(p.spaces, spacePicture{s, s.state, s.current.Load()})
+		p.spaces = append(p.spaces, spacePicture{s, s.state, s.formal.Load()})
 	}
 	for _, s := range *v.spaces.Load() {
 		add(s)
@@ -89,19 +80,17 @@ func (v *Keys) picture() *picture {
 	for space, tenants := range v.tenants {
 		for id, t := range tenants {
 			if t.state != nil {
-				p.tenants[tenantRef{space, id}] = t.state
+				p.tenants = append(p.tenants, tenantPicture{space, id, t.state})
 			}
 		}
 	}
 	for ref, r := range v.roles {
-		p.roles[ref] = r
-	}
-	for id, c := range v.readers {
-		p.readers[id] = c
+		p.roles = append(p.roles, rolePicture{ref, r})
 	}
 	for k := range v.digests.all {
 		p.keys = append(p.keys, k)
 	}
+	p.owners = len(p.keys)
 	if len(p.keys) < v.Len() {
 		for k := range v.ids.all {
 			if v.Lookup(k.Digest).ID != k.ID {
@@ -112,28 +101,65 @@ func (v *Keys) picture() *picture {
 	return p
 }
 
-// Snapshot writes the view as of its position to w. It may be called while the
-// view is followed and read. The file helpers are SaveFile and LoadFile.
-func (v *Keys) Snapshot(w io.Writer, log events.LogID) error {
-	_, err := v.snapshot(w, log)
-	return err
+// inOrder puts what the picture holds into an order of its own content (P10), but for
+// the keys that own their digest: sortShard does.
+func (p *picture) inOrder() {
+	slices.SortFunc(p.spaces, func(a, b spacePicture) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(p.tenants, func(a, b tenantPicture) int {
+		return cmp.Or(cmp.Compare(a.space.ID, b.space.ID), cmp.Compare(a.id, b.id))
+	})
+	slices.SortFunc(p.roles, func(a, b rolePicture) int { return a.compare(b.roleRef) })
+	slices.SortFunc(p.keys[p.owners:], byShard)
 }
 
-func (v *Keys) snapshot(w io.Writer, log events.LogID) (events.Seq, error) {
+// sortShard puts the first of the keys, those of one shard of the table, in order, and
+// returns how many they are: so few fit into the processor's caches.
+func sortShard(keys []*Key) int {
+	n, first := 1, shardOf(hashDigest(&keys[0].Digest))
+	for n < len(keys) && shardOf(hashDigest(&keys[n].Digest)) == first {
+		n++
+	}
+	slices.SortFunc(keys[:n], byShard)
+	return n
+}
+
+func (r roleRef) compare(s roleRef) int {
+	return cmp.Or(cmp.Compare(r.space, s.space), cmp.Compare(r.tenant, s.tenant), cmp.Compare(r.role, s.role))
+}
+
+// byShard orders keys as the table's shards are ordered, so that a view loads them
+// in the order in which it stores them.
+func byShard(a, b *Key) int {
+	if c := cmp.Compare(hashDigest(&a.Digest), hashDigest(&b.Digest)); c != 0 {
+		return c
+	}
+	return cmp.Or(bytes.Compare(a.Digest[:], b.Digest[:]), bytes.Compare(a.ID[:], b.ID[:]))
+}
+
+// Snapshot writes the view as of its position to w and returns the position. It
+// may be called while the view is followed and read. Save and Load keep snapshots
+// in files.
+func (v *Keys) Snapshot(w io.Writer, log events.LogID) (events.Seq, error) {
+	return v.picture().write(w, log)
+}
+
+// Export writes what Snapshot does for another process: without the recent heads, of
+// which a view knows those that it met. So the bytes depend on nothing but the events up
+// to the position (P10).
+func (v *Keys) Export(w io.Writer, log events.LogID) (events.Seq, error) {
 	p := v.picture()
-	h := sha256.New()
-	e := &encoder{
-		out: bufio.NewWriterSize(io.MultiWriter(w, h), 1<<16), hash: h,
-		spaces: numbers[*Keyspace]{}, classes: numbers[*Class]{}, grants: numbers[*grant]{}, resources: numbers[*resources]{},
-		allows: numbers[*allowlist]{}, limits: numbers[*events.Limit]{}, terms: numbers[*terms]{},
-	}
-	if err := e.encode(p, log); err != nil {
+	p.memory.recent = nil
+	return p.write(w, log)
+}
+
+func (p *picture) write(w io.Writer, log events.LogID) (events.Seq, error) {
+	p.inOrder()
+	e := newKeysEncoder(w)
+	e.header(keysMagic, log, p.past, len(p.keys))
+	if err := e.encode(p); err != nil {
 		return 0, fmt.Errorf("write snapshot: %w", err)
 	}
-	if _, err := w.Write(h.Sum(nil)); err != nil {
-		return 0, fmt.Errorf("write snapshot: %w", err)
-	}
-	return p.at, nil
+	return p.past.at, e.end(w)
 }
 
 // numbers gives each shared value the number of its first appearance.
@@ -153,124 +179,72 @@ func (n numbers[V]) number(v V) (uint64, bool) {
 	return i, !known
 }
 
-type encoder struct {
-	out  *bufio.Writer
-	hash hash.Hash
-	buf  []byte // the record at hand
-
+type keysEncoder struct {
+	encoder
 	spaces    numbers[*Keyspace]
 	classes   numbers[*Class]
 	grants    numbers[*grant]
 	resources numbers[*resources]
 	allows    numbers[*allowlist]
-	limits    numbers[*events.Limit]
+	limits    numbers[*keyspace.Limit]
 	terms     numbers[*terms]
 }
 
-func (e *encoder) byte(b byte)    { e.buf = append(e.buf, b) }
-func (e *encoder) uint(u uint64)  { e.buf = binary.AppendUvarint(e.buf, u) }
-func (e *encoder) int(i int64)    { e.buf = binary.AppendVarint(e.buf, i) }
-func (e *encoder) bytes(b []byte) { e.buf = append(e.buf, b...) }
-func (e *encoder) text(s string)  { e.uint(uint64(len(s))); e.buf = append(e.buf, s...) }
-func (e *encoder) chain(c events.Chain) {
-	e.uint(c.Rev)
-	e.uint(uint64(c.Seq))
-	e.bytes(c.Head[:])
+func newKeysEncoder(w io.Writer) *keysEncoder {
+	return &keysEncoder{
+		encoder: newEncoder(w),
+		spaces:  numbers[*Keyspace]{}, classes: numbers[*Class]{}, grants: numbers[*grant]{}, resources: numbers[*resources]{},
+		allows: numbers[*allowlist]{}, limits: numbers[*keyspace.Limit]{}, terms: numbers[*terms]{},
+	}
 }
 
-// flush writes the record at hand; bufio keeps the first error.
-func (e *encoder) flush() {
-	e.out.Write(e.buf)
-	e.buf = e.buf[:0]
-}
-
-func (e *encoder) encode(p *picture, log events.LogID) error {
-	e.bytes([]byte(snapshotMagic))
-	e.uint(snapshotVersion)
-	e.bytes(log[:])
-	e.uint(uint64(p.at))
-	e.uint(uint64(len(p.keys)))
-	e.flush()
+func (e *keysEncoder) encode(p *picture) error {
+	e.memory(&p.memory)
 	for _, s := range p.spaces {
 		if err := e.keyspace(s); err != nil {
 			return err
 		}
 	}
-	for ref, t := range p.tenants {
-		space, _ := e.spaces.number(ref.space)
+	for _, t := range p.tenants {
+		space, _ := e.spaces.number(t.space)
 		e.byte(recTenant)
 		e.uint(space)
-		e.text(string(ref.tenant))
-		e.chain(t.Chain)
-		e.int(int64(t.UpdatedAt))
-		e.bool(t.Limit != nil)
-		if t.Limit != nil {
-			e.limitFields(t.Limit)
-		}
+		e.text(string(t.id))
+		e.tenantState(t.state)
 		e.flush()
 	}
-	for ref, r := range p.roles {
+	for _, r := range p.roles {
 		e.byte(recRole)
-		e.text(string(ref.space))
-		e.text(string(ref.tenant))
-		e.text(string(ref.role))
+		e.text(string(r.space))
+		e.text(string(r.tenant))
+		e.text(string(r.role))
 		e.chain(r.Chain)
 		e.bool(r.Deleted)
 		e.texts(r.Scopes)
 		e.flush()
 	}
-	for id, c := range p.readers {
-		e.byte(recReader)
-		e.text(id)
-		e.chain(c)
-		e.flush()
+	for i, next := 0, 0; i < len(p.keys); i++ {
+		if i == next && i < p.owners {
+			next += sortShard(p.keys[i:p.owners])
+		}
+		e.key(p.keys[i])
 	}
-	for _, k := range p.keys {
-		e.key(k)
-	}
-	e.byte(recEnd)
-	e.flush()
-	return e.out.Flush()
+	return nil
 }
 
-func (e *encoder) bool(b bool) {
-	if b {
-		e.byte(1)
-	} else {
-		e.byte(0)
-	}
-}
-
-func (e *encoder) texts(list []string) {
-	e.uint(uint64(len(list)))
-	for _, s := range list {
-		e.text(s)
-	}
-}
-
-func (e *encoder) keyspace(s spacePicture) error {
-	def, err := json.Marshal(s.state.Definition, json.Deterministic(true))
-	if err != nil {
-		return err
-	}
-	retired, err := json.Marshal(s.regime.retired, json.Deterministic(true))
-	if err != nil {
-		return err
-	}
+func (e *keysEncoder) keyspace(s spacePicture) error {
 	e.spaces.number(s.Keyspace)
 	e.byte(recKeyspace)
 	e.text(string(s.ID))
-	e.chain(s.state.Chain)
-	e.int(int64(s.state.CreatedAt))
-	e.int(int64(s.state.UpdatedAt))
-	e.text(string(def))
-	e.text(string(retired))
-	e.bool(s.regime.Checksums)
+	if err := e.spaceState(&s.state); err != nil {
+		return err
+	}
+	e.bool(s.formal)
 	e.flush()
 	return nil
 }
 
-func (e *encoder) key(k *Key) {
+func (e *keysEncoder) key(k *Key) {
 	class, terms := e.class(k.Class), e.combination(k.terms)
 	e.byte(recKey)
 	e.bool(k.turned)
@@ -284,7 +258,7 @@ func (e *encoder) key(k *Key) {
 	e.flush()
 }
 
-func (e *encoder) class(c *Class) uint64 {
+func (e *keysEncoder) class(c *Class) uint64 {
 	n, isNew := e.classes.number(c)
 	if isNew {
 		space, _ := e.spaces.number(c.Space)
@@ -299,7 +273,7 @@ func (e *encoder) class(c *Class) uint64 {
 	return n
 }
 
-func (e *encoder) combination(t *terms) uint64 {
+func (e *keysEncoder) combination(t *terms) uint64 {
 	n, isNew := e.terms.number(t)
 	if isNew {
 		grant, resources, allow, limit := e.grant(t.grant), e.resourceList(t.resources), e.allowlist(t.allow), e.limit(t.limit)
@@ -313,7 +287,7 @@ func (e *encoder) combination(t *terms) uint64 {
 	return n
 }
 
-func (e *encoder) grant(g *grant) uint64 {
+func (e *keysEncoder) grant(g *grant) uint64 {
 	n, isNew := e.grants.number(g)
 	if isNew {
 		space, _ := e.spaces.number(g.space)
@@ -331,7 +305,7 @@ func (e *encoder) grant(g *grant) uint64 {
 	return n
 }
 
-func (e *encoder) resourceList(r *resources) uint64 {
+func (e *keysEncoder) resourceList(r *resources) uint64 {
 	n, isNew := e.resources.number(r)
 	if isNew {
 		e.byte(recResources)
@@ -345,7 +319,7 @@ func (e *encoder) resourceList(r *resources) uint64 {
 	return n
 }
 
-func (e *encoder) allowlist(a *allowlist) uint64 {
+func (e *keysEncoder) allowlist(a *allowlist) uint64 {
 	n, isNew := e.allows.number(a)
 	if isNew {
 		e.byte(recAllow)
@@ -359,7 +333,7 @@ func (e *encoder) allowlist(a *allowlist) uint64 {
 	return n
 }
 
-func (e *encoder) limit(l *events.Limit) uint64 {
+func (e *keysEncoder) limit(l *keyspace.Limit) uint64 {
 	n, isNew := e.limits.number(l)
 	if isNew {
 		e.byte(recLimit)
@@ -367,10 +341,4 @@ func (e *encoder) limit(l *events.Limit) uint64 {
 		e.flush()
 	}
 	return n
-}
-
-func (e *encoder) limitFields(l *events.Limit) {
-	e.text(l.Plan)
-	e.int(l.PerMinute)
-	e.int(l.Burst)
 }

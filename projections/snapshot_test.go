@@ -21,16 +21,13 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // reloadAnywhere is reload for a view that moves on meanwhile.
 func reloadAnywhere(t testing.TB, v *Keys) *Keys {
 	t.Helper()
-	var buf bytes.Buffer
-	if err := v.Snapshot(&buf, testLog); err != nil {
-		t.Fatal(err)
-	}
-	n, err := LoadKeys(&buf, testLog)
+	n, err := LoadKeys(bytes.NewReader(snapshot(t, v)), testLog)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,26 +39,25 @@ func rich(t testing.TB) (*world, *Keys) {
 	w, v := newWorld(t), NewKeys()
 	w.define("ks", definition())
 	w.role("ks", "acme", "dev", "read")
-	w.add(events.ReaderAggregate(events.Actor{ID: "someone"}), &events.AuditQueried{Kind: "events"})
 	ref := w.create("ks", "acme", "1", func(d *events.KeyCreated) {
 		d.Scopes, d.Roles, d.Resources, d.Allowlist = []string{"write"}, []events.RoleID{"dev"}, someResources, somePrefixes[:3]
-		d.Limit, d.ExpiresAt = &events.Limit{Plan: "gold"}, 1_900_000_000_000
+		d.Limit, d.ExpiresAt = &keyspace.Limit{Plan: "gold"}, 1_900_000_000_000
 	})
 	w.add(ref.Aggregate(), &events.KeyRotated{Successor: ref.Key, Before: 1_900_000_000_000, After: 1_900_000_000_000})
-	w.tenantLimit("ks", "acme", &events.Limit{Plan: "gold"})
-	w.tenantLimit("ks", "keyless", &events.Limit{PerMinute: 7, Burst: 8})
-	w.tenantLimit("ks", "freed", &events.Limit{PerMinute: 7, Burst: 8})
+	w.tenantLimit("ks", "acme", &keyspace.Limit{Plan: "gold"})
+	w.tenantLimit("ks", "keyless", &keyspace.Limit{PerMinute: 7, Burst: 8})
+	w.tenantLimit("ks", "freed", &keyspace.Limit{PerMinute: 7, Burst: 8})
 	w.tenantLimit("ks", "freed", nil)
-	w.tenantLimit("early", "acme", &events.Limit{PerMinute: 9, Burst: 9})
+	w.tenantLimit("early", "acme", &keyspace.Limit{PerMinute: 9, Burst: 9})
 	w.create("early", "acme", "1", nil) // a keyspace without a definition, and a digest that is taken
 	def := definition()
 	def.Plans = nil
-	def.TenantLimit = &events.Limit{PerMinute: 70, Burst: 80}
-	def.Checks = []events.Check{events.CheckAddress, events.CheckState, events.CheckScope, events.CheckResource, events.CheckLimit}
+	def.TenantLimit = &keyspace.Limit{PerMinute: 70, Burst: 80}
+	def.Checks = []keyspace.Check{keyspace.CheckAddress, keyspace.CheckState, keyspace.CheckScope, keyspace.CheckResource, keyspace.CheckLimit}
 	def.Resources, def.Scopes[0].Level = []string{"project"}, "project"
-	def.KeyTypes[0].Checksum, def.HTTPSOnly = events.CRC32, true
+	def.KeyTypes[0].Checksum, def.HTTPSOnly = keyspace.CRC32, true
 	def.Errors.Envelope = jsontext.Value(`{"code":"{code}"}`)
-	def.Errors.Answers = []events.ErrorAnswer{{Reasons: []string{"rate_limited"}, Status: 430, Code: "slow"}}
+	def.Errors.Answers = []keyspace.ErrorAnswer{{Reasons: []string{"rate_limited"}, Status: 430, Code: "slow"}}
 	w.define("ks", def)
 	if err := v.Apply(w.log); err != nil {
 		t.Fatal(err)
@@ -69,22 +65,22 @@ func rich(t testing.TB) (*world, *Keys) {
 	return w, v
 }
 
-func snapshot(t testing.TB, v *Keys) []byte {
+func snapshot(t testing.TB, v View) []byte {
 	var buf bytes.Buffer
-	if err := v.Snapshot(&buf, testLog); err != nil {
+	if _, err := v.Snapshot(&buf, testLog); err != nil {
 		t.Fatal(err)
 	}
 	return buf.Bytes()
 }
 
 // What is loaded goes on as what was saved would have: the tenants with their
-// limits and their histories, and the regime with what it works out in advance.
-func TestSnapshotKeepsTenantsAndRegime(t *testing.T) {
+// limits and their histories, and the rules with what they work out in advance.
+func TestSnapshotKeepsTenantsAndRules(t *testing.T) {
 	w, v := rich(t)
 	n := reloadAnywhere(t, v)
 	for _, ks := range []events.KeyspaceID{"ks", "early"} {
 		was, is := v.space(ks), n.space(ks)
-		if a, b := was.Regime(), is.Regime(); ks == "ks" && !reflect.DeepEqual(a, b) {
+		if a, b := was.Rules(), is.Rules(); ks == "ks" && (!reflect.DeepEqual(a, b) || was.formal.Load() != is.formal.Load()) {
 			t.Errorf("%s: %+v, want %+v", ks, b, a)
 		}
 		for _, tenant := range []events.TenantID{"acme", "keyless", "freed"} {
@@ -96,11 +92,11 @@ func TestSnapshotKeepsTenantsAndRegime(t *testing.T) {
 	}
 	for i, want := range [][3]int64{{60, 10, 1}, {9, 9, 1}} {
 		k := n.ByID(w.refs[i].Key)
-		if perMinute, burst, _ := k.Whole.Limit(k.Space.Regime()); [3]int64{perMinute, burst, 1} != want {
+		if perMinute, burst, _ := k.Whole.Limit(k.Space.Rules()); [3]int64{perMinute, burst, 1} != want {
 			t.Errorf("key %d: %d a minute, burst %d", i, perMinute, burst)
 		}
 	}
-	w.tenantLimit("ks", "freed", &events.Limit{PerMinute: 1, Burst: 1})
+	w.tenantLimit("ks", "freed", &keyspace.Limit{PerMinute: 1, Burst: 1})
 	w.tenantLimit("ks", "keyless", nil)
 	apply(t, n, w)
 }
@@ -108,37 +104,53 @@ func TestSnapshotKeepsTenantsAndRegime(t *testing.T) {
 // TestSnapshotRefusesAnyOther flips every bit of a snapshot and cuts it at every
 // length: none of them may be taken for a snapshot, and each error says enough.
 func TestSnapshotRefusesAnyOther(t *testing.T) {
-	_, v := rich(t)
+	w, v := rich(t)
+	refusesAnyOther(t, v, keysMagic, LoadKeys)
+	d := NewDirectory()
+	if err := d.Apply(w.log); err != nil {
+		t.Fatal(err)
+	}
+	refusesAnyOther(t, d, directoryMagic, LoadDirectory)
+	if _, err := LoadDirectory(bytes.NewReader(snapshot(t, v)), testLog); err == nil || !strings.Contains(err.Error(), "not a snapshot of the directory") {
+		t.Errorf("a snapshot of another view: %v", err)
+	}
+}
+
+func refusesAnyOther[V View](t *testing.T, v V, magic string, read func(io.Reader, events.LogID) (V, error)) {
 	good := snapshot(t, v)
-	if _, err := LoadKeys(iotest.OneByteReader(bytes.NewReader(good)), testLog); err != nil {
+	load := func(r io.Reader, log events.LogID) error {
+		_, err := read(r, log)
+		return err
+	}
+	if err := load(iotest.OneByteReader(bytes.NewReader(good)), testLog); err != nil {
 		t.Fatal(err)
 	}
 	for i := range good {
 		for bit := range 8 {
 			bad := bytes.Clone(good)
 			bad[i] ^= 1 << bit
-			if _, err := LoadKeys(bytes.NewReader(bad), testLog); err == nil {
+			if err := load(bytes.NewReader(bad), testLog); err == nil {
 				t.Fatalf("bit %d of byte %d of %d does not matter", bit, i, len(good))
 			}
 		}
-		if _, err := LoadKeys(bytes.NewReader(good[:i]), testLog); err == nil || !strings.Contains(err.Error(), "cut short") {
+		if err := load(bytes.NewReader(good[:i]), testLog); err == nil || !strings.Contains(err.Error(), "cut short") {
 			t.Fatalf("cut to %d of %d bytes: %v", i, len(good), err)
 		}
 	}
 	version := bytes.Clone(good)
-	version[len(snapshotMagic)] = snapshotVersion + 1
+	version[len(magic)] = snapshotVersion + 1
 	for want, in := range map[string]io.Reader{
-		"not a snapshot":   strings.NewReader(strings.Repeat("x", 100)),
-		"version 3":        bytes.NewReader(version),
+		"not a snapshot": strings.NewReader(strings.Repeat("x", 100)),
+		fmt.Sprintf("version %d", snapshotVersion+1): bytes.NewReader(version),
 		"damaged":          io.MultiReader(bytes.NewReader(good), strings.NewReader("x")),
 		"cut short":        strings.NewReader(""),
 		"no route to disk": iotest.ErrReader(errors.New("no route to disk")),
 	} {
-		if _, err := LoadKeys(in, testLog); err == nil || !strings.Contains(err.Error(), want) {
+		if err := load(in, testLog); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want an error that says %q", err, want)
 		}
 	}
-	if _, err := LoadKeys(bytes.NewReader(good), events.LogID{9}); err == nil || !strings.Contains(err.Error(), "this log is") {
+	if err := load(bytes.NewReader(good), events.LogID{9}); err == nil || !strings.Contains(err.Error(), "this log is") {
 		t.Errorf("a snapshot of another log: %v", err)
 	}
 }
@@ -148,7 +160,7 @@ func FuzzLoadKeys(f *testing.F) {
 	good := snapshot(f, v)
 	f.Add(good)
 	f.Add(good[:len(good)/2])
-	f.Add(binary.AppendUvarint([]byte(snapshotMagic), snapshotVersion))
+	f.Add(binary.AppendUvarint([]byte(keysMagic), snapshotVersion))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		// With and without a right sum, so that the fuzzer gets past it.
 		for _, in := range [][]byte{data, withSum(data)} {
@@ -157,13 +169,43 @@ func FuzzLoadKeys(f *testing.F) {
 				continue
 			}
 			for k := range v.ids.all { // whatever was let in answers
-				k.Limit(k.Space.Regime())
-				k.Whole.Limit(k.Space.Regime())
+				k.Limit(k.Space.Rules())
+				k.Whole.Limit(k.Space.Rules())
 				k.HasScope("read")
 				k.AllowsAddr(someAddrs[1])
 				k.AllowsResource(someResources[0])
 			}
 			v.Apply(w.log)
+		}
+	})
+}
+
+func FuzzLoadDirectory(f *testing.F) {
+	w, _ := rich(f)
+	d := NewDirectory()
+	if err := d.Apply(w.log); err != nil {
+		f.Fatal(err)
+	}
+	good := snapshot(f, d)
+	f.Add(good)
+	f.Add(good[:len(good)/2])
+	f.Add(binary.AppendUvarint([]byte(directoryMagic), snapshotVersion))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		for _, in := range [][]byte{data, withSum(data)} {
+			d, err := LoadDirectory(bytes.NewReader(in), testLog)
+			if err != nil {
+				continue
+			}
+			n, err := LoadDirectory(bytes.NewReader(snapshot(t, d)), testLog)
+			if err != nil || n.Len() != d.Len() || n.At() != d.At() {
+				t.Errorf("what was let in cannot be saved and loaded again: %v", err)
+			}
+			for ref := range w.refs { // whatever was let in answers
+				d.Key(w.refs[ref].Key)
+			}
+			d.List(ListQuery{Limit: 10})
+			d.Keyspaces()
+			d.Apply(w.log)
 		}
 	})
 }
@@ -188,7 +230,7 @@ func TestSaveFileKeepsThree(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, ".keys-crashed.tmp"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := v.SaveFile(dir, testLog); err != nil {
+		if _, err := Save(dir, v, testLog); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -198,12 +240,12 @@ func TestSaveFileKeepsThree(t *testing.T) {
 	}
 	load := func(wantAt events.Seq, wantRefused int) {
 		t.Helper()
-		v, refused, err := LoadFile(dir, testLog, 6)
+		v, refused, err := RestoreKeys(dir, testLog, 6)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if v.At() != wantAt || len(refused) != wantRefused {
-			t.Errorf("at %d with %d refused (%v), want %d with %d", v.At(), len(refused), refused, wantAt, wantRefused)
+		if v.Resume() != wantAt || len(refused) != wantRefused {
+			t.Errorf("at %d with %d refused (%v), want %d with %d", v.Resume(), len(refused), refused, wantAt, wantRefused)
 		}
 		apply(t, v, w)
 		if v.Len() != 5 {
@@ -211,10 +253,10 @@ func TestSaveFileKeepsThree(t *testing.T) {
 		}
 	}
 	load(6, 0)
-	if _, _, err := LoadFile(dir, testLog, 5); !errors.As(err, new(*events.CorruptError)) {
+	if _, _, err := RestoreKeys(dir, testLog, 5); !errors.As(err, new(*events.CorruptError)) {
 		t.Errorf("a log that ends before its snapshot: %v", err)
 	}
-	for i, path := range snapshotFiles(dir) {
+	for i, path := range snapshotFiles(dir, "keys") {
 		if err := os.Truncate(path, 60); err != nil {
 			t.Fatal(err)
 		}
@@ -233,7 +275,7 @@ func TestSaver(t *testing.T) {
 		files := func(want int) {
 			t.Helper()
 			synctest.Wait()
-			if got := len(snapshotFiles(s.Dir)); got != want {
+			if got := len(snapshotFiles(s.Dir, "keys")); got != want {
 				t.Errorf("%d files, want %d", got, want)
 			}
 		}
@@ -250,6 +292,22 @@ func TestSaver(t *testing.T) {
 			t.Error(err)
 		}
 		files(2) // the last word
+		w.define("ks", definition())
+		apply(t, v, w)
+		s.Every, s.Tail = time.Hour, 2
+		ctx, cancel = context.WithCancel(t.Context())
+		go func() { done <- s.Run(ctx) }()
+		time.Sleep(time.Minute)
+		files(2) // one event is no tail
+		w.define("ks", definition())
+		w.define("ks", definition())
+		apply(t, v, w)
+		time.Sleep(time.Minute)
+		files(3) // two are
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
 		s.Dir = filepath.Join(s.Dir, "\x00")
 		w.define("ks", definition())
 		apply(t, v, w)

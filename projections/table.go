@@ -9,7 +9,7 @@ import (
 )
 
 // table is a hash index of records with one writer and any number of readers
-// that take no lock (P1). It has two instances: by digest and by id.
+// that take no lock (P1). A view has two: by digest and by id.
 //
 // It is cut into shards by the first bits of the hash. Each shard is open
 // addressing over lines of one cache line: a word of seven 8-bit tags and seven
@@ -22,10 +22,10 @@ import (
 // Rejected: one map swapped copy-on-write (O(n) per event); sync.Map (keys boxed
 // in interfaces: over 100 bytes per key more and an allocation per lookup);
 // a map per shard under RWMutex (readers write a shared word, and wait).
-type table struct {
-	shards [shardCount]atomic.Pointer[shard]
-	counts [shardCount]int     // owned by the writer
-	hash   func(k *Key) uint64 // what the table is ordered by
+type table[R any] struct {
+	shards [shardCount]atomic.Pointer[shard[R]]
+	counts [shardCount]int   // owned by the writer
+	hash   func(r *R) uint64 // what the table is ordered by
 }
 
 const (
@@ -34,11 +34,11 @@ const (
 	lineSlots  = 7
 )
 
-type shard struct{ lines []line }
+type shard[R any] struct{ lines []line[R] }
 
-type line struct {
-	tags atomic.Uint64 // byte i is the tag of slot i, 0 = free; slots fill from 0 up; byte 7 stays 0
-	keys [lineSlots]atomic.Pointer[Key]
+type line[R any] struct {
+	tags    atomic.Uint64 // byte i is the tag of slot i, 0 = free; slots fill from 0 up; byte 7 stays 0
+	records [lineSlots]atomic.Pointer[R]
 }
 
 // hashDigest takes the digest's own first bits: SHA-256 is uniform.
@@ -52,20 +52,19 @@ func hashID(id *events.KeyID) uint64 {
 
 // The hash is cut into shard (top bits), line (the bits below) and tag (the low
 // seven bits; the eighth is always set, so that no tag is 0).
-func shardOf(h uint64) uint64         { return h >> (64 - shardBits) }
-func tagOf(h uint64) uint64           { return h&0x7f | 0x80 }
-func firstLine(h uint64, n int) int   { i, _ := bits.Mul64(h<<shardBits, uint64(n)); return int(i) }
-func (l *line) full(tags uint64) bool { return tags>>(8*(lineSlots-1)) != 0 }
+func shardOf(h uint64) uint64       { return h >> (64 - shardBits) }
+func tagOf(h uint64) uint64         { return h&0x7f | 0x80 }
+func firstLine(h uint64, n int) int { i, _ := bits.Mul64(h<<shardBits, uint64(n)); return int(i) }
+func full(tags uint64) bool         { return tags>>(8*(lineSlots-1)) != 0 }
 func matches(tags, tag uint64) uint64 { // bit 8i+7 is set for a slot i that has the tag, rarely for another used slot
 	const ones = 0x0101010101010101
 	x := tags ^ tag*ones
 	return (x - ones) &^ x & (ones << 7)
 }
 
-// byDigest and byID are the same search, written out twice because it is the
-// hot path: an indirect comparison would cost a third of it.
-
-func (t *table) byDigest(d *events.Digest) *Key {
+// byDigest is find by the digest, written out because it is the hot path: an
+// indirect comparison would cost a third of it.
+func byDigest(t *table[Key], d *events.Digest) *Key {
 	h := hashDigest(d)
 	s := t.shards[shardOf(h)].Load()
 	if s == nil {
@@ -75,11 +74,11 @@ func (t *table) byDigest(d *events.Digest) *Key {
 		l := &s.lines[i]
 		tags := l.tags.Load()
 		for m := matches(tags, tagOf(h)); m != 0; m &= m - 1 {
-			if k := l.keys[bits.TrailingZeros64(m)/8].Load(); k.Digest == *d {
+			if k := l.records[bits.TrailingZeros64(m)/8].Load(); k.Digest == *d {
 				return k
 			}
 		}
-		if !l.full(tags) {
+		if !full(tags) {
 			return nil
 		}
 		if i++; i == len(s.lines) {
@@ -88,15 +87,16 @@ func (t *table) byDigest(d *events.Digest) *Key {
 	}
 }
 
-func (t *table) byID(id *events.KeyID) *Key {
-	if p := t.slot(hashID(id), func(k *Key) bool { return k.ID == *id }); p != nil {
+// find returns the record for which same holds, nil if there is none.
+func (t *table[R]) find(h uint64, same func(*R) bool) *R {
+	if p := t.slot(h, same); p != nil {
 		return p.Load()
 	}
 	return nil
 }
 
 // slot returns the place of the record for which same holds, nil if there is none.
-func (t *table) slot(h uint64, same func(*Key) bool) *atomic.Pointer[Key] {
+func (t *table[R]) slot(h uint64, same func(*R) bool) *atomic.Pointer[R] {
 	s := t.shards[shardOf(h)].Load()
 	if s == nil {
 		return nil
@@ -105,11 +105,11 @@ func (t *table) slot(h uint64, same func(*Key) bool) *atomic.Pointer[Key] {
 		l := &s.lines[i]
 		tags := l.tags.Load()
 		for m := matches(tags, tagOf(h)); m != 0; m &= m - 1 {
-			if p := &l.keys[bits.TrailingZeros64(m)/8]; same(p.Load()) {
+			if p := &l.records[bits.TrailingZeros64(m)/8]; same(p.Load()) {
 				return p
 			}
 		}
-		if !l.full(tags) {
+		if !full(tags) {
 			return nil
 		}
 		if i++; i == len(s.lines) {
@@ -119,28 +119,43 @@ func (t *table) slot(h uint64, same func(*Key) bool) *atomic.Pointer[Key] {
 }
 
 // insert adds a record that the table does not hold yet. Writer only.
-func (t *table) insert(k *Key) {
-	h := t.hash(k)
+func (t *table[R]) insert(r *R) {
+	h := t.hash(r)
 	n := shardOf(h)
 	s := t.shards[n].Load()
 	if s == nil {
-		s = &shard{make([]line, 1)}
+		s = &shard[R]{make([]line[R], 1)}
 		t.shards[n].Store(s)
 	}
 	if t.counts[n]+1 > len(s.lines)*lineSlots*4/5 { // one slot at least stays free, or a search would not end
-		s = s.grown(t.hash)
+		s = s.grown(t.hash, len(s.lines)+len(s.lines)/2+1)
 		t.shards[n].Store(s)
 	}
-	s.insert(h, k)
+	s.insert(h, r)
 	t.counts[n]++
 }
 
-func (s *shard) insert(h uint64, k *Key) {
+// reserve makes room for n records, and for the shards that get more than their share.
+// Writer only.
+func (t *table[R]) reserve(n int) {
+	share := n / shardCount
+	lines := (share+share/8+8)*5/(lineSlots*4) + 1
+	for i := range t.shards {
+		switch s := t.shards[i].Load(); {
+		case s == nil:
+			t.shards[i].Store(&shard[R]{make([]line[R], lines)})
+		case len(s.lines) < lines:
+			t.shards[i].Store(s.grown(t.hash, lines))
+		}
+	}
+}
+
+func (s *shard[R]) insert(h uint64, r *R) {
 	for i := firstLine(h, len(s.lines)); ; {
 		l := &s.lines[i]
-		if tags := l.tags.Load(); !l.full(tags) {
+		if tags := l.tags.Load(); !full(tags) {
 			j := (bits.Len64(tags) + 7) / 8
-			l.keys[j].Store(k) // before its tag: a reader that sees the tag finds the record
+			l.records[j].Store(r) // before its tag: a reader that sees the tag finds the record
 			l.tags.Store(tags | tagOf(h)<<(8*j))
 			return
 		}
@@ -150,19 +165,19 @@ func (s *shard) insert(h uint64, k *Key) {
 	}
 }
 
-func (s *shard) grown(hash func(*Key) uint64) *shard {
-	bigger := &shard{make([]line, len(s.lines)+len(s.lines)/2+1)}
-	for k := range s.all {
-		bigger.insert(hash(k), k)
+func (s *shard[R]) grown(hash func(*R) uint64, lines int) *shard[R] {
+	bigger := &shard[R]{make([]line[R], lines)}
+	for r := range s.all {
+		bigger.insert(hash(r), r)
 	}
 	return bigger
 }
 
-func (s *shard) all(yield func(*Key) bool) {
+func (s *shard[R]) all(yield func(*R) bool) {
 	for i := range s.lines {
 		l := &s.lines[i]
 		for j := range (bits.Len64(l.tags.Load()) + 7) / 8 {
-			if !yield(l.keys[j].Load()) {
+			if !yield(l.records[j].Load()) {
 				return
 			}
 		}
@@ -170,11 +185,11 @@ func (s *shard) all(yield func(*Key) bool) {
 }
 
 // all yields every record. Writer only: a reader would see a moving picture.
-func (t *table) all(yield func(*Key) bool) {
+func (t *table[R]) all(yield func(*R) bool) {
 	for i := range t.shards {
 		if s := t.shards[i].Load(); s != nil {
-			for k := range s.all {
-				if !yield(k) {
+			for r := range s.all {
+				if !yield(r) {
 					return
 				}
 			}

@@ -7,12 +7,12 @@ import (
 	"github.com/keytrail/keytrail/events"
 )
 
-// TestTable fills both indexes past several growths and finds every record, the
-// missing ones not, with hashes that collide in shard, line and tag as well.
+// TestTable fills an index past several growths and a reservation, and finds every
+// record, the missing ones not, with hashes that collide in shard, line and tag as well.
 func TestTable(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, spread := range []uint64{1 << 63, 7} { // uniform; or a handful of hashes for all
-		table := &table{}
+		table := &table[Key]{}
 		table.hash = func(k *Key) uint64 { return hashDigest(&k.Digest) % spread }
 		find := func(k *Key) *Key {
 			if p := table.slot(table.hash(k), func(o *Key) bool { return o.Digest == k.Digest }); p != nil {
@@ -21,10 +21,13 @@ func TestTable(t *testing.T) {
 			return nil
 		}
 		var keys []*Key
-		for range 3000 {
+		for i := range 3000 {
+			if i == 1000 {
+				table.reserve(2500)
+			}
 			k := new(Key)
-			for i := range k.Digest {
-				k.Digest[i] = byte(r.Uint32())
+			for j := range k.Digest {
+				k.Digest[j] = byte(r.Uint32())
 			}
 			if find(k) != nil {
 				t.Fatal("found before it was there")

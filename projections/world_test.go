@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/events/logtest"
 )
 
@@ -42,7 +43,7 @@ func (w *world) add(a events.Aggregate, d events.Data) *events.Recorded {
 	return &w.log[len(w.log)-1]
 }
 
-func (w *world) define(ks events.KeyspaceID, def events.Definition) {
+func (w *world) define(ks events.KeyspaceID, def keyspace.Definition) {
 	w.t.Helper()
 	w.add(events.KeyspaceAggregate(ks), &events.KeyspaceDefined{Definition: def})
 }
@@ -53,7 +54,7 @@ func (w *world) role(ks events.KeyspaceID, tenant events.TenantID, role events.R
 }
 
 // tenantLimit sets the limit of a tenant as a whole.
-func (w *world) tenantLimit(ks events.KeyspaceID, tenant events.TenantID, limit *events.Limit) {
+func (w *world) tenantLimit(ks events.KeyspaceID, tenant events.TenantID, limit *keyspace.Limit) {
 	w.t.Helper()
 	a := events.TenantAggregate(ks, tenant)
 	d := &events.TenantLimitUpdated{After: limit}
@@ -135,43 +136,43 @@ func some[T comparable](rt *rapid.T, label string, list []T) (out []T) {
 	return out
 }
 
-func drawDefinition(rt *rapid.T) events.Definition {
-	d := events.Definition{
-		KeyTypes:  []events.KeyType{{Name: "secret", Prefix: "sk_"}},
+func drawDefinition(rt *rapid.T) keyspace.Definition {
+	d := keyspace.Definition{
+		KeyTypes:  []keyspace.KeyType{{Name: "secret", Prefix: "sk_"}},
 		Resources: []string{"division", "project"},
 	}
 	catalogue := some(rt, "catalogue", someScopes)
 	for _, s := range catalogue {
-		d.Scopes = append(d.Scopes, events.ScopeDef{Name: s, Implies: some(rt, "implies", catalogue[:rapid.IntRange(0, min(2, len(catalogue))).Draw(rt, "n")])})
+		d.Scopes = append(d.Scopes, keyspace.ScopeDef{Name: s, Implies: some(rt, "implies", catalogue[:rapid.IntRange(0, min(2, len(catalogue))).Draw(rt, "n")])})
 	}
 	if rapid.Bool().Draw(rt, "publishable") {
-		d.KeyTypes = append(d.KeyTypes, events.KeyType{Name: "publishable", Prefix: "pk_", Ceiling: some(rt, "ceiling", catalogue)})
+		d.KeyTypes = append(d.KeyTypes, keyspace.KeyType{Name: "publishable", Prefix: "pk_", Ceiling: some(rt, "ceiling", catalogue)})
 	}
 	for _, p := range some(rt, "plans", somePlans) {
-		d.Plans = append(d.Plans, events.Plan{Name: p, PerMinute: rapid.Int64Range(1, 9).Draw(rt, "per minute"), Burst: 1})
+		d.Plans = append(d.Plans, keyspace.Plan{Name: p, PerMinute: rapid.Int64Range(1, 9).Draw(rt, "per minute"), Burst: 1})
 	}
 	switch rapid.IntRange(0, 2).Draw(rt, "default limit") {
 	case 1:
-		d.Limit = &events.Limit{PerMinute: rapid.Int64Range(10, 19).Draw(rt, "per minute"), Burst: 2}
+		d.Limit = &keyspace.Limit{PerMinute: rapid.Int64Range(10, 19).Draw(rt, "per minute"), Burst: 2}
 	case 2:
 		if len(d.Plans) > 0 {
-			d.Limit = &events.Limit{Plan: d.Plans[0].Name}
+			d.Limit = &keyspace.Limit{Plan: d.Plans[0].Name}
 		}
 	}
-	d.TenantLimit = rapid.SampledFrom([]*events.Limit{nil, nil, {PerMinute: 200, Burst: 3}, d.Limit}).Draw(rt, "tenant limit")
+	d.TenantLimit = rapid.SampledFrom([]*keyspace.Limit{nil, nil, {PerMinute: 200, Burst: 3}, d.Limit}).Draw(rt, "tenant limit")
 	for i := range d.Scopes {
-		d.Scopes[i].Level = rapid.SampledFrom([]string{"", events.LevelTenant, "division", "project"}).Draw(rt, "level")
+		d.Scopes[i].Level = rapid.SampledFrom([]string{"", keyspace.LevelTenant, "division", "project"}).Draw(rt, "level")
 	}
 	if rapid.Bool().Draw(rt, "checksum") {
-		d.KeyTypes[0].Checksum = events.CRC32
+		d.KeyTypes[0].Checksum = keyspace.CRC32
 	}
 	if rapid.Bool().Draw(rt, "order") {
-		d.Checks = rapid.Permutation(events.DefaultChecks).Draw(rt, "checks")
+		d.Checks = rapid.Permutation(keyspace.DefaultChecks()).Draw(rt, "checks")
 	}
 	d.HTTPSOnly = rapid.Bool().Draw(rt, "https only")
 	if rapid.Bool().Draw(rt, "errors") {
 		d.Errors.Envelope = jsontext.Value(`{"code":"{code}","n":[1,null]}`)
-		d.Errors.Answers = []events.ErrorAnswer{{Reasons: []string{"rate_limited", "invalid"}, Status: rapid.IntRange(400, 599).Draw(rt, "status"), Code: "slow"},
+		d.Errors.Answers = []keyspace.ErrorAnswer{{Reasons: []string{"rate_limited", "invalid"}, Status: rapid.IntRange(400, 599).Draw(rt, "status"), Code: "slow"},
 			{Reasons: []string{"key_unknown"}, Message: "who?"}}
 	}
 	if err := d.Validate().OrNil(); err != nil {
@@ -180,12 +181,12 @@ func drawDefinition(rt *rapid.T) events.Definition {
 	return d
 }
 
-func drawLimit(rt *rapid.T) *events.Limit {
+func drawLimit(rt *rapid.T) *keyspace.Limit {
 	switch rapid.IntRange(0, 3).Draw(rt, "limit") {
 	case 1:
-		return &events.Limit{PerMinute: rapid.Int64Range(100, 103).Draw(rt, "per minute"), Burst: 5}
+		return &keyspace.Limit{PerMinute: rapid.Int64Range(100, 103).Draw(rt, "per minute"), Burst: 5}
 	case 2, 3:
-		return &events.Limit{Plan: rapid.SampledFrom(somePlans).Draw(rt, "plan")}
+		return &keyspace.Limit{Plan: rapid.SampledFrom(somePlans).Draw(rt, "plan")}
 	}
 	return nil
 }
@@ -199,13 +200,11 @@ func (w *world) step(rt *rapid.T) {
 		w.define(ks, drawDefinition(rt))
 	case 1:
 		w.role(ks, tenant, rapid.SampledFrom(someRoles).Draw(rt, "role"), some(rt, "scopes", someScopes)...)
-	case 2:
+	case 2, 3:
 		a := events.RoleAggregate(ks, tenant, rapid.SampledFrom(someRoles).Draw(rt, "role"))
 		if h := w.history(a); len(h) > 0 && h[len(h)-1].Type() == events.TypeRoleDefined {
 			w.add(a, &events.RoleDeleted{})
 		}
-	case 3:
-		w.add(events.ReaderAggregate(events.Actor{ID: "someone"}), &events.AuditQueried{Kind: "events"})
 	case 4, 5:
 		secret := fmt.Sprint("secret ", rapid.IntRange(0, 20).Draw(rt, "secret")) // some twice
 		issue := w.create

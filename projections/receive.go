@@ -1,0 +1,143 @@
+package projections
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/tree"
+)
+
+// MaxSnapshot is the most bytes that Receive takes: some 100 million keys.
+const MaxSnapshot = 16 << 30
+
+// Receive reads a snapshot of another process that r yields, and stores it in dir (made
+// if need be) as Save does, so that the next restore finds it. load is LoadKeys or
+// LoadDirectory, for a log. Before anything is stored, accept decides about the view; it
+// is told the SHA-256 of all that came. On an error of r, of load or of accept the
+// directory is as before; on another one the file may be there. On return without
+// an error it is durable.
+//
+// That a snapshot can be read shows that it came over whole, and nothing of what it
+// says: package snapshots compares it with the log.
+func Receive[V View](dir string, r io.Reader, load func(io.Reader) (V, error), accept func(v V, sum events.Hash) error) (v V, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return v, fmt.Errorf("receive snapshot: %w", err)
+	}
+	_, err = writeFile(dir, v.Name(), func(w io.Writer) (events.Seq, error) {
+		sum := sha256.New()
+		in := &io.LimitedReader{R: r, N: MaxSnapshot}
+		got, err := load(io.TeeReader(in, io.MultiWriter(w, sum)))
+		switch {
+		case in.N == 0:
+			return 0, fmt.Errorf("it is longer than %d bytes", int64(MaxSnapshot))
+		case err != nil:
+			return 0, err
+		}
+		v = got
+		return v.Resume(), accept(v, events.Hash(sum.Sum(nil)))
+	})
+	if err != nil {
+		return v, fmt.Errorf("receive snapshot: %w", err)
+	}
+	return v, nil
+}
+
+// Past returns what the view remembers of the log that it was folded from: the compact
+// range of the tree over all events up to its position, and the hash of the last one.
+func (v *Keys) Past() (tree.Range, events.Hash) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.past.tree, v.past.hash
+}
+
+// Past returns what Keys.Past does.
+func (d *Directory) Past() (tree.Range, events.Hash) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.past.tree, d.past.hash
+}
+
+// Refuse makes the view say nothing any more, as one of another history does (P8): At is
+// 0, and Apply and Expect return err.
+func (v *Keys) Refuse(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.refuse(err)
+}
+
+// Refuse does what Keys.Refuse does.
+func (d *Directory) Refuse(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refuse(err)
+}
+
+// Difference names the first key, by its id, that has the same number of events in both
+// views and is not the same in them, or that only one of them has; "" for none. The
+// views are of one type, and may be at different positions: mine has more events.
+func Difference(mine, log View) string {
+	switch log := log.(type) {
+	case *Keys:
+		return mine.(*Keys).difference(log)
+	case *Directory:
+		return mine.(*Directory).difference(log)
+	}
+	return ""
+}
+
+func (v *Keys) difference(log *Keys) string {
+	ids := make([]events.KeyID, 0, log.Len())
+	for k := range log.ids.all {
+		ids = append(ids, k.ID)
+	}
+	slices.SortFunc(ids, func(a, b events.KeyID) int { return bytes.Compare(a[:], b[:]) })
+	for _, id := range ids {
+		mine, theirs := v.ByID(id), log.ByID(id)
+		switch {
+		case mine == nil:
+			return fmt.Sprintf("key %s is missing", id)
+		case mine.rev == theirs.rev && mine.Status != theirs.Status:
+			return fmt.Sprintf("key %s is %s in it, and %s in the log", id, mine.Status, theirs.Status)
+		case mine.rev == theirs.rev && !bytes.Equal(mine.encoded(), theirs.encoded()):
+			return fmt.Sprintf("key %s is another than in the log", id)
+		}
+	}
+	return ""
+}
+
+func (d *Directory) difference(log *Directory) string {
+	for _, p := range log.picture().keys {
+		mine, ok := d.Key(p.key.ID)
+		switch {
+		case !ok:
+			return fmt.Sprintf("key %s is missing", p.key.ID)
+		case mine.Rev == p.key.Rev && mine.Status != p.key.Status:
+			return fmt.Sprintf("key %s is %s in it, and %s in the log", p.key.ID, mine.Status, p.key.Status)
+		case mine.Rev == p.key.Rev && !bytes.Equal(encodedKey(&mine), encodedKey(p.key)):
+			return fmt.Sprintf("key %s is another than in the log", p.key.ID)
+		}
+	}
+	return ""
+}
+
+// encoded returns the key as a snapshot of it alone would have it.
+func (k *Key) encoded() []byte {
+	var b bytes.Buffer
+	e := newKeysEncoder(&b)
+	e.key(k)
+	e.out.Flush() // into memory
+	return b.Bytes()
+}
+
+func encodedKey(k *events.Key) []byte {
+	var b bytes.Buffer
+	e := &directoryEncoder{encoder: newEncoder(&b), terms: map[string]uint64{}}
+	e.key(placedKey{key: k})
+	e.out.Flush() // into memory
+	return b.Bytes()
+}
