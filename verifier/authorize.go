@@ -5,22 +5,13 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/netip"
-	"net/url"
 	"strconv"
 	"strings"
 	"unicode/utf16"
 
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/schemas/api"
-)
-
-// What a gateway asks for besides the credential, when it does not say so in
-// the query (?scope=…&resource=kind/id). The query wins: the gateway's own
-// configuration writes it, while a header may come from the client.
-const (
-	HeaderScope    = "X-Keytrail-Scope"
-	HeaderResource = "X-Keytrail-Resource" // kind/id
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/internal/api"
 )
 
 // Where a refusal stands with ?refusal=header.
@@ -36,12 +27,17 @@ const (
 //	nginx auth_request, Caddy forward_auth, Traefik forwardAuth, HAProxy lua-auth-request
 func (n *Node) handleAuthorize(w http.ResponseWriter, r *http.Request) {
 	w.Header()["Cache-Control"] = noStore
+	if r.ContentLength != 0 && r.ProtoMajor == 1 {
+		// Some gateways announce the client's body and do not send it. Waiting for it
+		// would hold the request, and the next one on the connection would be read as
+		// the body.
+		w.Header().Set("Connection", "close")
+	}
 	ask := asked(r, "authorize")
 	var ans *Answer
 	inHeader, fault := demand(r, ask)
 	if fault != nil {
-		ans = &Answer{Header: http.Header{}}
-		ans.refuse(ask, fault)
+		ans = n.malformed(r.Context(), ask, api.AsProblem(r, fault), fault)
 	} else {
 		ans = n.Answer(r.Context(), ask)
 	}
@@ -52,8 +48,8 @@ func (n *Node) handleAuthorize(w http.ResponseWriter, r *http.Request) {
 }
 
 // asked returns the part of the question that is in the request itself.
-func asked(r *http.Request, door string) *Ask {
-	return &Ask{Door: door, RequestID: api.RequestID(r), Header: r.Header.Values, Peer: api.ClientIP(r), Secure: r.TLS != nil}
+func asked(r *http.Request, endpoint string) *Ask {
+	return &Ask{Endpoint: endpoint, RequestID: api.RequestID(r), Header: r.Header.Values, Peer: api.ClientIP(r), Secure: r.TLS != nil}
 }
 
 // write sends the answer to a gateway that speaks HTTP.
@@ -70,7 +66,11 @@ func (a *Answer) write(w http.ResponseWriter) {
 // toHeader turns a refusal into a 403 that says everything in headers, for
 // gateways whose sub-request passes on neither other statuses nor a body.
 func (a *Answer) toHeader() {
-	a.Header.Set(headerRefusalStatus, strconv.Itoa(a.Status))
+	status := a.Status
+	if a.Header.Get(headerGRPCStatus) != "" {
+		status = http.StatusOK // within a 403, so that nothing passes
+	}
+	a.Header.Set(headerRefusalStatus, strconv.Itoa(status))
 	a.Header.Set(headerRefusalType, a.Header.Get("Content-Type"))
 	a.Header.Set(headerRefusal, asciiLine(a.Body))
 	a.Header.Del("Content-Type")
@@ -99,64 +99,38 @@ func asciiLine(b []byte) string {
 }
 
 // demand reads what the gateway asks for, and whether it wants a refusal in
-// headers. Anything it says twice, wrongly or in unknown words is refused:
-// ignoring it would ask for less than was meant.
-func demand(r *http.Request, ask *Ask) (inHeader bool, fault *api.Problem) {
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	inHeader = query.Get("refusal") == "header" // also of a fault
+// headers. It stands in the query, which the gateway's own configuration writes,
+// and nowhere else: a header may come from the client. A query that cannot be read
+// is refused: ignoring a part of it would ask for less than was meant.
+func demand(r *http.Request, ask *Ask) (inHeader bool, fault error) {
+	query, err := api.ParseQuery(r.URL.RawQuery, "scope", "resource", "refusal")
+	inHeader = strings.Contains(r.URL.RawQuery, "refusal=header") // also of a fault
 	if err != nil {
-		return inHeader, api.Errorf(http.StatusBadRequest, "bad_query", "the query cannot be read")
+		return inHeader, err
 	}
-	var f events.FieldErrors
-	for name := range query {
-		if name != "scope" && name != "resource" && name != "refusal" {
-			f.Add("query", "unknown_field", "want scope, resource and refusal only")
-			break
-		}
-	}
-	one := func(name, header string) string {
-		values, field := query[name], name
-		if len(values) == 0 && header != "" {
-			values, field = r.Header.Values(header), header
-		}
-		if len(values) > 1 {
-			f.Add(field, "duplicate", "want it once at most")
-		}
-		if len(values) == 0 {
-			return ""
-		}
-		if values[0] == "" { // a variable that the gateway did not fill in asks for less than was meant
-			f.Add(field, "invalid", "want a value, or leave it out")
-		}
-		return values[0]
-	}
-	if refusal := one("refusal", ""); refusal != "" && refusal != "header" {
+	var f input.FieldErrors
+	if query.Has("refusal") && query.Get("refusal") != "header" {
 		f.Add("refusal", "invalid", `want "header", or leave it out`)
 	}
-	ask.Demand(r.PathValue("keyspace"), one("scope", HeaderScope), one("resource", HeaderResource), &f)
-	if len(f) > 0 {
-		return inHeader, api.Invalid(f)
-	}
-	return inHeader, nil
-}
-
-// clientIP returns the address of the client of one of Keytrail's own doors.
-func (n *Node) clientIP(r *http.Request) netip.Addr {
-	ip, _ := n.client(asked(r, ""))
-	return ip
+	ask.Demand(r.PathValue("keyspace"), query.Get("scope"), query.Get("resource"), &f)
+	return inHeader, f.OrNil()
 }
 
 type decisionKey struct{}
 
 // Protect lets only requests with a key of the keyspace that holds scope ("" =
 // any key) through to next, which finds the decision with DecisionFrom. Refusals
-// are answered as at /v1/authorize.
+// are answered as at /v1/authorize. A preflight of a web page carries no key and is
+// refused too: a handler that answers preflights stands before this one.
 func (n *Node) Protect(keyspace events.KeyspaceID, scope string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ask := asked(r, "protect")
 		ask.Keyspace, ask.Scope = keyspace, scope
 		ans := n.Answer(r.Context(), ask)
 		if !ans.Allowed() {
+			if ans.Header.Get(headerGRPCStatus) != "" {
+				ans.Status = http.StatusOK
+			}
 			ans.write(w)
 			return
 		}

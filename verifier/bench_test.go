@@ -20,8 +20,9 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
+	"github.com/keytrail/keytrail/internal/api"
 	"github.com/keytrail/keytrail/projections"
-	"github.com/keytrail/keytrail/schemas/api"
 )
 
 const benchKeys = 1_000_000
@@ -29,12 +30,33 @@ const benchKeys = 1_000_000
 // nowhere is a stream of uses that takes everything at once.
 type nowhere struct{}
 
-func (nowhere) Publish(context.Context, events.NodeID, string, []byte) (events.Seq, error) {
+func (nowhere) Publish(context.Context, events.NodeID, string, events.Seq, []byte) (events.Seq, error) {
 	return 1, nil
 }
 
 func (nowhere) Tail(context.Context, events.NodeID) (events.UseMessage, bool, error) {
 	return events.UseMessage{}, false, nil
+}
+
+func (nowhere) Raise(context.Context, events.Head) error { return nil }
+
+func (nowhere) RaiseRelease(context.Context, events.Release) error { return nil }
+
+func (nowhere) Renew(context.Context, events.NodeLease) (events.LeaseGrant, error) {
+	return events.LeaseGrant{}, nil
+}
+
+func (nowhere) Release(context.Context, events.NodeLease) error { return nil }
+
+func (nowhere) Nodes(context.Context, events.Seq) (events.NodeLeases, error) {
+	return events.NodeLeases{}, nil
+}
+
+// leased gives the node a lease.
+func leased(tb testing.TB, n *Node) {
+	if _, err := n.Confirm(context.Background()); err != nil {
+		tb.Fatal(err)
+	}
 }
 
 // bench is a node with a million keys that every check looks at.
@@ -51,13 +73,13 @@ var million = sync.OnceValue(func() *bench {
 	log := events.LogID{1}
 	b := &bench{view: projections.NewKeys(), bare: make(map[[32]byte]*int, benchKeys)}
 	def := scribeDefinition()
-	def.Limit = &events.Limit{PerMinute: 1e9, Burst: 1e9}
+	def.Limit = &keyspace.Limit{PerMinute: 1e9, Burst: 1e9}
 	def.Staleness.MaxMillis = 86_400_000
 	batch := []events.Recorded{{Seq: 1, Event: events.Event{Rev: 1, Aggregate: events.KeyspaceAggregate(scribe), Data: &events.KeyspaceDefined{Definition: def}}}}
-	alphabet := events.Base62.Chars()
+	alphabet := keyspace.Base62.Chars()
 	for i := range benchKeys {
 		secret := []byte("sk_live_")
-		for range events.DefaultSecretLength {
+		for range keyspace.DefaultSecretLength {
 			secret = append(secret, alphabet[rnd.IntN(len(alphabet))])
 		}
 		b.secrets = append(b.secrets, string(secret))
@@ -81,9 +103,11 @@ var million = sync.OnceValue(func() *bench {
 	rnd.Shuffle(len(b.secrets), func(i, j int) { b.secrets[i], b.secrets[j] = b.secrets[j], b.secrets[i] })
 	quiet := slog.New(slog.DiscardHandler)
 	b.ledger = NewLedger(LedgerConfig{Sink: nowhere{}, Node: testNode, Log: log, Logger: quiet})
-	b.node = NewNode(NodeConfig{View: b.view, Ledger: b.ledger, Log: log, Logger: quiet})
+	b.node = NewNode(NodeConfig{View: b.view, Ledger: b.ledger, Leases: nowhere{}, Log: log, Logger: quiet})
 	b.view.Fresh(events.At(time.Now()), b.view.At())
-	b.node.Fresh(0, 0)
+	if _, err := b.node.Confirm(context.Background()); err != nil {
+		panic(err)
+	}
 	return b
 })
 
@@ -100,8 +124,8 @@ func (b *bench) request(i int) Request {
 func BenchmarkVerify(b *testing.B) {
 	w := million()
 	l := NewLedger(w.ledger.cfg)
-	node := NewNode(NodeConfig{View: w.view, Ledger: l, Log: w.node.cfg.Log})
-	node.Fresh(0, 0)
+	node := NewNode(NodeConfig{View: w.view, Ledger: l, Leases: nowhere{}, Log: w.node.cfg.Log})
+	leased(b, node)
 	stop := run(b, l)
 	waitFor(b, func() bool { return l.Ready() == nil })
 	now := events.At(time.Now())
@@ -255,13 +279,13 @@ func BenchmarkHTTP(b *testing.B) {
 	})
 	b.Run("verify", func(b *testing.B) {
 		l := NewLedger(w.ledger.cfg)
-		node := NewNode(NodeConfig{View: w.view, Ledger: l, Log: w.node.cfg.Log, Logger: slog.New(slog.DiscardHandler)})
-		node.Fresh(0, 0)
+		node := NewNode(NodeConfig{View: w.view, Ledger: l, Leases: nowhere{}, Log: w.node.cfg.Log, Logger: slog.New(slog.DiscardHandler)})
+		leased(b, node)
 		stop := run(b, l)
 		waitFor(b, func() bool { return l.Ready() == nil })
 		mux := http.NewServeMux()
 		node.Routes(mux)
-		drive(b, api.WithRequestID(mux), "/v1/verify")
+		drive(b, api.Handler(mux), "/v1/verify")
 		if err := stop(); err != nil {
 			b.Fatal(err)
 		}

@@ -4,14 +4,18 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
+	"pgregory.net/rapid"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/events/logtest"
 	"github.com/keytrail/keytrail/projections"
 )
@@ -40,10 +44,10 @@ func TestStaleness(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)
 		lenient := scribeDefinition()
-		lenient.Staleness = events.Staleness{MaxMillis: 1000, OnStale: "allow"}
+		lenient.Staleness = keyspace.Staleness{MaxMillis: 1000, OnStale: "allow"}
 		w.define("lenient", lenient)
 		strict := scribeDefinition()
-		strict.Staleness = events.Staleness{MaxMillis: 100}
+		strict.Staleness = keyspace.Staleness{MaxMillis: 100}
 		w.define("strict", strict)
 		w.key("plain", nil)
 		w.keyIn("lenient", "acme", secretOf("lenient"), nil)
@@ -61,12 +65,13 @@ func TestStaleness(t *testing.T) {
 			{51 * time.Millisecond, "plain", 50 * time.Millisecond, events.ReasonVerifierStale},
 			{100 * time.Millisecond, "strict", 0, events.ReasonOK},
 			{101 * time.Millisecond, "strict", 0, events.ReasonVerifierStale},
-			{time.Hour, "lenient", 0, events.ReasonOK},
+			{time.Minute, "lenient", 0, events.ReasonOK},
+			{time.Minute + time.Millisecond, "lenient", 0, events.ReasonVerifierStale}, // the node's ceiling
 			{51 * time.Millisecond, "lenient", 50 * time.Millisecond, events.ReasonVerifierStale},
 			{10 * time.Second, "nobody", 0, events.ReasonKeyUnknown},
 			{11 * time.Second, "nobody", 0, events.ReasonVerifierStale},
 		} {
-			w.beat()
+			w.heartbeat()
 			time.Sleep(c.after)
 			req := &Request{Secret: events.NewSecret(secretOf(c.word)), MaxStaleness: c.max}
 			if d := w.node.Decide(t.Context(), req); d.Reason != c.want {
@@ -74,9 +79,9 @@ func TestStaleness(t *testing.T) {
 			}
 		}
 		if w.node.Ready() == nil {
-			t.Error("ready after an hour of silence")
+			t.Error("ready with an old lease")
 		}
-		w.beat()
+		w.heartbeat()
 		if err := w.node.Ready(); err != nil {
 			t.Error(err)
 		}
@@ -87,28 +92,75 @@ func TestStaleness(t *testing.T) {
 	})
 }
 
-// Either clock alone is enough to tell that the view is old.
+// Either clock alone is enough to tell that the view is old: the wall clock after a
+// suspension, the steady one when somebody sets the other back. Nobody else's clock
+// counts.
 func TestStalenessClocks(t *testing.T) {
-	now := time.Unix(1_790_000_000, 0)
+	now, steady := time.Unix(1_790_000_000, 0), time.Duration(0)
 	log := logtest.NewMemLog()
 	view := projections.NewKeys()
-	n := NewNode(NodeConfig{View: view, Log: log.ID(), Ledger: testLedger(log, nil), Now: func() time.Time { return now }})
+	n := NewNode(NodeConfig{View: view, Leases: log, Log: log.ID(), Ledger: testLedger(log, nil),
+		Now: func() time.Time { return now }, Steady: func() time.Duration { return steady }})
 	if n.Staleness(now) != never || n.Ready() == nil {
-		t.Fatal("a node that never caught up is stale")
+		t.Fatal("a node without a lease is stale")
 	}
-	beat := func(at time.Time) { view.Fresh(events.At(at), 0); n.Fresh(events.At(at), 0) }
-	beat(now.Add(-3 * time.Second)) // the follower lags, or the log's clock is behind
-	if s := n.Staleness(now); s != 3*time.Second {
-		t.Errorf("%s", s)
+	if err := log.Raise(t.Context(), events.Head{Log: log.ID()}); err != nil {
+		t.Fatal(err)
 	}
-	beat(now.Add(time.Hour)) // the node's clock is an hour behind the log's
-	if s := n.Staleness(now); s != 0 {
-		t.Errorf("%s", s)
+	if _, err := n.Confirm(t.Context()); err != nil || n.Staleness(now) != never {
+		t.Fatalf("a view that has never caught up is no ground for an answer: %s, %v", n.Staleness(now), err)
 	}
-	now = now.Add(11 * time.Second)
-	if s := n.Staleness(now); s != 11*time.Second {
-		t.Errorf("%s: the steady clock must tell", s)
+	view.Fresh(events.At(now.Add(-time.Hour)), 0) // the log's clock is an hour behind
+	for _, c := range []struct {
+		name               string
+		wall, steady, want time.Duration
+	}{
+		{"nothing passes", 0, 0, 0},
+		{"both go on", 3 * time.Second, 3 * time.Second, 3 * time.Second},
+		{"suspended", time.Minute, 0, time.Minute},
+		{"set back", -time.Hour, 11 * time.Second, 11 * time.Second},
+		{"set forward", time.Hour, time.Second, time.Hour},
+	} {
+		if _, err := n.Confirm(t.Context()); err != nil || n.Staleness(now) != 0 {
+			t.Fatalf("%s: %s, %v", c.name, n.Staleness(now), err)
+		}
+		now, steady = now.Add(c.wall), steady+c.steady
+		if s := n.Staleness(now); s != c.want {
+			t.Errorf("%s: %s, want %s", c.name, s, c.want)
+		}
 	}
+}
+
+// A wall clock that is set back after a suspension does not hide it, and a lease that
+// was asked for while the wall clock was ahead does not last longer for it.
+func TestElapsed(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var e elapsed
+		var now reading // what the clocks say
+		start := now
+		e.base.Store(&start)
+		real, marked, realMarked := time.Duration(0), time.Duration(0), time.Duration(0)
+		for range rapid.IntRange(1, 30).Draw(t, "steps") {
+			// In one step the machine runs, and is suspended or has its clock set.
+			ran := time.Duration(rapid.Int64Range(0, int64(time.Minute)).Draw(t, "ran"))
+			slept := time.Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "slept"))
+			set := time.Duration(rapid.Int64Range(-int64(time.Hour), int64(time.Hour)).Draw(t, "set"))
+			if rapid.Bool().Draw(t, "either") {
+				slept = 0
+			} else {
+				set = 0
+			}
+			now.steady += ran
+			now.wall += ran + slept + set
+			real += ran + slept
+			if got := e.at(now) - marked; got < real-realMarked {
+				t.Fatalf("%s passed since a mark, measured as %s", real-realMarked, got)
+			}
+			if m := e.mark(now); rapid.Bool().Draw(t, "asks") {
+				marked, realMarked = m, real
+			}
+		}
+	})
 }
 
 func TestMinPosition(t *testing.T) {
@@ -116,7 +168,7 @@ func TestMinPosition(t *testing.T) {
 		w := newWorld(t, nil)
 		a := w.key("plain", nil)
 		req := &Request{Secret: events.NewSecret(secretOf("plain"))}
-		at := func(seq events.Seq) events.Position { return events.Position{Log: w.log.ID(), Seq: seq} }
+		at := w.position
 
 		// The revocation is in the log, and not yet in the view: whoever names its
 		// position waits for it and never sees the key alive.
@@ -143,9 +195,13 @@ func TestMinPosition(t *testing.T) {
 		if d := w.node.Decide(ctx, req); d.Reason != events.ReasonVerifierStale || ctx.Err() == nil {
 			t.Errorf("the request's own deadline is shorter: %s", d.Reason)
 		}
-		req.MinPosition = events.Position{Log: events.LogID{1}, Seq: 1}
-		if d := w.node.Decide(t.Context(), req); d.Reason != events.ReasonVerifierStale {
-			t.Errorf("a foreign position: %s", d.Reason)
+		restored := at(w.view.At() - 1)
+		restored.History[3] ^= 1
+		for _, foreign := range []events.Position{{Log: events.LogID{1}, Seq: 1}, restored, {Log: w.log.ID(), Seq: 1}} {
+			req.MinPosition = foreign
+			if d := w.node.Decide(t.Context(), req); d.Reason != events.ReasonVerifierStale || d.Use.N != 0 {
+				t.Errorf("a foreign position: %s, use %s", d.Reason, d.Use)
+			}
 		}
 		w.end()
 	})
@@ -155,12 +211,12 @@ func TestLedgerModes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)
 		sync := scribeDefinition()
-		sync.Ledger = events.LedgerSync
+		sync.Ledger = keyspace.LedgerSync
 		w.define("sync", sync)
 		w.key("plain", nil)
 		w.keyIn("sync", "acme", secretOf("sync"), nil)
 		ask := func(word string) Decision {
-			w.beat()
+			w.heartbeat()
 			return w.node.Decide(t.Context(), &Request{Secret: events.NewSecret(secretOf(word))})
 		}
 		if d := ask("sync"); !d.Allowed() || w.ledger.Buffered() != 0 {
@@ -194,15 +250,20 @@ func TestNodeFollowsTheLog(t *testing.T) {
 		w := newWorld(t, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		go func() { ended <- projections.Follow(ctx, w.log, w.view.At(), w.view, w.node) }()
+		go func() { ended <- projections.Follow(ctx, w.log, w.view, w.node) }()
+		leased := make(chan error, 1)
+		go func() { leased <- w.node.RunLease(ctx) }()
 		ref := logtest.NewKeyRef(scribe, "acme")
 		c := logtest.Created(secretOf("live"))
 		seq := logtest.Append(t, w.log, ref.Aggregate(), c)
-		req := &Request{Secret: events.NewSecret(secretOf("live")), Keyspace: scribe, MinPosition: events.Position{Log: w.log.ID(), Seq: seq}}
+		if err := w.log.Raise(ctx, events.Head{Log: w.log.ID(), Size: seq}); err != nil {
+			t.Fatal(err)
+		}
+		req := &Request{Secret: events.NewSecret(secretOf("live")), Keyspace: scribe, MinPosition: w.position(seq)}
 		if d := w.node.Decide(t.Context(), req); !d.Allowed() {
 			t.Fatal(d.Reason)
 		}
-		time.Sleep(time.Hour) // heartbeats keep it fresh
+		time.Sleep(time.Hour) // renewals keep it fresh
 		if d := w.node.Decide(t.Context(), req); !d.Allowed() {
 			t.Fatal(d.Reason)
 		}
@@ -217,8 +278,20 @@ func TestNodeFollowsTheLog(t *testing.T) {
 			t.Fatal(d.Reason)
 		}
 		cancel()
-		if err := <-ended; !errors.Is(err, context.Canceled) {
-			t.Fatal(err)
+		for _, err := range []error{<-ended, <-leased} {
+			if !errors.Is(err, context.Canceled) {
+				t.Fatal(err)
+			}
+		}
+		if d := w.node.Decide(t.Context(), req); d.Allowed() {
+			t.Error("an answer on a lease that was given back")
+		}
+		nodes, err := w.log.Nodes(t.Context(), 0)
+		if err != nil || len(nodes.Leases) != 1 {
+			t.Fatalf("%+v, %v", nodes, err)
+		}
+		if r := nodes.Leases[0]; r.State != events.LeaseEnded || r.Applied.Size != w.view.At() || r.Life() != DefaultStaleCeiling || r.Decisions != 4 {
+			t.Errorf("the record at the end: %+v", r)
 		}
 		w.end()
 	})
@@ -226,7 +299,7 @@ func TestNodeFollowsTheLog(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := doorsWorld(t, nil)
+		w := endpointsWorld(t, nil)
 		w.ask("> POST /v1/verify\n" + `{"key":"$plain"}`)
 		w.ask("> POST /v1/verify\n" + `{"key":"$revoked"}`)
 		time.Sleep(time.Second)
@@ -236,7 +309,7 @@ func TestMetrics(t *testing.T) {
 			`keytrail_verifier_decisions_total{reason="ok"} 1`,
 			`keytrail_verifier_decisions_total{reason="key_revoked"} 1`,
 			`keytrail_verifier_decisions_total{reason="key_unknown"} 0`,
-			`keytrail_verifier_request_seconds_count{door="verify"} 2`,
+			`keytrail_verifier_request_seconds_count{endpoint="verify"} 2`,
 			`keytrail_verifier_ledger_published_total 2`,
 			`keytrail_verifier_ledger_buffered 0`,
 			`keytrail_verifier_ledger_gaps_total 0`,
@@ -247,5 +320,37 @@ func TestMetrics(t *testing.T) {
 			}
 		}
 		w.end()
+	})
+}
+
+// A clock that disagrees with the log's is told, with the metric that says by how
+// much; the node stays ready.
+func TestClockOffset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		defer w.end()
+		for _, c := range []struct {
+			offset time.Duration // of this node's clock to the log's
+			clock  string
+		}{
+			{0, "<nil>"}, {1900 * time.Millisecond, "<nil>"}, {-1900 * time.Millisecond, "<nil>"},
+			{5 * time.Minute, "5m0s ahead of the log's: keys expire that much early"},
+			{-5 * time.Minute, "5m0s behind the log's: keys expire that much late"},
+		} {
+			w.heartbeat()
+			w.node.Fresh(events.At(time.Now().Add(-c.offset)), w.view.At())
+			if got := w.node.ClockOffset(); got != c.offset {
+				t.Errorf("offset %s, want %s", got, c.offset)
+			}
+			if got := fmt.Sprint(w.node.Clock()); !strings.Contains(got, c.clock) {
+				t.Errorf("clock with an offset of %s: %s, want %q", c.offset, got, c.clock)
+			}
+			if err := w.node.Ready(); err != nil {
+				t.Errorf("not ready with an offset of %s: %v", c.offset, err)
+			}
+			if want := fmt.Sprintf("keytrail_verifier_clock_offset_seconds %g", c.offset.Seconds()); !strings.Contains(string(scrape(t, w.node)), want) {
+				t.Errorf("the metrics do not say %s", want)
+			}
+		}
 	})
 }

@@ -11,11 +11,12 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/internal/api"
 )
 
-// seeds are the requests of testdata/doors.txt.
+// seeds are the requests of testdata/endpoints.txt.
 func seeds(f *testing.F) (requests []string) {
-	data, err := os.ReadFile("testdata/doors.txt")
+	data, err := os.ReadFile("testdata/endpoints.txt")
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -27,10 +28,10 @@ func seeds(f *testing.F) (requests []string) {
 	return requests
 }
 
-// Whatever the body, the door answers with decisions or with a clear 4xx, and
+// Whatever the body, the endpoint answers with decisions or with a clear 4xx, and
 // each decision, and nothing else, is on the record.
 func FuzzVerifyBody(f *testing.F) {
-	w := doorsWorld(f, nil)
+	w := endpointsWorld(f, nil)
 	f.Cleanup(func() { w.stop() })
 	for _, s := range seeds(f) {
 		if _, body, ok := strings.Cut(s, "\n{"); ok {
@@ -41,7 +42,7 @@ func FuzzVerifyBody(f *testing.F) {
 		if len(body) > 10_000 || strings.Contains(body, "min_position") {
 			return // waits are tested elsewhere
 		}
-		w.beat()
+		w.heartbeat()
 		for _, path := range []string{"/v1/verify", "/v1/verify/batch"} {
 			before := w.ledger.nextNumber()
 			rec := httptest.NewRecorder()
@@ -54,6 +55,7 @@ func FuzzVerifyBody(f *testing.F) {
 					Reason  events.Reason `json:"reason"`
 					Status  int           `json:"status"`
 					Use     string        `json:"use_id"`
+					Error   *api.Problem  `json:"error"`
 				}
 				var batch struct {
 					Data []answer `json:"data"`
@@ -66,13 +68,21 @@ func FuzzVerifyBody(f *testing.F) {
 				} else if err := json.Unmarshal(rec.Body.Bytes(), &batch); err != nil {
 					t.Fatal(err)
 				}
-				if uint64(len(batch.Data)) != decided {
-					t.Fatalf("%d answers, %d decisions", len(batch.Data), decided)
-				}
+				refused := 0
 				for _, a := range batch.Data {
-					if _, err := events.ParseUseID(a.Use); err != nil || a.Status != statusOf(&noRegime, a.Reason) || a.Allowed != a.Reason.Allowed() {
+					if a.Error != nil {
+						refused++
+						if path == "/v1/verify" || a.Error.Status/100 != 4 || a.Use != "" || a.Allowed {
+							t.Fatalf("%+v", a)
+						}
+						continue
+					}
+					if _, err := events.ParseUseID(a.Use); err != nil || a.Status != statusOf(&noKeyspace, a.Reason) || a.Allowed != a.Reason.Allowed() {
 						t.Fatalf("%+v", a)
 					}
+				}
+				if uint64(len(batch.Data)-refused) != decided {
+					t.Fatalf("%d answers, %d of them refusals, %d decisions", len(batch.Data), refused, decided)
 				}
 			case rec.Code >= 400 && rec.Code < 500:
 				if decided != 0 || rec.Header().Get("Content-Type") != "application/problem+json" {
@@ -88,7 +98,7 @@ func FuzzVerifyBody(f *testing.F) {
 // Whatever the headers and the query, forward-auth lets nobody through without a
 // live key of the keyspace, and what it records can be read.
 func FuzzAuthorizeHeaders(f *testing.F) {
-	w := doorsWorld(f, nil)
+	w := endpointsWorld(f, nil)
 	f.Cleanup(func() {
 		if err := w.stop(); err != nil {
 			f.Error(err)
@@ -100,14 +110,14 @@ func FuzzAuthorizeHeaders(f *testing.F) {
 	f.Add(secretOf("revoked"), "::1%eth0", "\x00", "x/", ";", "")
 	f.Add("Bearer "+secretOf("revoked"), "", "", "", "refusal=header", "")
 	f.Fuzz(func(t *testing.T, auth, forwarded, scope, resource, query, second string) {
-		w.beat()
+		w.heartbeat()
 		r := httptest.NewRequest("GET", "/v1/authorize/scribe-sight", nil)
 		r.URL.RawQuery = query
 		r.Header.Set("Authorization", auth)
 		if second != "" {
 			r.Header.Add("Authorization", second)
 		}
-		for name, v := range map[string]string{"X-Forwarded-For": forwarded, HeaderScope: scope, HeaderResource: resource} {
+		for name, v := range map[string]string{"X-Forwarded-For": forwarded, "X-Keytrail-Scope": scope, "X-Keytrail-Resource": resource} {
 			if v != "" {
 				r.Header.Set(name, v)
 			}
@@ -129,7 +139,7 @@ func FuzzAuthorizeHeaders(f *testing.F) {
 			if !live || rec.Header().Get("X-Keytrail-Key-Id") == "" {
 				t.Fatalf("let through with %q", auth)
 			}
-		case 400, 401, 403, 422, 429:
+		case 400, 401, 403, 422, 429, 503:
 			if rec.Header().Get("X-Keytrail-Key-Id") != "" {
 				t.Fatal("an identity beside a refusal")
 			}

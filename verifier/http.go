@@ -7,161 +7,240 @@ import (
 	"math"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/schemas/api"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
+	"github.com/keytrail/keytrail/internal/api"
 )
 
 // MaxBatch is how many questions one request to /v1/verify/batch may ask.
 const MaxBatch = 100
 
-// Routes adds the doors:
+// Routes adds the endpoints:
 //
 //	POST /v1/verify                 one question, one decision
 //	POST /v1/verify/batch           {"requests":[…]} -> {"data":[…]}, up to MaxBatch, in order
 //	ANY  /v1/authorize/{keyspace}   forward-auth for gateways (authorize.go)
 //
 // A decision is always answered with HTTP 200; the decision's own status is a
-// member of it. Only a question that cannot be read is a 4xx.
+// member of it. A question that cannot be read is a 4xx; in a batch it is an
+// error in its place, and the other questions are decided.
 func (n *Node) Routes(mux *http.ServeMux) {
-	mux.HandleFunc("POST /v1/verify", n.handleVerify)
-	mux.HandleFunc("POST /v1/verify/batch", n.handleBatch)
+	api.HandleOpen(mux, api.Endpoint{Pattern: "POST /v1/verify", Body: api.RequiredBody}, n.handleVerify)
+	api.HandleOpen(mux, api.Endpoint{
+		Pattern: "POST /v1/verify/batch", Body: api.RequiredBody,
+		Bounds: api.Bounds{Lists: map[string]int{"requests": MaxBatch}},
+	}, n.handleBatch)
 	mux.HandleFunc("/v1/authorize/{keyspace}", n.handleAuthorize)
+	mux.HandleFunc("/v1/authorize/{$}", n.handleAuthorize) // a keyspace that the gateway did not fill in
 }
 
-// question is the body of a verify request. Absent, null and "" are the same.
+// question is the body of a verify request. An absent member asks for less; one
+// that is given and empty is refused, because a caller who did not fill in a
+// variable would ask for less than was meant. Only key may be "": no key was
+// presented.
 type question struct {
-	Key          string            `json:"key"`
-	Keyspace     events.KeyspaceID `json:"keyspace"`
-	Scope        string            `json:"scope"`
-	Resource     events.Resource   `json:"resource"`
-	IP           string            `json:"ip"`     // the client's address, as the caller sees it
-	Scheme       string            `json:"scheme"` // http or https: how the key came to the caller
-	Cost         *int64            `json:"cost"`
-	MinPosition  string            `json:"min_position"`
-	MaxStaleness string            `json:"max_staleness"` // a duration, as "500ms" or "5s"
+	Key          string                    `json:"key"`
+	Keyspace     member[events.KeyspaceID] `json:"keyspace"` // absent: every keyspace but the built-in one
+	Scope        member[string]            `json:"scope"`
+	Resource     member[events.Resource]   `json:"resource"`
+	IP           member[string]            `json:"ip"`     // the client's address, as the caller sees it
+	Scheme       member[string]            `json:"scheme"` // http or https: how the key came to the caller
+	Cost         member[int64]             `json:"cost"`
+	MinPosition  member[string]            `json:"min_position"`
+	MaxStaleness member[string]            `json:"max_staleness"` // a duration, as "500ms" or "5s"
 }
 
-// request checks the question and adds its faults to f, under the path given.
-func (q *question) request(log events.LogID, path string, f *events.FieldErrors) Request {
-	req := Request{Secret: events.NewSecret(q.Key), Keyspace: q.Keyspace, Scope: q.Scope, Resource: q.Resource}
+// member is a member of a body that may be left out.
+type member[T any] struct {
+	value T
+	given bool
+}
+
+// UnmarshalJSONFrom implements json.UnmarshalerFrom.
+func (m *member[T]) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	m.given = true
+	return json.UnmarshalDecode(dec, &m.value)
+}
+
+// request checks the question and adds its faults to f, under the path given. A
+// secret where it does not belong is one of them: the answer to it repeats nothing
+// of the question, and it does not get into the ledger.
+func (q *question) request(n *Node, path string, f *input.FieldErrors) Request {
+	req := Request{Secret: events.NewSecret(q.Key), Keyspace: q.Keyspace.value, Scope: q.Scope.value, Resource: q.Resource.value}
 	check := func(field string, err error) {
 		if err != nil {
 			f.Add(path+field, "invalid", err.Error())
 		}
 	}
-	if q.Keyspace != "" {
-		check("keyspace", q.Keyspace.Validate())
+	if q.Keyspace.given {
+		check("keyspace", q.Keyspace.value.Validate())
 	}
-	if q.Scope != "" {
-		check("scope", events.ValidScope(q.Scope))
+	if q.Scope.given {
+		check("scope", keyspace.ValidScope(q.Scope.value))
 	}
-	if !q.Resource.IsZero() {
-		check("resource", q.Resource.Validate())
+	if q.Resource.given {
+		check("resource", q.Resource.value.Validate())
 	}
-	if q.IP != "" {
-		a, err := netip.ParseAddr(q.IP)
+	if q.IP.given {
+		a, err := netip.ParseAddr(q.IP.value)
 		if err != nil || a.Zone() != "" {
 			f.Add(path+"ip", "invalid", "want an IPv4 or IPv6 address without a zone")
 		}
 		req.IP = a.Unmap()
 	}
-	switch q.Scheme {
-	case "", "https":
-	case "http":
-		req.Insecure = true
-	default:
-		f.Add(path+"scheme", "invalid", "want http or https")
+	if q.Scheme.given {
+		req.Insecure = q.Scheme.value == "http"
+		if !req.Insecure && q.Scheme.value != "https" {
+			f.Add(path+"scheme", "invalid", "want http or https")
+		}
 	}
-	if q.Cost != nil {
-		if *q.Cost < 1 || *q.Cost > math.MaxUint32 {
+	if q.Cost.given {
+		if q.Cost.value < 1 || q.Cost.value > math.MaxUint32 {
 			f.Add(path+"cost", "invalid", "want 1 to 4294967295")
 		}
-		req.Cost = uint32(*q.Cost)
+		req.Cost = uint32(q.Cost.value)
 	}
-	if q.MinPosition != "" {
-		p, err := events.ParsePosition(q.MinPosition)
+	if q.MinPosition.given {
+		p, err := events.ParsePosition(q.MinPosition.value)
 		check("min_position", err)
-		if err == nil && p.Log != log {
-			f.Add(path+"min_position", "foreign_position", "a position of another log")
-		}
 		req.MinPosition = p
 	}
-	if q.MaxStaleness != "" {
-		d, err := time.ParseDuration(q.MaxStaleness)
+	if q.MaxStaleness.given {
+		d, err := time.ParseDuration(q.MaxStaleness.value)
 		if err != nil || d < time.Millisecond || d > 24*time.Hour {
 			f.Add(path+"max_staleness", "invalid", `want a duration of 1ms to 24h, as "5s"`)
 		}
 		req.MaxStaleness = d
 	}
+	n.screen(f, path, req.Keyspace, req.Scope, req.Resource)
 	return req
 }
 
-func (n *Node) handleVerify(w http.ResponseWriter, r *http.Request) {
+func (n *Node) handleVerify(w http.ResponseWriter, r *api.Request) error {
 	began := time.Now()
 	var q question
-	if err := api.Decode(r, &q); err != nil {
-		api.Write(w, r, err)
-		return
+	if err := r.Decode(&q); err != nil {
+		return err
 	}
-	var faults events.FieldErrors
-	req := q.request(n.cfg.Log, "", &faults)
-	if err := faults.OrNil(); err != nil {
-		api.Write(w, r, err)
-		return
+	var faults input.FieldErrors
+	req := q.request(n, "", &faults)
+	req.RequestID = api.RequestID(r.Request)
+	if len(faults) > 0 {
+		return refused(faults)
 	}
-	d := n.Decide(r.Context(), &req)
+	j := n.judge(r.Context(), &req)
+	if j.foreign {
+		return foreignPosition("")
+	}
+	n.await(r.Context(), &j)
+	n.settle(&j, &req)
+	d := j.Decision
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	*buf = n.append((*buf)[:0], &d, &req)
 	writeJSON(w, *buf)
 	n.metrics.verify.Observe(time.Since(began).Seconds())
-	n.log(r.Context(), api.RequestID(r), "verify", &d)
+	n.log(r.Context(), api.RequestID(r.Request), "verify", &d)
+	if f, ok := n.undeclared(&d, &req); ok {
+		n.note(r.Context(), f, "verify", api.RequestID(r.Request), &req, nil)
+	}
+	return nil
 }
 
-func (n *Node) handleBatch(w http.ResponseWriter, r *http.Request) {
+// item is one question of a batch: a decision, or why there is none.
+type item struct {
+	req    Request
+	fault  *api.Problem
+	answer judgement
+}
+
+func (n *Node) handleBatch(w http.ResponseWriter, r *api.Request) error {
 	began := time.Now()
 	var body struct {
-		Requests []question `json:"requests"`
+		Requests []jsontext.Value `json:"requests"`
 	}
-	if err := api.Decode(r, &body); err != nil {
-		api.Write(w, r, err)
-		return
+	if err := r.Decode(&body); err != nil {
+		return err
 	}
-	var faults events.FieldErrors
 	if len(body.Requests) == 0 || len(body.Requests) > MaxBatch {
-		faults.Add("requests", "invalid", fmt.Sprintf("want 1 to %d", MaxBatch))
-		api.Write(w, r, faults)
-		return
-	}
-	reqs := make([]Request, len(body.Requests))
-	for i := range reqs {
-		reqs[i] = body.Requests[i].request(n.cfg.Log, fmt.Sprintf("requests[%d].", i), &faults)
-	}
-	if err := faults.OrNil(); err != nil {
-		api.Write(w, r, err)
-		return
+		return input.FieldErrors{{Field: "requests", Code: "invalid", Message: fmt.Sprintf("want 1 to %d", MaxBatch)}}
 	}
 	// The waits of all items together are bounded like those of one.
 	ctx, cancel := context.WithTimeout(r.Context(), n.cfg.WaitMax)
 	defer cancel()
+	items := make([]item, len(body.Requests))
+	for i, text := range body.Requests {
+		it := &items[i]
+		if it.req, it.fault = n.readItem(text, i); it.fault == nil {
+			it.req.RequestID = api.RequestID(r.Request)
+			it.answer = n.judge(ctx, &it.req)
+			if it.answer.foreign {
+				it.fault = foreignPosition(fmt.Sprintf("requests[%d].", i))
+			}
+		}
+	}
+	// All are numbered before the first is waited for, and the last is waited for
+	// first: when it is durable, the others are. Only then is any of them settled.
+	for i := range slices.Backward(items) {
+		if items[i].fault == nil {
+			n.await(ctx, &items[i].answer)
+		}
+	}
+	for i := range items {
+		if items[i].fault == nil {
+			n.settle(&items[i].answer, &items[i].req)
+		}
+	}
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	b := append((*buf)[:0], `{"data":[`...)
-	for i := range reqs {
+	for i := range items {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		d := n.Decide(ctx, &reqs[i])
-		b = n.append(b, &d, &reqs[i])
-		n.log(ctx, api.RequestID(r), "verify batch", &d)
+		it := &items[i]
+		if it.fault != nil {
+			b = append(append(append(b, `{"error":`...), it.fault.Render(http.Header{})...), '}')
+			continue
+		}
+		b = n.append(b, &it.answer.Decision, &it.req)
+		n.log(ctx, api.RequestID(r.Request), "verify batch", &it.answer.Decision)
+		if f, ok := n.undeclared(&it.answer.Decision, &it.req); ok {
+			n.note(ctx, f, "verify batch", api.RequestID(r.Request), &it.req, nil)
+		}
 	}
 	*buf = append(b, "]}"...)
 	writeJSON(w, *buf)
 	n.metrics.batch.Observe(time.Since(began).Seconds())
+	return nil
+}
+
+// readItem reads question i of a batch. Its faults name their place in the body.
+func (n *Node) readItem(text jsontext.Value, i int) (Request, *api.Problem) {
+	var q question
+	path := fmt.Sprintf("requests[%d]", i)
+	if p := api.DecodeValue(text, &q); p != nil {
+		for j, e := range p.Errors {
+			p.Errors[j].Field = strings.TrimSuffix(path+"."+e.Field, ".")
+		}
+		return Request{}, p
+	}
+	var faults input.FieldErrors
+	req := q.request(n, path+".", &faults)
+	if len(faults) > 0 {
+		return req, refused(faults)
+	}
+	return req, nil
 }
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
@@ -185,7 +264,8 @@ var contentJSON, noStore = []string{"application/json"}, []string{"no-store"}
 // Absent members are left out: key_id to scopes when the key is unknown, limit
 // when there is none. limit is the tighter of the key's and its tenant's, and
 // its scope says which: key or tenant. A refusal by the limit adds retry_after
-// in seconds, or detail when waiting does not help.
+// in seconds, or detail when waiting does not help. detail also says which name of
+// the question is not declared.
 func (n *Node) append(b []byte, d *Decision, req *Request) []byte {
 	b = append(b, `{"allowed":`...)
 	b = strconv.AppendBool(b, d.Allowed())
@@ -218,14 +298,24 @@ func (n *Node) append(b []byte, d *Decision, req *Request) []byte {
 			b = append(append(append(b, `,"detail":"`...), detail(d, req)...), '"')
 		}
 	}
-	b = append(append(b, `,"position":"`...), events.Position{Log: n.cfg.Log, Seq: d.Seq}.String()...)
+	if f, ok := n.undeclared(d, req); ok && d.Reason != events.ReasonRateLimited {
+		_, message := f.undeclared()
+		b = append(append(append(b, `,"detail":"`...), message...), '"')
+	}
+	b = append(append(b, `,"position":"`...), n.position(d.Seq).String()...)
 	if d.Use.N > 0 {
 		b = append(append(b, `","use_id":"`...), d.Use.String()...)
 	}
 	return append(b, `"}`...)
 }
 
-// problem returns the refusal d as an error answer of a door that enforces it.
+// position returns the position of the view at seq, where it stood a moment ago.
+func (n *Node) position(seq events.Seq) events.Position {
+	history, _ := n.cfg.View.Fingerprint(seq) // it knows far more than a moment
+	return events.Position{Log: n.cfg.Log, Seq: seq, History: history}
+}
+
+// problem returns the refusal d as an error answer of an endpoint that enforces it.
 func problem(d *Decision, req *Request) *api.Problem {
 	p := api.Errorf(d.Status, d.Reason.String(), "%s", detail(d, req))
 	p.RetryAfter = int(d.Limit.RetryAfter)
@@ -256,7 +346,7 @@ func detail(d *Decision, req *Request) string {
 		return "the key does not hold the scope that this needs"
 	case events.ReasonResourceNotAllowed:
 		if d.Key != nil {
-			if kind := d.Key.Space.Regime().Level(req.Scope); kind != "" && kind != req.Resource.Kind {
+			if kind := d.Key.Space.Rules().ScopeLevel(req.Scope); kind != "" && kind != req.Resource.Kind {
 				return fmt.Sprintf("the scope %s is used on a resource of kind %s, and the request names none", req.Scope, kind)
 			}
 		}
@@ -273,12 +363,12 @@ func detail(d *Decision, req *Request) string {
 }
 
 // log writes the one line of a request; it never holds what was presented.
-func (n *Node) log(ctx context.Context, requestID, door string, d *Decision) {
+func (n *Node) log(ctx context.Context, requestID, endpoint string, d *Decision) {
 	if !n.cfg.Logger.Enabled(ctx, slog.LevelDebug) {
 		return
 	}
 	attrs := make([]slog.Attr, 0, 6)
-	attrs = append(attrs, slog.String("door", door), slog.String("reason", d.Reason.String()),
+	attrs = append(attrs, slog.String("endpoint", endpoint), slog.String("reason", d.Reason.String()),
 		slog.Uint64("seq", uint64(d.Seq)), slog.String("request_id", requestID))
 	if d.Key != nil {
 		attrs = append(attrs, slog.String("key_id", d.Key.ID.String()), slog.String("tenant", string(d.Key.Tenant)))

@@ -21,14 +21,16 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/events/logtest"
-	"github.com/keytrail/keytrail/schemas/api"
+	"github.com/keytrail/keytrail/internal/api"
 )
 
 var update = flag.Bool("update", false, "rewrite the answers in testdata")
 
-// doorsWorld holds the keys that testdata/doors.txt speaks of.
-func doorsWorld(t testing.TB, change func(*NodeConfig)) *world {
+// endpointsWorld holds the keys that testdata/endpoints.txt speaks of.
+func endpointsWorld(t testing.TB, change func(*NodeConfig)) *world {
 	w := newWorld(t, func(c *NodeConfig) {
 		c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("10.0.0.0/8")}
 		if change != nil {
@@ -39,7 +41,7 @@ func doorsWorld(t testing.TB, change func(*NodeConfig)) *world {
 	other.Credential.Header = "X-Api-Key"
 	w.define("other", other)
 	w.key("plain", nil)
-	w.key("limited", func(c *events.KeyCreated) { c.Limit = &events.Limit{PerMinute: 60, Burst: 2} })
+	w.key("limited", func(c *events.KeyCreated) { c.Limit = &keyspace.Limit{PerMinute: 60, Burst: 2} })
 	w.key("office", func(c *events.KeyCreated) { c.Allowlist = []netip.Prefix{office} })
 	w.key("project", func(c *events.KeyCreated) { c.Resources = []events.Resource{{Kind: "project", ID: "proj_1"}} })
 	w.put(w.key("revoked", nil), &events.KeyRevoked{Code: events.RevokeCompromise})
@@ -63,7 +65,7 @@ func regimesWorld(t testing.TB, change func(*NodeConfig)) *world {
 	w.define("locked", locked)
 	w.keyIn("locked", "acme", secretOf("safe"), nil)
 	hub := scribeDefinition()
-	hub.KeyTypes[0].Length, hub.KeyTypes[0].Checksum = events.DefaultSecretLength-events.CRC32.Len(), events.CRC32
+	hub.KeyTypes[0].Length, hub.KeyTypes[0].Checksum = keyspace.DefaultSecretLength-keyspace.CRC32.Len(), keyspace.CRC32
 	w.define("hub", hub)
 	w.keyIn("hub", "acme", checkedSecret(), nil)
 	return w
@@ -71,26 +73,34 @@ func regimesWorld(t testing.TB, change func(*NodeConfig)) *world {
 
 // checkedSecret is a secret with a checksum, as long as one of secretOf.
 func checkedSecret() string {
-	random := []byte("checked" + strings.Repeat("x", events.DefaultSecretLength))[:events.DefaultSecretLength-events.CRC32.Len()]
-	return "sk_live_" + string(events.CRC32.Append(random, random))
+	random := []byte("checked" + strings.Repeat("x", keyspace.DefaultSecretLength))[:keyspace.DefaultSecretLength-keyspace.CRC32.Len()]
+	return "sk_live_" + string(keyspace.CRC32.Append(random, random))
 }
 
 var (
 	secretRE   = regexp.MustCompile(`\$[a-z]+`)
-	positionRE = regexp.MustCompile(`"position":"([A-Za-z0-9_-]{39})"`)
+	positionRE = regexp.MustCompile(`"position":"([A-Za-z0-9_-]{50})"`)
 )
 
-// expand fills in what doors.txt writes as $….
+// position returns the position of an event of the world's log.
+func (w *world) position(seq events.Seq) events.Position {
+	return logtest.PositionAt(w.log.ID(), w.log.Records(), seq)
+}
+
+// expand fills in what endpoints.txt writes as $….
 func (w *world) expand(s string) string {
 	at := w.view.At()
-	s = strings.ReplaceAll(s, "$P", events.Position{Log: w.log.ID(), Seq: at}.String())
-	s = strings.ReplaceAll(s, "$AHEAD", events.Position{Log: w.log.ID(), Seq: at + 1}.String())
+	s = strings.ReplaceAll(s, "$P", w.position(at).String())
+	s = strings.ReplaceAll(s, "$AHEAD", w.position(at+1).String())
+	restored := w.position(at)
+	restored.History[0] ^= 1
+	s = strings.ReplaceAll(s, "$RESTORED", restored.String())
 	s = strings.ReplaceAll(s, "$FOREIGN", events.Position{Log: events.LogID{1}, Seq: at}.String())
 	s = strings.ReplaceAll(s, "$checked", checkedSecret())
 	return secretRE.ReplaceAllStringFunc(s, func(v string) string { return secretOf(v[1:]) })
 }
 
-// ask sends one request of doors.txt and prints the answer as it stands there.
+// ask sends one request of endpoints.txt and prints the answer as it stands there.
 func (w *world) ask(script string) string {
 	w.t.Helper()
 	head, rest, _ := strings.Cut(script, "\n")
@@ -127,6 +137,9 @@ func (w *world) ask(script string) string {
 		if err != nil || p.Log != w.log.ID() {
 			w.t.Fatalf("position %s: %v", s, err)
 		}
+		if want := w.position(p.Seq); p != want {
+			w.t.Errorf("position %v, want %v", p, want)
+		}
 		return fmt.Sprintf(`"position":"@%d"`, p.Seq)
 	})
 	if body != "" {
@@ -140,10 +153,10 @@ var stories = []struct {
 	file  string
 	world func(testing.TB, func(*NodeConfig)) *world
 	least int // requests
-}{{"doors", doorsWorld, 50}, {"regimes", regimesWorld, 20}}
+}{{"endpoints", endpointsWorld, 50}, {"regimes", regimesWorld, 20}}
 
-// TestDoors runs the stories of testdata.
-func TestDoors(t *testing.T) {
+// TestEndpoints runs the stories of testdata.
+func TestEndpoints(t *testing.T) {
 	for _, story := range stories {
 		t.Run(story.file, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -172,7 +185,7 @@ func (w *world) tell(file string) (requests int) {
 		request, _, _ := strings.Cut(block, "\n< ")
 		got.WriteString(strings.TrimSuffix(request, "\n") + "\n")
 		if strings.HasPrefix(request, "> ") {
-			w.beat()
+			w.heartbeat()
 			got.WriteString(w.ask(request))
 			requests++
 		}
@@ -196,7 +209,7 @@ func (w *world) tell(file string) (requests int) {
 // The hand-written answer is the JSON that its shape says.
 func TestAnswerIsJSON(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := doorsWorld(t, nil)
+		w := endpointsWorld(t, nil)
 		defer w.end()
 		for word, limited := range map[string]bool{"plain": false, "limited": true, "nobody": false} {
 			req := Request{Secret: events.NewSecret(secretOf(word))}
@@ -235,7 +248,7 @@ func TestAnswerIsJSON(t *testing.T) {
 
 func TestForwardedForOfAStranger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := doorsWorld(t, nil)
+		w := endpointsWorld(t, nil)
 		defer w.end()
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Header.Set("X-Forwarded-For", inside.String())
@@ -244,8 +257,9 @@ func TestForwardedForOfAStranger(t *testing.T) {
 			"[::ffff:192.0.2.1]:4711": "203.0.113.7", "[2001:db8::1]:4711": "2001:db8::1", "": "invalid IP",
 		} {
 			r.RemoteAddr = peer
-			if got := w.node.clientIP(r); got.String() != want {
-				t.Errorf("peer %q: %s, want %s", peer, got, want)
+			var req Request
+			if w.node.origin(asked(r, ""), &req); req.IP.String() != want {
+				t.Errorf("peer %q: %s, want %s", peer, req.IP, want)
 			}
 		}
 	})
@@ -253,7 +267,7 @@ func TestForwardedForOfAStranger(t *testing.T) {
 
 func TestBodyTooLarge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := doorsWorld(t, nil)
+		w := endpointsWorld(t, nil)
 		defer w.end()
 		for _, path := range []string{"/v1/verify", "/v1/verify/batch"} {
 			rec := httptest.NewRecorder()
@@ -274,9 +288,107 @@ func TestBodyTooLarge(t *testing.T) {
 	})
 }
 
+// A member that is given and holds nothing asks for less than the caller meant:
+// it is refused, and nothing is decided. An absent one, and an empty key, are not.
+func TestEmptyMembersAreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := endpointsWorld(t, nil)
+		defer w.end()
+		post := func(body string) *httptest.ResponseRecorder {
+			rec := httptest.NewRecorder()
+			w.mux.ServeHTTP(rec, httptest.NewRequest("POST", "/v1/verify", strings.NewReader(body)))
+			return rec
+		}
+		key := `"key":"` + secretOf("plain") + `"`
+		for _, name := range []string{"keyspace", "scope", "resource", "ip", "scheme", "cost", "min_position", "max_staleness"} {
+			for _, empty := range []string{`null`, `""`, `" "`, `{}`, `[]`} {
+				rec := post("{" + key + `,"` + name + `":` + empty + "}")
+				var p api.Problem
+				if err := json.Unmarshal(rec.Body.Bytes(), &p); err != nil || rec.Code != 422 || len(p.Errors) != 1 || !strings.HasPrefix(p.Errors[0].Field, name) {
+					t.Errorf("%s: %s: %d %s", name, empty, rec.Code, rec.Body)
+				}
+			}
+		}
+		if n := w.ledger.Buffered(); n > 0 {
+			t.Errorf("%d decisions", n)
+		}
+		for body, want := range map[string]string{"{" + key + "}": `"reason":"ok"`, `{"key":""}`: `"reason":"key_missing"`} {
+			if rec := post(body); rec.Code != 200 || !strings.Contains(rec.Body.String(), want) {
+				t.Errorf("%s: %d %s", body, rec.Code, rec.Body)
+			}
+		}
+	})
+}
+
+// A batch of uses that must be durable waits for the stream once, not for each.
+func TestBatchSyncsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := endpointsWorld(t, nil)
+		durable := scribeDefinition()
+		durable.Ledger = keyspace.LedgerSync
+		w.define(scribe, durable)
+		one := `{"key":"` + secretOf("plain") + `"}`
+		bad := `{"key":"` + secretOf("plain") + `","cost":0}`
+		rec := httptest.NewRecorder()
+		body := `{"requests":[` + strings.Repeat(one+",", MaxBatch-1) + bad + "]}"
+		first, err := w.log.LastUse(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.mux.ServeHTTP(rec, httptest.NewRequest("POST", "/v1/verify/batch", strings.NewReader(body)))
+		if rec.Code != 200 || strings.Count(rec.Body.String(), `"reason":"ok"`) != MaxBatch-1 || strings.Count(rec.Body.String(), `"error":{`) != 1 {
+			t.Fatalf("%d %s", rec.Code, rec.Body)
+		}
+		last, err := w.log.LastUse(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := last - first; n != 1 || w.ledger.Buffered() != 0 {
+			t.Fatalf("%d messages for one batch, %d uses not durable", n, w.ledger.Buffered())
+		}
+		w.log.SetDown(true)
+		rec = httptest.NewRecorder()
+		began := time.Now()
+		w.mux.ServeHTTP(rec, httptest.NewRequest("POST", "/v1/verify/batch", strings.NewReader(body)))
+		if d := time.Since(began); d != 2*time.Second || strings.Count(rec.Body.String(), `"reason":"verifier_stale"`) != MaxBatch-1 {
+			t.Fatalf("with the stream away, after %s: %s", d, rec.Body)
+		}
+		w.log.SetDown(false)
+		w.end()
+	})
+}
+
+// While one question of a batch waits for its use to be durable, the lease that the
+// others rest on grows too old: none is allowed on it.
+func TestBatchEndsWithTheLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		durable := scribeDefinition()
+		durable.Ledger = keyspace.LedgerSync
+		w.define("durable", durable)
+		w.keyIn("durable", "acme", secretOf("durable"), nil)
+		w.key("plain", nil)
+		ask := func(word string) string { return `{"key":"` + secretOf(word) + `"}` }
+		body := `{"requests":[` + ask("plain") + "," + ask("durable") + "," + ask("plain") + "]}"
+		post := func() string {
+			return serve(w, httptest.NewRequest("POST", "/v1/verify/batch", strings.NewReader(body))).Body.String()
+		}
+		time.Sleep(9 * time.Second)
+		if got := post(); strings.Count(got, `"reason":"ok"`) != 3 {
+			t.Fatal(got)
+		}
+		w.log.SetDown(true)
+		if got := post(); strings.Count(got, `"reason":"verifier_stale"`) != 3 {
+			t.Errorf("answered 11 s after the lease was asked for: %s", got)
+		}
+		w.log.SetDown(false)
+		w.end()
+	})
+}
+
 func TestProtect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := doorsWorld(t, nil)
+		w := endpointsWorld(t, nil)
 		defer w.end()
 		h := w.node.Protect(scribe, "write", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			d, ok := DecisionFrom(r.Context())
@@ -310,7 +422,7 @@ func TestProtect(t *testing.T) {
 
 func TestAuthenticate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := doorsWorld(t, nil)
+		w := endpointsWorld(t, nil)
 		operator := "kt_" + strings.Repeat("a", 40)
 		w.keyIn(events.Builtin, events.RootTenant, operator, func(c *events.KeyCreated) {
 			c.KeyType, c.Environment, c.Scopes = "operator", "", []string{events.ScopeAuditExport}
@@ -321,19 +433,21 @@ func TestAuthenticate(t *testing.T) {
 		r.Header.Set("User-Agent", "agent\x00\xff"+strings.Repeat("ü", 300))
 		r.Header.Set(api.RequestIDHeader, "req_1")
 		r.Header.Set("X-Forwarded-For", "203.0.113.7")
-		p, err := w.node.Authenticate(r)
+		caller, err := w.node.Authenticate(r, "", "GET /v1/keys")
 		if err != nil {
 			t.Fatal(err)
 		}
+		caller.Record(nil)
+		p := caller.Principal
 		if p.Actor.Validate() != nil || p.Actor.Kind != events.ActorKey || !p.Has(events.ScopeAuditRead) || p.Has(events.ScopeKeysRead) ||
 			!slices.Equal(p.Keyspaces, []events.KeyspaceID{scribe}) || !slices.Equal(p.Tenants, []events.TenantID{"acme"}) ||
-			p.IP != inside || p.RequestID != "req_1" || events.CheckText(p.UserAgent, 256) != nil || !strings.HasPrefix(p.UserAgent, "agent\uFFFDü") {
+			p.IP != inside || p.RequestID != "req_1" || input.CheckText(p.UserAgent, 256) != nil || !strings.HasPrefix(p.UserAgent, "agent\uFFFDü") {
 			t.Fatalf("%+v", p)
 		}
 		for auth, want := range map[string]int{"": 401, "Bearer " + secretOf("plain"): 401, "Bearer " + operator + "x": 401} {
 			r.Header.Set("Authorization", auth)
 			var prob *api.Problem
-			if _, err := w.node.Authenticate(r); !errors.As(err, &prob) || prob.Status != want {
+			if _, err := w.node.Authenticate(r, "", "GET /v1/keys"); !errors.As(err, &prob) || prob.Status != want {
 				t.Errorf("%q: %v", auth, err)
 			}
 			rec := httptest.NewRecorder()
@@ -345,7 +459,7 @@ func TestAuthenticate(t *testing.T) {
 		time.Sleep(time.Minute)
 		r.Header.Set("Authorization", "Bearer "+operator)
 		var prob *api.Problem
-		if _, err := w.node.Authenticate(r); !errors.As(err, &prob) || prob.Status != 503 || prob.RetryAfter != 1 {
+		if _, err := w.node.Authenticate(r, "", "GET /v1/keys"); !errors.As(err, &prob) || prob.Status != 503 || prob.RetryAfter != 1 {
 			t.Errorf("stale: %v", err)
 		}
 		if e := w.end()[0]; e.end != 5 {
@@ -374,7 +488,7 @@ func TestSecretsStayHere(t *testing.T) {
 				var answers strings.Builder
 				for _, block := range strings.Split(string(data), "\n\n") {
 					if request, _, _ := strings.Cut(block, "\n< "); strings.HasPrefix(request, "> ") {
-						w.beat()
+						w.heartbeat()
 						answers.WriteString(w.ask(request))
 					}
 				}

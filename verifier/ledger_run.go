@@ -2,8 +2,11 @@ package verifier
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"time"
 
 	"github.com/keytrail/keytrail/events"
@@ -12,7 +15,8 @@ import (
 // Run opens an epoch, stores what is appended until ctx ends, then admits
 // nothing more, stores the rest and the close record, and returns nil. It is
 // called once. The error says what could not be stored; the next start writes
-// it down as a gap.
+// it down as a gap. It is of the class events.ErrFenced when another process has
+// taken the node's name: what was not stored is in the gap which that one wrote.
 //
 // The stream not answering is no error: Run waits for it, with the decisions
 // held in memory.
@@ -34,7 +38,7 @@ func (l *Ledger) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil // nothing was admitted
 		}
-		return err
+		return l.ended(err)
 	}
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -46,6 +50,9 @@ func (l *Ledger) Run(ctx context.Context) error {
 		s, wait := l.take(time.Now(), stopping)
 		if s != nil {
 			if err := l.store(store, s); err != nil {
+				if errors.Is(err, events.ErrFenced) {
+					return l.ended(err)
+				}
 				return fmt.Errorf("ledger: %d decisions are not stored, the next start records a gap: %w", l.Buffered(), err)
 			}
 			continue
@@ -61,82 +68,23 @@ func (l *Ledger) Run(ctx context.Context) error {
 		}
 	}
 	end := l.batch(events.BatchClose, l.nextNumber())
-	if _, err := l.publish(store, &end); err != nil {
+	if _, err := l.publish(store, &end); errors.Is(err, events.ErrFenced) {
+		return l.ended(err)
+	} else if err != nil {
 		return fmt.Errorf("ledger: the close record is not stored: %w", err)
 	}
 	return nil
-}
-
-// begin writes down how the epoch before ended, claims a new one, and opens
-// the ledger.
-//
-//	crash after the gap record:  the next start finds it last and writes no second one.
-//	crash after the open record: the next start finds an epoch without numbers and
-//	                             writes a gap for it, of unknown length.
-func (l *Ledger) begin(ctx context.Context) error {
-	last, ok, err := l.tail(ctx)
-	if err != nil {
-		return err
-	}
-	epoch := l.cfg.Now().UnixMicro()
-	if ok {
-		epoch = max(epoch, last.Epoch+1)
-		if gap, lost := missingEnd(&last); lost {
-			if _, err := l.publish(ctx, &gap); err != nil {
-				return err
-			}
-			l.gaps.Add(1)
-			l.cfg.Logger.WarnContext(ctx, "the epoch before ended without a close record: its end is recorded as a gap",
-				slog.Int64("epoch", gap.Epoch), slog.Uint64("first", gap.First))
-		}
-	}
-	l.setEpoch(epoch)
-	begin := l.batch(events.BatchOpen, 1)
-	if _, err := l.publish(ctx, &begin); err != nil {
-		return err
-	}
-	l.admit()
-	return nil
-}
-
-// missingEnd returns the gap that belongs after last, the last message of an
-// epoch; lost is false when the epoch is complete as it stands.
-func missingEnd(last *events.UseBatch) (gap events.UseBatch, lost bool) {
-	if last.Kind == events.BatchClose || last.Kind == events.BatchGap && last.Count == 0 {
-		return gap, false
-	}
-	return events.UseBatch{Log: last.Log, Node: last.Node, Epoch: last.Epoch, Kind: events.BatchGap,
-		First: last.First + last.Len(), Note: "the node stopped without closing its epoch"}, true
-}
-
-// tail returns the last message of this node; it tries until ctx ends.
-func (l *Ledger) tail(ctx context.Context) (b events.UseBatch, ok bool, err error) {
-	for delay := firstDelay; ; delay = l.pause(ctx, delay) {
-		if ctx.Err() != nil {
-			return b, false, ctx.Err()
-		}
-		var m events.UseMessage
-		if m, ok, err = l.cfg.Sink.Tail(ctx, l.cfg.Node); err != nil {
-			l.failed(ctx, "read the last use record", err)
-			continue
-		}
-		if !ok {
-			return b, false, nil
-		}
-		if b, err = events.DecodeUses(m.Data); err != nil {
-			return b, false, fmt.Errorf("ledger: the last record of node %s (use stream, sequence %d) cannot be read: "+
-				"start this node with the release that wrote it, or under another node id: %w", l.cfg.Node, m.Seq, err)
-		}
-		return b, true, nil
-	}
 }
 
 // store puts one slab on the record and settles it.
 func (l *Ledger) store(ctx context.Context, s *slab) error {
 	b := l.batch(events.BatchUses, s.first)
 	b.Uses = s.uses
+	if len(s.tallies) > 0 {
+		b.Kind, b.Tallies = events.BatchSuppressed, s.tallies
+	}
 	if s.lost > 0 {
-		b.Kind, b.Count, b.Note = events.BatchGap, s.lost, "the buffer was full"
+		b.Kind, b.Count, b.Note, b.Since, b.Until = events.BatchGap, s.lost, "the buffer was full", s.since, s.until
 		l.gaps.Add(1)
 		l.cfg.Logger.ErrorContext(ctx, "uses were counted and lost: the buffer was full",
 			slog.Uint64("first", s.first), slog.Uint64("count", s.lost))
@@ -152,6 +100,7 @@ func (l *Ledger) store(ctx context.Context, s *slab) error {
 		l.lost.Add(s.count())
 		b = l.batch(events.BatchGap, s.first)
 		b.Count, b.Note = s.count(), "the batch could not be encoded"
+		b.Since, b.Until = s.span()
 		_, err = l.publish(ctx, &b)
 		l.settleIf(err == nil, s, true)
 		return err
@@ -170,54 +119,47 @@ const (
 	firstDelay = 10 * time.Millisecond
 	lastDelay  = 2 * time.Second
 	attempt    = 5 * time.Second // for one answer of the stream
-	// The stream forgets message ids after two minutes. A message whose outcome
-	// has been unknown for longer than this is looked for before it is sent again.
-	rememberIDs = time.Minute
 )
 
-// publish stores b exactly once: the same bytes under the same id, again and
-// again until the stream confirms them or ctx ends. encoded is false when b
-// cannot be written at all.
+// publish stores b once, after the message l.last: the same bytes under the same
+// id and expectation, again and again until the stream confirms them, another
+// process is found to have taken the name (ErrFenced), or ctx ends. encoded is
+// false when b cannot be written at all.
 func (l *Ledger) publish(ctx context.Context, b *events.UseBatch) (encoded bool, err error) {
 	data, err := events.EncodeUses(b)
 	if err != nil {
 		return false, err
 	}
-	id := b.MessageID()
-	began := time.Now()
+	// A verifier may read the ids of stored messages: were the next one known from
+	// them, it could use it first, and the stream would drop this batch.
+	id := rand.Text()
 	for delay := firstDelay; ; delay = l.pause(ctx, delay) {
 		if ctx.Err() != nil {
 			return true, fmt.Errorf("%w: %w", ErrNotDurable, context.Cause(ctx))
 		}
-		if time.Since(began) > rememberIDs {
-			// Nobody else writes under this node's subject and we write one message at
-			// a time: if it was stored, it is the last one.
-			last, ok, err := l.tail(ctx)
-			if err != nil {
-				return true, err
-			}
-			if ok && last.MessageID() == id {
-				return true, nil
-			}
-		}
-		if err = l.send(ctx, id, data); err == nil {
+		seq, err := l.send(ctx, id, data)
+		if err == nil {
+			l.last = seq
 			return true, nil
+		}
+		if errors.Is(err, events.ErrFenced) {
+			return true, err
 		}
 		l.retries.Add(1)
 		l.failed(ctx, "store uses", err)
 	}
 }
 
-func (l *Ledger) send(ctx context.Context, id string, data []byte) error {
+func (l *Ledger) send(ctx context.Context, id string, data []byte) (events.Seq, error) {
 	ctx, cancel := context.WithTimeout(ctx, attempt)
 	defer cancel()
-	_, err := l.cfg.Sink.Publish(ctx, l.cfg.Node, id, data)
-	return err
+	return l.cfg.Sink.Publish(ctx, l.cfg.Node, id, l.last, data)
 }
 
-// pause waits and returns the next, longer delay.
+// pause waits, for less than delay at random so that nodes which failed together do
+// not come back together, and returns the next, longer delay.
 func (l *Ledger) pause(ctx context.Context, delay time.Duration) time.Duration {
-	t := time.NewTimer(delay)
+	t := time.NewTimer(delay/2 + mathrand.N(delay/2+1))
 	defer t.Stop()
 	select {
 	case <-t.C:

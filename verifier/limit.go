@@ -5,6 +5,7 @@ import (
 	"runtime"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/projections"
 )
 
@@ -40,7 +41,7 @@ type meters struct{ key, tenant meter }
 
 // find finds the buckets. They are looked at here, before the checks, so that
 // their memory arrives while the checks run: a tenth of all.
-func (m *meters) find(g *projections.Regime, key *projections.Key) {
+func (m *meters) find(g *keyspace.Compiled, key *projections.Key) {
 	var ok bool
 	if m.key.perMinute, m.key.burst, ok = key.Limit(g); ok {
 		m.key.bucket = key.Bucket()
@@ -70,9 +71,9 @@ func (m *meters) take(now events.Time, cost int64) (l Limit, ok bool) {
 	return l, ok
 }
 
-// takeBoth has both buckets in its hands while it decides, so that no token of
-// the one is lost when the other refuses. A key's is always locked before its
-// tenant's: nobody waits for who waits for him.
+// takeBoth locks both buckets while it decides, so that no token of the one is
+// lost when the other refuses. It locks the key's before the tenant's: the fixed
+// order prevents deadlock.
 func takeBoth(k, t *meter, now events.Time, cost int64) (Limit, bool) {
 	atK := lock(k.bucket, k.seen)
 	atT := lock(t.bucket, t.seen)

@@ -5,24 +5,25 @@ import (
 	"strconv"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
-// limitHeaders says in h where the limit stands, in the headers that the regime
+// limitHeaders says in h where the limit stands, in the headers that the keyspace
 // names. A decision that no limit was asked about says nothing.
 //
 // The ietf style is that of draft-ietf-httpapi-ratelimit-headers-10: the policy's
 // quota q is what a full bucket holds, its window w the seconds in which an empty
 // one fills; r is what remains and t the seconds until it is full again.
-func limitHeaders(h http.Header, rules *events.LimitHeaders, l Limit, perMinute int64, now events.Time) {
+func limitHeaders(h http.Header, rules *keyspace.LimitHeaders, l Limit, perMinute int64, now events.Time) {
 	if l.Limit == 0 || perMinute == 0 { // the latter: it was taken away after the decision
 		return
 	}
 	set := func(name string, value int64) {
 		if name != "" {
-			h[name] = []string{strconv.FormatInt(value, 10)} // in the regime's own spelling
+			h[name] = []string{strconv.FormatInt(value, 10)} // in the keyspace's own spelling
 		}
 	}
-	if rules.Style == events.HeadersIETF {
+	if rules.Style == keyspace.HeadersIETF {
 		b := strconv.AppendInt([]byte(`"default";q=`), l.Limit, 10)
 		b = strconv.AppendInt(append(b, ";w="...), seconds(l.Limit*perToken, perMinute), 10)
 		h["RateLimit-Policy"] = []string{string(b)}
@@ -34,7 +35,7 @@ func limitHeaders(h http.Header, rules *events.LimitHeaders, l Limit, perMinute 
 	limit, remaining, reset := rules.Names()
 	set(limit, l.Limit)
 	set(remaining, l.Remaining)
-	if rules.ResetAs == events.ResetUnix {
+	if rules.ResetAs == keyspace.ResetUnix {
 		// The second in which the bucket is full for certain.
 		set(reset, (int64(now)+999)/1000+l.Reset)
 	} else {

@@ -9,24 +9,25 @@ import (
 	"testing"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 func TestLimitHeaders(t *testing.T) {
 	const now = events.Time(1_767_693_600_001) // one millisecond past the second
 	l := Limit{Limit: 120, Remaining: 7, Reset: 113}
 	for _, c := range []struct {
-		rules events.LimitHeaders
+		rules keyspace.LimitHeaders
 		limit Limit
 		want  string
 	}{
-		{events.LimitHeaders{}, l, "X-RateLimit-Limit=120 X-RateLimit-Remaining=7 X-RateLimit-Reset=113"},
-		{events.LimitHeaders{Style: events.HeadersXRateLimit}, l, "X-RateLimit-Limit=120 X-RateLimit-Remaining=7 X-RateLimit-Reset=113"},
-		{events.LimitHeaders{Remaining: "X-RateLimit-Remaining", Reset: "X-RateLimit-Reset"}, l, "X-RateLimit-Remaining=7 X-RateLimit-Reset=113"},
-		{events.LimitHeaders{Reset: "X-Full-At", ResetAs: events.ResetUnix}, l, "X-Full-At=1767693714"},
-		{events.LimitHeaders{Style: events.HeadersIETF}, l, `RateLimit="default";r=7;t=113 RateLimit-Policy="default";q=120;w=120`},
-		{events.LimitHeaders{Style: events.HeadersNone}, l, ""},
-		{events.LimitHeaders{}, Limit{}, ""},
-		{events.LimitHeaders{Style: events.HeadersIETF}, Limit{}, ""},
+		{keyspace.LimitHeaders{}, l, "X-RateLimit-Limit=120 X-RateLimit-Remaining=7 X-RateLimit-Reset=113"},
+		{keyspace.LimitHeaders{Style: keyspace.HeadersXRateLimit}, l, "X-RateLimit-Limit=120 X-RateLimit-Remaining=7 X-RateLimit-Reset=113"},
+		{keyspace.LimitHeaders{Remaining: "X-RateLimit-Remaining", Reset: "X-RateLimit-Reset"}, l, "X-RateLimit-Remaining=7 X-RateLimit-Reset=113"},
+		{keyspace.LimitHeaders{Reset: "X-Full-At", ResetAs: keyspace.ResetUnix}, l, "X-Full-At=1767693714"},
+		{keyspace.LimitHeaders{Style: keyspace.HeadersIETF}, l, `RateLimit="default";r=7;t=113 RateLimit-Policy="default";q=120;w=120`},
+		{keyspace.LimitHeaders{Style: keyspace.HeadersNone}, l, ""},
+		{keyspace.LimitHeaders{}, Limit{}, ""},
+		{keyspace.LimitHeaders{Style: keyspace.HeadersIETF}, Limit{}, ""},
 	} {
 		h := http.Header{}
 		limitHeaders(h, &c.rules, c.limit, 60, now)

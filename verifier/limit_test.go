@@ -9,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/projections"
 )
 
@@ -78,8 +79,8 @@ func takeNow(b *projections.Bucket, now events.Time, perMinute, burst, cost int6
 func TestLimitEqualsItsTwin(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		small := rapid.Int64Range(1, 100)
-		any := rapid.Int64Range(1, events.MaxPerMinute)
-		number := rapid.OneOf(small, any, rapid.Just(int64(events.MaxPerMinute)))
+		any := rapid.Int64Range(1, keyspace.MaxPerMinute)
+		number := rapid.OneOf(small, any, rapid.Just(int64(keyspace.MaxPerMinute)))
 		perMinute, burst := number.Draw(t, "per minute"), number.Draw(t, "burst")
 		step := rapid.OneOf(rapid.Int64Range(0, 3), rapid.Int64Range(0, 120_000), rapid.Int64Range(0, 1<<40))
 		cost := rapid.OneOf(rapid.Int64Range(1, 5), rapid.Int64Range(1, 1<<32-1))
@@ -248,7 +249,7 @@ func TestLimitAdmitsBurstAndRate(t *testing.T) {
 }
 
 // pair are the meters of one request, for a key and its tenant.
-func pair(key, tenant *projections.Bucket, k, t events.Limit) *meters {
+func pair(key, tenant *projections.Bucket, k, t keyspace.Limit) *meters {
 	return &meters{meter{key, key.At.Load(), k.PerMinute, k.Burst}, meter{tenant, tenant.At.Load(), t.PerMinute, t.Burst}}
 }
 
@@ -257,16 +258,16 @@ func pair(key, tenant *projections.Bucket, k, t events.Limit) *meters {
 // the bucket that holds back longest, then of the one with the fewest tokens.
 func TestBothLimitsEqualTheirTwins(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		number := rapid.OneOf(rapid.Int64Range(1, 30), rapid.Int64Range(1, events.MaxPerMinute))
-		limit := rapid.Custom(func(t *rapid.T) events.Limit {
-			return events.Limit{PerMinute: number.Draw(t, "per minute"), Burst: number.Draw(t, "burst")}
+		number := rapid.OneOf(rapid.Int64Range(1, 30), rapid.Int64Range(1, keyspace.MaxPerMinute))
+		limit := rapid.Custom(func(t *rapid.T) keyspace.Limit {
+			return keyspace.Limit{PerMinute: number.Draw(t, "per minute"), Burst: number.Draw(t, "burst")}
 		})
 		step := rapid.OneOf(rapid.Int64Range(0, 3), rapid.Int64Range(0, 120_000), rapid.Int64Range(0, 1<<40))
 		cost := rapid.OneOf(rapid.Int64Range(0, 5), rapid.Int64Range(1, 1<<32-1))
 		now := int64(1_790_000_000_000)
 		var buckets [3]projections.Bucket // the tenant's is the last
 		var twins [3]twin
-		var limits [3]events.Limit
+		var limits [3]keyspace.Limit
 		for i := range limits {
 			limits[i] = limit.Draw(t, "limit")
 			twins[i].advance(now, limits[i].PerMinute, limits[i].Burst)
@@ -334,7 +335,7 @@ func TestBothLimitsUnderContention(t *testing.T) {
 			var tenant projections.Bucket
 			var allowed [keys]atomic.Int64
 			var wg sync.WaitGroup
-			k, whole := events.Limit{PerMinute: 1, Burst: c.key}, events.Limit{PerMinute: 1, Burst: c.tenant}
+			k, whole := keyspace.Limit{PerMinute: 1, Burst: c.key}, keyspace.Limit{PerMinute: 1, Burst: c.tenant}
 			for g := range 2 * keys { // two takers a key
 				wg.Go(func() {
 					for range 600 {

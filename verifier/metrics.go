@@ -11,9 +11,9 @@ import (
 
 // metrics counts in atomics; the collectors read them when they are scraped.
 type metrics struct {
-	decisions     [events.ReasonHTTPSRequired + 1]atomic.Uint64
+	decisions     [events.LastReason + 1]atomic.Uint64
 	verify, batch prometheus.Observer
-	gateway       map[string]prometheus.Observer // by Ask.Door
+	gateway       map[string]prometheus.Observer // by Ask.Endpoint
 	collectors    []prometheus.Collector
 }
 
@@ -26,10 +26,11 @@ func (m *metrics) init(n *Node) {
 		}, func() float64 { return float64(m.decisions[r].Load()) }))
 	}
 	latency := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "keytrail_verifier_request_seconds", Help: "Time from the request's headers to its answer, by door. Answers come from memory: above a millisecond the node is short of CPU.",
+		Name: "keytrail_verifier_request_seconds", Help: "Time from the request's headers to its answer, by endpoint. Answers come from memory: above a millisecond the node is short of CPU.",
 		Buckets: []float64{20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 20e-3, 100e-3, 1, 5},
-	}, []string{"door"})
+	}, []string{"endpoint"})
 	add(latency)
+	m.collectors = append(m.collectors, n.faults.collectors()...)
 	m.verify, m.batch = latency.WithLabelValues("verify"), latency.WithLabelValues("batch")
 	m.gateway = map[string]prometheus.Observer{"authorize": latency.WithLabelValues("authorize"), "envoy": latency.WithLabelValues("envoy")}
 
@@ -40,20 +41,54 @@ func (m *metrics) init(n *Node) {
 	counter := func(name, help string, c *atomic.Uint64) {
 		add(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(c.Load()) }))
 	}
-	gauge("keytrail_verifier_staleness_seconds", "How old the view may be; +Inf before it has caught up. Above the keyspace's bound decisions are refused.", func() float64 {
+	gauge("keytrail_verifier_staleness_seconds", "How long ago the lease that the node answers on was asked for, so how old its view may be; +Inf without a lease. Above the keyspace's bound decisions are refused.", func() float64 {
 		s := n.Staleness(n.cfg.Now())
 		if s == never {
 			return math.Inf(1)
 		}
 		return s.Seconds()
 	})
+	gauge("keytrail_verifier_lease_life_seconds", "How old a lease this node answers on at the most, whatever the keyspace: how long a receipt waits for it when it does not answer.",
+		func() float64 { return n.life().Seconds() })
+	for o := range numOutcomes {
+		add(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "keytrail_verifier_lease_renewals_total", Help: "Renewals of the node's lease by outcome. Unavailable: the log of leases did not confirm a write; the node answers until its keyspaces' bounds.",
+			ConstLabels: prometheus.Labels{"outcome": o.String()},
+		}, func() float64 { return float64(n.lease.outcomes[o].Load()) }))
+	}
+	gauge("keytrail_verifier_clock_offset_seconds", "How far this node's clock is ahead of the log's, at the last heartbeat; behind is negative. Expiry is judged by this node's clock: synchronise clocks that are more than two seconds apart.",
+		func() float64 { return n.ClockOffset().Seconds() })
 	gauge("keytrail_verifier_ledger_buffered", "Uses given a number and not yet on the record. When it grows the use stream does not keep up; when it is full uses are lost to a gap.",
 		func() float64 { return float64(l.Buffered()) })
 	counter("keytrail_verifier_ledger_published_total", "Uses stored in the use stream.", &l.published)
 	counter("keytrail_verifier_ledger_retries_total", "Publishes that had to be tried again.", &l.retries)
 	counter("keytrail_verifier_ledger_gaps_total", "Gap records written. Each one is a loss of evidence: find out why.", &l.gaps)
 	counter("keytrail_verifier_ledger_lost_total", "Uses that were counted and lost.", &l.lost)
+	for _, r := range events.Reasons() {
+		if r.Allowed() {
+			continue
+		}
+		add(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "keytrail_verifier_ledger_suppressed_total", Help: "Uses of keys that are not known, beyond the node's budget: counted on the record by reason, and not recorded one by one. When it grows someone tries keys, or floods the ledger.",
+			ConstLabels: prometheus.Labels{"reason": r.String()},
+		}, func() float64 { return float64(l.suppressed[r].Load()) }))
+	}
 }
 
 // Collectors returns the node's and its ledger's metrics, for one registry.
 func (n *Node) Collectors() []prometheus.Collector { return n.metrics.collectors }
+
+func (l *faultLog) collectors() (cs []prometheus.Collector) {
+	for f := range faults {
+		labels := prometheus.Labels{"fault": f.String()}
+		cs = append(cs, prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "keytrail_verifier_gateway_faults_total", ConstLabels: labels,
+			Help: "Questions that show a gateway's configuration to be wrong. None let a request through; the log names what was asked.",
+		}, func() float64 { return float64(l[f].seen.Load()) }),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+				Name: "keytrail_verifier_gateway_fault_timestamp_seconds", ConstLabels: labels,
+				Help: "When such a question was last seen; 0 = never.",
+			}, func() float64 { return float64(l[f].last.Load()) / 1000 }))
+	}
+	return cs
+}

@@ -3,7 +3,6 @@ package verifier
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -11,42 +10,61 @@ import (
 	"time"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
+	"github.com/keytrail/keytrail/internal/api"
 	"github.com/keytrail/keytrail/projections"
-	"github.com/keytrail/keytrail/schemas/api"
 )
 
-// NodeConfig is what a node needs. View, Ledger and Log are required.
+// NodeConfig is what a node needs. View, Ledger, Leases and Log are required.
 type NodeConfig struct {
 	View   *projections.Keys
 	Ledger *Ledger
-	Log    events.LogID // the log that View follows; positions of another are refused
+	Leases events.Leases
+	Log    events.LogID // the log that View follows
 
-	// TrustedProxies are the networks of the gateways whose X-Forwarded-For and
-	// X-Forwarded-Proto are believed. Default none: the client is the peer.
+	// StaleCeiling is how old a lease the node answers on at the most, whatever a
+	// keyspace says with on_stale: allow; a keyspace with a longer max_staleness
+	// raises it. A receipt waits that long for a node that does not answer. Default
+	// DefaultStaleCeiling, at most MaxStaleCeiling.
+	StaleCeiling time.Duration
+
+	// TrustedProxies are the networks of the gateways whose X-Forwarded-For,
+	// X-Forwarded-Proto and Forwarded are believed, and which must send one of
+	// them: a client that they do not name has no known address. Default none: the
+	// client is the peer.
 	TrustedProxies []netip.Prefix
 	// WaitMax bounds how long a request waits for its min_position, and for its
 	// use to be durable in a keyspace with ledger sync. Default 2 s.
 	WaitMax time.Duration
 
-	Now    func() time.Time // default time.Now
-	Logger *slog.Logger     // default slog.Default()
+	Now    func() time.Time     // default time.Now
+	Steady func() time.Duration // a clock that nobody can set; default the monotonic part of Now
+	Logger *slog.Logger         // default slog.Default()
 }
 
-// Node is one verifier: the view, its freshness, the ledger and the doors. It is
-// safe for concurrent use. It must stand behind View in the same
-// projections.Follow, or it never hears of the log and denies everything:
+// Node is one verifier: the view, its lease, the ledger and the endpoints. It is
+// safe for concurrent use. It answers while View follows the log, and RunLease and
+// Ledger.Run run. It may stand behind View in the same projections.Follow, to tell
+// how far the clocks are apart:
 //
-//	projections.Follow(ctx, log, view.At(), view, node)
+//	projections.Follow(ctx, log, view, node)
 type Node struct {
 	cfg     NodeConfig
-	started time.Time    // origin of heard
-	heard   atomic.Int64 // when the last heartbeat came: nanoseconds after started, plus 1; 0 = none yet
+	started time.Time // origin of the steady clock
+	elapsed elapsed
+	offset  atomic.Int64 // of this clock to the log's at the last heartbeat: milliseconds
+	lease   leaseHolder
 	metrics metrics
+	faults  faultLog
 }
 
-// NewNode returns a node; it is ready when the log has been heard and Ledger.Run
+// NewNode returns a node; it is ready when RunLease has got a lease and Ledger.Run
 // has opened an epoch.
 func NewNode(cfg NodeConfig) *Node {
+	if cfg.StaleCeiling <= 0 {
+		cfg.StaleCeiling = DefaultStaleCeiling
+	}
+	cfg.StaleCeiling = min(cfg.StaleCeiling, MaxStaleCeiling)
 	if cfg.WaitMax <= 0 {
 		cfg.WaitMax = 2 * time.Second
 	}
@@ -57,18 +75,19 @@ func NewNode(cfg NodeConfig) *Node {
 		cfg.Logger = slog.Default()
 	}
 	n := &Node{cfg: cfg, started: cfg.Now()}
+	start := n.clocks(n.started)
+	n.elapsed.base.Store(&start)
+	n.lease.instance = events.NewInstanceID(n.started)
+	n.lease.grants.Store(new([]grant))
 	n.metrics.init(n)
 	return n
 }
 
-// Ready reports whether the node can answer: it has caught up with the log,
-// heard of it within the default staleness bound, and can record decisions.
+// Ready reports whether the node can answer: it holds a lease within the default
+// staleness bound, its view has reached it, and it can record decisions.
 func (n *Node) Ready() error {
-	switch s := n.Staleness(n.cfg.Now()); {
-	case s == never:
-		return errors.New("the view has not caught up with the log yet")
-	case s > events.Staleness{}.MaxStaleness():
-		return fmt.Errorf("the log was last heard of %s ago", s.Round(time.Millisecond))
+	if err := n.fresh(); err != nil {
+		return err
 	}
 	return n.cfg.Ledger.Ready()
 }
@@ -85,25 +104,80 @@ func (n *Node) Decide(ctx context.Context, req *Request) Decision {
 	return d
 }
 
-// decide is Decide, and the regime that the decision was made under.
-func (n *Node) decide(ctx context.Context, req *Request) (Decision, *projections.Regime) {
-	reached := n.reach(ctx, req.MinPosition)
+// decide is Decide, and the rules that the decision was made under.
+func (n *Node) decide(ctx context.Context, req *Request) (Decision, *keyspace.Compiled) {
+	j := n.judge(ctx, req)
+	n.await(ctx, &j)
+	n.settle(&j, req)
+	return j.Decision, j.rules
+}
+
+// judgement is a decision on its way into the ledger.
+type judgement struct {
+	Decision
+	rules    *keyspace.Compiled
+	recorded error // of Ledger.Append and, after await, of Ledger.Sync: without a number it was never recorded
+	basis    basis // for how long it may be told
+	foreign  bool  // the request's min_position is of another history: nothing was decided
+}
+
+// judge decides and numbers the decision. It waits for a min_position only. A request
+// with one of another history is decided as verifier_stale, and not numbered.
+func (n *Node) judge(ctx context.Context, req *Request) judgement {
+	j := n.weigh(ctx, req)
+	if !j.foreign {
+		n.number(&j, req)
+	}
+	return j
+}
+
+// weigh decides without the ledger.
+func (n *Node) weigh(ctx context.Context, req *Request) judgement {
+	reached, foreign := n.reach(ctx, req.MinPosition)
+	if req.MaxStaleness > 0 {
+		n.freshen(ctx, req.MaxStaleness)
+	}
+	b := n.basis() // before the view is asked
 	now := n.cfg.Now()
-	d, g := decide(n.cfg.View, req, events.At(now), func(g *projections.Regime) bool {
-		return !reached || n.stale(req, g.Staleness, now)
+	d, g := decide(n.cfg.View, req, events.At(now), func(g *keyspace.Compiled) bool {
+		return !reached || n.stale(&b, req, g.Staleness, now)
 	})
-	use := record(&d, req)
-	var err error
-	d.Use, err = n.cfg.Ledger.Append(&use)
-	if err == nil && g.Ledger == events.LedgerSync {
-		err = n.sync(ctx, d.Use.N)
+	return judgement{d, g, ErrLedgerClosed, b, foreign}
+}
+
+// number appends the decision to the ledger.
+func (n *Node) number(j *judgement, req *Request) {
+	use := record(&j.Decision, req)
+	j.Use, j.recorded = n.cfg.Ledger.Append(&use)
+}
+
+// await waits until the use is durable, where the keyspace wants that.
+func (n *Node) await(ctx context.Context, j *judgement) {
+	if j.recorded == nil && j.rules.Ledger == keyspace.LedgerSync {
+		j.recorded = n.sync(ctx, j.Use.N)
 	}
-	if err != nil && (g.Ledger == events.LedgerSync || d.Use.N == 0) {
-		d.Reason, d.Limit.RetryAfter = events.ReasonVerifierStale, 0
+}
+
+// settle turns the decision into verifier_stale where its record is not what it
+// promises, or where an allowance has grown too old meanwhile: there was something to
+// wait for, or the process was paused. It waits for nothing: it comes last, right
+// before the answer. req is nil for a decision that was acted on before.
+func (n *Node) settle(j *judgement, req *Request) {
+	err := j.recorded
+	if errors.Is(err, ErrSuppressed) {
+		err = nil // it stays the refusal that it is
 	}
-	d.Status = statusOf(g, d.Reason)
-	n.metrics.decisions[d.Reason].Add(1)
-	return d, g
+	old := false
+	if req != nil && j.Allowed() {
+		now := n.cfg.Now()
+		// What the view has applied meanwhile may already be on a receipt.
+		old = n.stale(&j.basis, req, j.rules.Staleness, now) || n.cfg.View.At() != j.Seq && !holds(n.cfg.View, req, events.At(now))
+	}
+	if old || err != nil && (j.rules.Ledger == keyspace.LedgerSync || j.Use.N == 0) {
+		j.Reason, j.Limit.RetryAfter = events.ReasonVerifierStale, 0
+	}
+	j.Status = statusOf(j.rules, j.Reason)
+	n.metrics.decisions[j.Reason].Add(1)
 }
 
 func (n *Node) sync(ctx context.Context, use uint64) error {
@@ -122,41 +196,84 @@ func record(d *Decision, req *Request) events.Use {
 	} else if req.Keyspace.Validate() == nil {
 		u.Keyspace = req.Keyspace
 	}
-	if u.Scope != "" && events.ValidScope(u.Scope) != nil {
+	if u.Scope != "" && keyspace.ValidScope(u.Scope) != nil {
 		u.Scope = ""
 	}
 	if !u.Resource.IsZero() && u.Resource.Validate() != nil {
 		u.Resource = events.Resource{}
+	}
+	if req.Endpoint != "" && events.ValidEndpoint(req.Endpoint) == nil {
+		u.Endpoint = req.Endpoint
+	}
+	if u.Endpoint != "" || !u.Reason.Allowed() {
+		u.RequestID, _ = events.ParseRequestID(req.RequestID)
 	}
 	return u
 }
 
 var _ api.Authenticator = (*Node)(nil)
 
-// Authenticate tells which key of the built-in keyspace stands at one of
-// Keytrail's own doors. It is a decision like any other: it is in the ledger,
-// and takes a token of the key's limit. The error is a *api.Problem.
-func (n *Node) Authenticate(r *http.Request) (events.Principal, error) {
-	var builtin events.Credential
-	req := Request{Secret: credential(r.Header.Values(builtin.HeaderName()), builtin), Keyspace: events.Builtin, IP: n.clientIP(r)}
-	d := n.Decide(r.Context(), &req)
-	if !d.Allowed() {
-		return events.Principal{}, problem(&d, &req)
+// Knows reports whether the request presents a secret of the built-in keyspace. It
+// is no decision: it takes no token and leaves no record.
+func (n *Node) Knows(r *http.Request) bool {
+	key, _, _ := find(n.cfg.View, &Request{Secret: operatorSecret(r), Keyspace: events.Builtin})
+	return key != nil
+}
+
+// FindSecret implements events.SecretFinder.
+func (n *Node) FindSecret(text string) (start, end int, ok bool) { return n.cfg.View.FindSecret(text) }
+
+// operatorSecret returns what the request presents to Keytrail's own endpoints.
+func operatorSecret(r *http.Request) events.Secret {
+	var builtin keyspace.Credential
+	return credential(r.Header.Values(builtin.HeaderName()), builtin)
+}
+
+// Authenticate implements api.Authenticator. It is a decision like any other: it
+// takes a token of the key's limit, and it is in the ledger, once the outcome of
+// the call is known.
+func (n *Node) Authenticate(r *http.Request, scope, endpoint string) (*api.Caller, error) {
+	ctx := r.Context()
+	req := Request{Secret: operatorSecret(r), Keyspace: events.Builtin, Scope: scope, Endpoint: endpoint, RequestID: api.RequestID(r)}
+	n.origin(asked(r, ""), &req)
+	j := n.weigh(ctx, &req)
+	recheck := func(p *events.Principal) func() error {
+		return func() error { return n.recheck(&req, p) }
 	}
+	if j.Allowed() && n.cfg.Ledger.Ready() == nil {
+		p := n.principal(r, &j.Decision, &req)
+		return api.NewCaller(p, recheck(&p), func(outcome events.Reason) {
+			j.Reason = outcome
+			n.number(&j, &req)
+			n.await(ctx, &j)
+			if n.settle(&j, nil); j.Use.N == 0 {
+				n.cfg.Logger.ErrorContext(ctx, "an operator's call is not on the record: the ledger closed while it ran",
+					"key_id", j.Key.ID, "endpoint", endpoint, "request_id", req.RequestID)
+			}
+		}), nil
+	}
+	n.number(&j, &req)
+	n.await(ctx, &j)
+	n.settle(&j, &req)
+	switch {
+	case j.Allowed(): // the ledger has opened just now
+		p := n.principal(r, &j.Decision, &req)
+		return api.NewCaller(p, recheck(&p), nil), nil
+	case j.Reason == events.ReasonScopeMissing:
+		return api.NewCaller(n.principal(r, &j.Decision, &req), nil, nil), api.ScopeMissing(scope)
+	}
+	return new(api.Caller), problem(&j.Decision, &req)
+}
+
+// principal returns the bearer of the key that was decided about.
+func (n *Node) principal(r *http.Request, d *Decision, req *Request) events.Principal {
 	p := events.Principal{
 		Actor:     events.Actor{Kind: events.ActorKey, ID: d.Key.ID.String()},
 		Scopes:    d.Key.Scopes(),
 		IP:        req.IP,
-		UserAgent: api.Plain(r.UserAgent(), 256),
-		RequestID: api.RequestID(r),
+		UserAgent: api.Plain(events.WithoutSecrets(n, api.Plain(r.UserAgent(), 256+events.MaxSecret)), 256),
+		RequestID: req.RequestID,
 	}
-	for _, res := range d.Key.Resources() {
-		switch res.Kind {
-		case events.ResourceKeyspace:
-			p.Keyspaces = append(p.Keyspaces, events.KeyspaceID(res.ID))
-		case events.ResourceTenant:
-			p.Tenants = append(p.Tenants, events.TenantID(res.ID))
-		}
-	}
-	return p, nil
+	p.Restrict(d.Key.Resources())
+	return p
 }

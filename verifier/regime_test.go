@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/projections"
 )
 
@@ -20,18 +21,18 @@ var cloudOrder = []events.Reason{
 	events.ReasonScopeMissing, events.ReasonResourceNotAllowed, events.ReasonRateLimited,
 }
 
-// A blocked address is told before the key's state, where the regime says so:
+// A blocked address is told before the key's state, where the keyspace says so:
 // each reason with its neighbour, and with all that come after it.
 func TestOrderOfCloud(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)
 		defer w.end()
 		def := cloudDefinition()
-		def.Errors, def.TenantLimit = events.ErrorRules{}, nil
+		def.Errors, def.TenantLimit = keyspace.ErrorRules{}, nil
 		w.define(scribe, def)
 		for i, want := range cloudOrder {
 			for _, flaws := range [][]events.Reason{{want}, cloudOrder[i:min(i+2, len(cloudOrder))], cloudOrder[i:]} {
-				if d := w.node.Decide(t.Context(), flawed(w, flaws)); d.Reason != want || d.Status != statusOf(&noRegime, want) {
+				if d := w.node.Decide(t.Context(), flawed(w, flaws)); d.Reason != want || d.Status != statusOf(&noKeyspace, want) {
 					t.Errorf("flaws %v: %s, want %s", flaws, d.Reason, want)
 				}
 			}
@@ -64,7 +65,7 @@ func TestEveryOrder(t *testing.T) {
 			a := w.key(fmt.Sprint("state", i), func(c *events.KeyCreated) {
 				c.Allowlist = []netip.Prefix{office}
 				c.Resources = []events.Resource{{Kind: "project", ID: "proj_1"}}
-				c.Limit = &events.Limit{PerMinute: 1, Burst: 2}
+				c.Limit = &keyspace.Limit{PerMinute: 1, Burst: 2}
 				if states[i] == events.ReasonKeyExpired {
 					c.ExpiresAt = now
 				}
@@ -77,7 +78,7 @@ func TestEveryOrder(t *testing.T) {
 			}
 		}
 		orders := 0
-		permutations(events.DefaultChecks, func(order []events.Check) {
+		permutations(keyspace.DefaultChecks(), func(order []keyspace.Check) {
 			orders++
 			def := scribeDefinition()
 			def.Checks = order
@@ -86,25 +87,25 @@ func TestEveryOrder(t *testing.T) {
 				for flaws := range 16 {
 					req := &Request{Secret: events.NewSecret(secretOf(fmt.Sprint("state", i))), Keyspace: scribe, Scope: "read",
 						Resource: events.Resource{Kind: "project", ID: "proj_1"}, IP: inside}
-					fails := map[events.Check]events.Reason{}
+					fails := map[keyspace.Check]events.Reason{}
 					if state != events.ReasonOK {
-						fails[events.CheckState] = state
+						fails[keyspace.CheckState] = state
 					}
 					if flaws&1 != 0 {
-						fails[events.CheckAddress], req.IP = events.ReasonAddressNotAllowed, netip.Addr{}
+						fails[keyspace.CheckAddress], req.IP = events.ReasonAddressNotAllowed, netip.Addr{}
 					}
 					if flaws&2 != 0 {
-						fails[events.CheckScope], req.Scope = events.ReasonScopeMissing, "upload"
+						fails[keyspace.CheckScope], req.Scope = events.ReasonScopeMissing, "upload"
 					}
 					if flaws&4 != 0 {
-						fails[events.CheckResource], req.Resource.ID = events.ReasonResourceNotAllowed, "proj_2"
+						fails[keyspace.CheckResource], req.Resource.ID = events.ReasonResourceNotAllowed, "proj_2"
 					}
 					bucket := w.view.ByID(events.KeyID{0: 1, 15: byte(i + 1)}).Bucket()
 					bucket.At.Store(int64(now))
 					bucket.Owed.Store(0)
 					left := int64(2)
 					if flaws&8 != 0 {
-						fails[events.CheckLimit] = events.ReasonRateLimited
+						fails[keyspace.CheckLimit] = events.ReasonRateLimited
 						bucket.Owed.Store(2 * perToken)
 						left = 0
 					}
@@ -114,7 +115,7 @@ func TestEveryOrder(t *testing.T) {
 							break
 						}
 						want.Reason = events.ReasonOK
-						if c == events.CheckLimit {
+						if c == keyspace.CheckLimit {
 							left--
 						}
 					}
@@ -141,10 +142,10 @@ func TestHTTPSOnly(t *testing.T) {
 		w := newWorld(t, nil)
 		def := scribeDefinition()
 		def.HTTPSOnly = true
-		def.Errors.Answers = []events.ErrorAnswer{{Reasons: []string{"https_required"}, Status: 426}}
+		def.Errors.Answers = []keyspace.ErrorAnswer{{Reasons: []string{"https_required"}, Status: 426}}
 		w.define(scribe, def)
 		w.define("open", scribeDefinition())
-		good := w.key("good", func(c *events.KeyCreated) { c.Limit = &events.Limit{PerMinute: 60, Burst: 2} })
+		good := w.key("good", func(c *events.KeyCreated) { c.Limit = &keyspace.Limit{PerMinute: 60, Burst: 2} })
 		w.keyIn("open", "acme", secretOf("open"), nil)
 		for _, c := range []struct {
 			secret string
@@ -181,7 +182,7 @@ func TestHTTPSOnly(t *testing.T) {
 		if d.Reason != events.ReasonHTTPSRequired {
 			t.Errorf("revoked and stale: %s", d.Reason)
 		}
-		w.beat()
+		w.heartbeat()
 		uses := w.end()[0].uses
 		if u := uses[1]; u.Reason != events.ReasonHTTPSRequired || u.Key.String() != good.ID || u.Tenant != "acme" {
 			t.Errorf("on the record: %+v", u)
@@ -216,7 +217,7 @@ func TestJunk(t *testing.T) {
 			{secretOf("unchecked"), "hub", events.ReasonKeyMalformed},
 			{secretOf("unchecked"), "", events.ReasonOK},
 			{"sk_live_imported_of_another_length", "hub", events.ReasonOK},
-			{"pk_live_" + strings.Repeat("x", events.DefaultSecretLength), "hub", events.ReasonKeyUnknown}, // a type without a checksum
+			{"pk_live_" + strings.Repeat("x", keyspace.DefaultSecretLength), "hub", events.ReasonKeyUnknown}, // a type without a checksum
 			{secretOf("safe"), "locked", events.ReasonOK},
 			{checkedSecret(), "locked", events.ReasonKeyUnknown},
 		} {
@@ -270,8 +271,8 @@ func TestLevelOfAScope(t *testing.T) {
 		defer w.end()
 		def := scribeDefinition()
 		def.Resources = []string{"project", "division"}
-		def.Scopes = append(def.Scopes, events.ScopeDef{Name: "deploy", Level: "division"}, events.ScopeDef{Name: "members", Level: events.LevelTenant},
-			events.ScopeDef{Name: "admin", Implies: []string{"deploy", "members"}})
+		def.Scopes = append(def.Scopes, keyspace.ScopeDef{Name: "deploy", Level: "division"}, keyspace.ScopeDef{Name: "members", Level: keyspace.LevelTenant},
+			keyspace.ScopeDef{Name: "admin", Implies: []string{"deploy", "members"}})
 		w.define(scribe, def)
 		w.key("whole", func(c *events.KeyCreated) { c.Scopes = []string{"admin"} })
 		w.key("one", func(c *events.KeyCreated) {
@@ -309,7 +310,7 @@ func TestLevelOfAScope(t *testing.T) {
 				t.Errorf("%s, scope %q on %s: %q", c.word, c.scope, c.resource, detail(&d, req))
 			}
 		}
-		def.Checks = []events.Check{events.CheckResource, events.CheckScope, events.CheckState, events.CheckAddress, events.CheckLimit}
+		def.Checks = []keyspace.Check{keyspace.CheckResource, keyspace.CheckScope, keyspace.CheckState, keyspace.CheckAddress, keyspace.CheckLimit}
 		w.define(scribe, def)
 		d := Verify(w.view, &Request{Secret: events.NewSecret(secretOf("none")), Keyspace: scribe, Scope: "deploy"}, events.At(time.Now()))
 		if d.Reason != events.ReasonResourceNotAllowed {
@@ -326,14 +327,14 @@ func TestLimitsFollowTheirEvents(t *testing.T) {
 		defer w.end()
 		now := events.At(time.Now())
 		def := scribeDefinition()
-		def.Plans = []events.Plan{{Name: "free", PerMinute: 60, Burst: 10}, {Name: "team", PerMinute: 300, Burst: 50}}
+		def.Plans = []keyspace.Plan{{Name: "free", PerMinute: 60, Burst: 10}, {Name: "team", PerMinute: 300, Burst: 50}}
 		w.define(scribe, def)
 		key := w.key("key", nil)
 		w.key("sister", nil)
 		w.keyIn(scribe, "other", secretOf("other"), nil)
 		tenant := events.TenantAggregate(scribe, "acme")
-		var was *events.Limit
-		limit := func(after *events.Limit) {
+		var was *keyspace.Limit
+		limit := func(after *keyspace.Limit) {
 			w.put(tenant, &events.TenantLimitUpdated{Before: was, After: after})
 			was = after
 		}
@@ -346,28 +347,34 @@ func TestLimitsFollowTheirEvents(t *testing.T) {
 		}
 		lim := func(scope string, l Limit) Limit { l.Scope = scope; return l }
 		check("no limit at all", "key", 5, Limit{})
-		limit(&events.Limit{Plan: "free"})
+		limit(&keyspace.Limit{Plan: "free"})
 		check("the tenant's plan", "key", 4, lim(ScopeTenant, at(10, 6, 4, 0)))
 		check("for all its keys", "sister", 4, lim(ScopeTenant, at(10, 2, 8, 0)))
 		check("for no other tenant's", "other", 4, Limit{})
 		check("exceeded", "key", 3, lim(ScopeTenant, at(10, 2, 8, 1)))
-		limit(&events.Limit{PerMinute: 60, Burst: 9})
+		limit(&keyspace.Limit{PerMinute: 60, Burst: 9})
 		check("lowered: 8 are taken", "key", 1, lim(ScopeTenant, at(9, 0, 9, 0)))
-		limit(&events.Limit{Plan: "team"})
+		limit(&keyspace.Limit{Plan: "team"})
 		check("raised: 9 are taken", "key", 1, lim(ScopeTenant, at(50, 40, 2, 0)))
 		limit(nil)
 		check("removed", "key", 500, Limit{})
-		def.TenantLimit = &events.Limit{Plan: "free"}
+		def.TenantLimit = &keyspace.Limit{Plan: "free"}
 		w.define(scribe, def)
 		check("the keyspace's default, for one tenant", "other", 1, lim(ScopeTenant, at(10, 9, 1, 0)))
 		check("and for the other: 10 are taken", "key", 1, lim(ScopeTenant, at(10, 0, 10, 1)))
-		limit(&events.Limit{Plan: "team"})
-		def.Plans = []events.Plan{{Name: "basic", PerMinute: 1, Burst: 1}}
+		limit(&keyspace.Limit{Plan: "team"})
+		def.Plans = []keyspace.Plan{{Name: "basic", PerMinute: 1, Burst: 1}}
 		def.TenantLimit = nil
 		w.define(scribe, def)
 		check("a plan that is gone keeps its last numbers", "key", 1, lim(ScopeTenant, at(50, 39, 3, 0)))
 		check("the default does not stay", "other", 1, Limit{})
-		w.put(key, &events.KeyLimitUpdated{After: &events.Limit{PerMinute: 60, Burst: 20}})
+		w.put(key, &events.KeyLimitUpdated{After: &keyspace.Limit{PerMinute: 60, Burst: 20}})
+		w.put(events.TenantAggregate(scribe, "other"), &events.TenantLimitUpdated{After: &keyspace.Limit{Plan: "pemium"}})
+		check("a tenant's plan that never was admits nothing", "other", 1, lim(ScopeTenant, at(0, 0, 0, 0)))
+		w.put(events.TenantAggregate(scribe, "other"), &events.TenantLimitUpdated{Before: &keyspace.Limit{Plan: "pemium"}})
+		check("until it is taken back", "other", 1, Limit{})
+		w.keyIn(scribe, "other", secretOf("misspelt"), func(c *events.KeyCreated) { c.Limit = &keyspace.Limit{Plan: "pemium"} })
+		check("nor does a key's", "misspelt", 1, lim(ScopeKey, at(0, 0, 0, 0)))
 		check("the key's own is the tighter", "key", 1, lim(ScopeKey, at(20, 19, 1, 0)))
 		check("its sister has none", "sister", 30, lim(ScopeTenant, at(50, 8, 9, 0)))
 		check("now the tenant's is the tighter", "key", 1, lim(ScopeTenant, at(50, 7, 9, 0)))
@@ -376,31 +383,31 @@ func TestLimitsFollowTheirEvents(t *testing.T) {
 	})
 }
 
-// The regime's own statuses, where it gives them.
+// The keyspace's own statuses, where it gives them.
 func TestStatusOfARegime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)
 		defer w.end()
 		def := scribeDefinition()
 		for _, r := range events.Reasons() {
-			if !r.Allowed() && r != events.ReasonKeyDisabled && r != events.ReasonScopeMissing {
-				def.Errors.Answers = append(def.Errors.Answers, events.ErrorAnswer{Reasons: []string{r.String()}, Status: 500 + int(r)})
+			if !r.Allowed() && r != events.ReasonKeyDisabled && r != events.ReasonScopeMissing && r != events.ReasonBeyondOwnPower {
+				def.Errors.Answers = append(def.Errors.Answers, keyspace.ErrorAnswer{Reasons: []string{r.String()}, Status: 500 + int(r)})
 			}
 		}
-		def.Errors.Answers = append(def.Errors.Answers, events.ErrorAnswer{Reasons: []string{"scope_missing"}, Code: "no_scope"}, // no status of its own
-			events.ErrorAnswer{Reasons: []string{events.FailureInvalid}, Status: 400})
+		def.Errors.Answers = append(def.Errors.Answers, keyspace.ErrorAnswer{Reasons: []string{"scope_missing"}, Code: "no_scope"}, // no status of its own
+			keyspace.ErrorAnswer{Reasons: []string{keyspace.FailureInvalid}, Status: 400})
 		w.define(scribe, def)
-		g := w.view.Keyspace(scribe).Regime()
+		g := w.view.Keyspace(scribe).Rules()
 		for _, r := range events.Reasons() {
 			want := 500 + int(r)
-			if r.Allowed() || r == events.ReasonKeyDisabled || r == events.ReasonScopeMissing {
-				want = statusOf(&noRegime, r)
+			if r.Allowed() || r == events.ReasonKeyDisabled || r == events.ReasonScopeMissing || r == events.ReasonBeyondOwnPower {
+				want = statusOf(&noKeyspace, r)
 			}
 			if got := statusOf(g, r); got != want {
 				t.Errorf("%s: %d, want %d", r, got, want)
 			}
 		}
-		if g.Status(200) != 0 {
+		if g.Status("200") != 0 {
 			t.Error("a reason out of nowhere has a status")
 		}
 		for _, r := range theOrder {
@@ -410,7 +417,7 @@ func TestStatusOfARegime(t *testing.T) {
 				t.Errorf("%s: %d, purely %d", d.Reason, d.Status, pure.Status)
 			}
 		}
-		// A door whose keyspace is not named answers as the key's.
+		// An endpoint whose keyspace is not named answers as the key's.
 		d := w.node.Decide(t.Context(), &Request{Secret: events.NewSecret(secretOf("key0")), Scope: "upload", IP: inside})
 		if d.Status != 403 {
 			t.Errorf("%s: %d", d.Reason, d.Status)
@@ -424,12 +431,12 @@ func TestStatusOfARegime(t *testing.T) {
 	})
 }
 
-// No path of a decision allocates, under any regime.
+// No path of a decision allocates, under any definition.
 func TestRegimesAllocateNothing(t *testing.T) {
 	w := regimesWorld(t, nil)
 	defer w.end()
 	def := cloudDefinition()
-	def.Checks = []events.Check{events.CheckLimit, events.CheckResource, events.CheckScope, events.CheckAddress, events.CheckState}
+	def.Checks = []keyspace.Check{keyspace.CheckLimit, keyspace.CheckResource, keyspace.CheckScope, keyspace.CheckAddress, keyspace.CheckState}
 	w.define("limit-first", def)
 	w.keyIn("limit-first", "acme", secretOf("eager"), func(c *events.KeyCreated) { c.Scopes = []string{"deploy"} })
 	project := events.Resource{Kind: "project", ID: "proj_1"}

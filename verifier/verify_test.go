@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // theOrder is the documented order of checks from the secret on.
@@ -26,7 +27,7 @@ func flawed(w *world, flaws []events.Reason) *Request {
 	a := w.key(word, func(c *events.KeyCreated) {
 		c.Allowlist = []netip.Prefix{office}
 		c.Resources = []events.Resource{{Kind: "project", ID: "proj_1"}}
-		c.Limit = &events.Limit{PerMinute: 1, Burst: 1}
+		c.Limit = &keyspace.Limit{PerMinute: 1, Burst: 1}
 		if has(events.ReasonKeyExpired) {
 			c.ExpiresAt = events.At(time.Now().Add(time.Second))
 		}
@@ -62,7 +63,7 @@ func flawed(w *world, flaws []events.Reason) *Request {
 		req.Secret = events.NewSecret(secretOf("nobody"))
 	}
 	time.Sleep(time.Second) // the expiry comes
-	w.beat()
+	w.heartbeat()
 	return req
 }
 
@@ -101,22 +102,23 @@ func TestOrderOfChecks(t *testing.T) {
 		if d := w.node.Decide(t.Context(), stale); d.Reason != events.ReasonHTTPSRequired || d.Status != 403 {
 			t.Errorf("HTTPS before all: %s", d.Reason)
 		}
-		// Every one of those decisions is on the record, as it was made.
+		// Every one of those decisions is on the record, as it was made. Only
+		// ReasonBeyondOwnPower is never a verifier's.
 		e := w.end()[0]
 		seen := map[events.Reason]bool{}
 		for _, u := range e.uses {
 			seen[u.Reason] = true
 		}
-		if len(seen) != len(events.Reasons()) || e.end != uint64(len(e.uses)) {
+		if len(seen) != len(events.Reasons())-1 || e.end != uint64(len(e.uses)) {
 			t.Errorf("%d of %d reasons, %d of %d uses on the record", len(seen), len(events.Reasons()), len(e.uses), e.end)
 		}
 	})
 }
 
 func TestStatusOfEveryReason(t *testing.T) {
-	want := map[events.Reason]int{1: 200, 2: 401, 3: 401, 4: 401, 5: 401, 6: 401, 7: 401, 8: 403, 9: 403, 10: 403, 11: 429, 12: 503, 13: 403}
+	want := map[events.Reason]int{1: 200, 2: 401, 3: 401, 4: 401, 5: 401, 6: 401, 7: 401, 8: 403, 9: 403, 10: 403, 11: 429, 12: 503, 13: 403, 14: 403}
 	for _, r := range append(events.Reasons(), events.ReasonNone) {
-		if got := statusOf(&noRegime, r); got != want[r] && !(r == events.ReasonNone && got == 503) {
+		if got := statusOf(&noKeyspace, r); got != want[r] && !(r == events.ReasonNone && got == 503) {
 			t.Errorf("%s: %d, want %d", r, got, want[r])
 		}
 	}
@@ -127,14 +129,17 @@ func TestVerify(t *testing.T) {
 		w := newWorld(t, nil)
 		defer w.end()
 		w.define("twin", scribeDefinition()) // keys of the same form
-		w.define("lattica", events.Definition{KeyTypes: []events.KeyType{{Name: "live", Prefix: "lat_live_"}}})
+		w.define("lattica", keyspace.Definition{KeyTypes: []keyspace.KeyType{{Name: "live", Prefix: "lat_live_"}}})
 		now := events.At(time.Now())
 		plainKey := w.key("plain", nil)
 		w.key("expiring", func(c *events.KeyCreated) { c.ExpiresAt = now + 1000 })
-		w.key("limited", func(c *events.KeyCreated) { c.Limit = &events.Limit{PerMinute: 60, Burst: 5} })
+		w.key("limited", func(c *events.KeyCreated) { c.Limit = &keyspace.Limit{PerMinute: 60, Burst: 5} })
 		w.key("listed", func(c *events.KeyCreated) { c.Allowlist = []netip.Prefix{office} })
 		w.keyIn("twin", "acme", secretOf("elsewhere"), nil)
-		w.keyIn(scribe, "acme", "an-imported-key-of-its-own-form", nil)
+		for _, secret := range []string{"an-imported-key-of-its-own-form", "twelve-chars", strings.Repeat("long", 75), "my old pass phrase", "schlüssel-von-früher"} {
+			w.imported(secret, &events.KeyImported{})
+		}
+		w.imported("revoked-here", &events.KeyImported{Status: events.StatusRevoked, RevokeCode: events.RevokeUnspecified})
 		ask := func(secret string, change func(*Request)) *Request {
 			r := &Request{Secret: events.NewSecret(secret), Keyspace: scribe}
 			if change != nil {
@@ -166,6 +171,12 @@ func TestVerify(t *testing.T) {
 			{"the same form, not imported", ask("an-imported-key-of-no-one-at-all", nil), now, events.ReasonKeyMalformed},
 			{"the same form, no keyspace named", ask("an-imported-key-of-no-one-at-all", func(r *Request) { r.Keyspace = "" }), now, events.ReasonKeyUnknown},
 
+			{"12 characters, imported", ask("twelve-chars", nil), now, events.ReasonOK},
+			{"300 characters, imported", ask(strings.Repeat("long", 75), nil), now, events.ReasonOK},
+			{"spaces, imported", ask("my old pass phrase", nil), now, events.ReasonOK},
+			{"not ASCII, imported", ask("schlüssel-von-früher", nil), now, events.ReasonOK},
+			{"12 characters, imported and revoked", ask("revoked-here", nil), now, events.ReasonKeyRevoked},
+			{"12 characters, not imported", ask("twelve-other", nil), now, events.ReasonKeyMalformed},
 			{"15 characters", ask(strings.Repeat("x", 15), func(r *Request) { r.Keyspace = "" }), now, events.ReasonKeyMalformed},
 			{"16 characters", ask(strings.Repeat("x", 16), func(r *Request) { r.Keyspace = "" }), now, events.ReasonKeyUnknown},
 			{"256 characters", ask(strings.Repeat("x", 256), func(r *Request) { r.Keyspace = "" }), now, events.ReasonKeyUnknown},
@@ -187,7 +198,7 @@ func TestVerify(t *testing.T) {
 			{"one ms too early", ask(secretOf("limited"), nil), now + 999, events.ReasonRateLimited},
 			{"a second later", ask(secretOf("limited"), nil), now + 1000, events.ReasonOK},
 		} {
-			if d := Verify(w.view, c.req, c.now); d.Reason != c.want || d.Status != statusOf(&noRegime, c.want) || d.At != c.now || d.Seq != w.view.At() {
+			if d := Verify(w.view, c.req, c.now); d.Reason != c.want || d.Status != statusOf(&noKeyspace, c.want) || d.At != c.now || d.Seq != w.view.At() {
 				t.Errorf("%s: %s, want %s", c.name, d.Reason, c.want)
 			}
 		}
@@ -232,7 +243,7 @@ func TestTokensOfRefusedRequests(t *testing.T) {
 func TestVerifyAllocatesNothing(t *testing.T) {
 	w := newWorld(t, nil)
 	w.key("limited", func(c *events.KeyCreated) {
-		c.Limit = &events.Limit{PerMinute: 1e9, Burst: 1e9}
+		c.Limit = &keyspace.Limit{PerMinute: 1e9, Burst: 1e9}
 		c.Allowlist = []netip.Prefix{office}
 		c.Resources = []events.Resource{{Kind: "project", ID: "proj_1"}}
 	})
@@ -255,4 +266,34 @@ func TestVerifyAllocatesNothing(t *testing.T) {
 		t.Errorf("Decide: %v allocations", n)
 	}
 	w.end()
+}
+
+// A question without a keyspace means those of products: an operator's key is
+// good only where the built-in keyspace is named.
+func TestOperatorsKeyNeedsItsKeyspaceNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		defer w.end()
+		operator := "kt_" + strings.Repeat("a", 40)
+		w.keyIn(events.Builtin, events.RootTenant, operator, func(c *events.KeyCreated) {
+			c.KeyType, c.Environment, c.Scopes = "operator", "", []string{events.ScopeAuditRead}
+		})
+		w.key("plain", nil)
+		for _, c := range []struct {
+			secret   string
+			keyspace events.KeyspaceID
+			want     events.Reason
+		}{
+			{operator, "", events.ReasonKeyUnknown},
+			{operator, events.Builtin, events.ReasonOK},
+			{secretOf("plain"), "", events.ReasonOK},
+			{secretOf("plain"), events.Builtin, events.ReasonKeyMalformed}, // not the form of its keys
+		} {
+			req := Request{Secret: events.NewSecret(c.secret), Keyspace: c.keyspace}
+			d := w.node.Decide(t.Context(), &req)
+			if known := c.want == events.ReasonOK; d.Reason != c.want || (d.Key != nil) != known {
+				t.Errorf("%q in %q: %s", c.secret[:4], c.keyspace, d.Reason)
+			}
+		}
+	})
 }

@@ -1,8 +1,11 @@
 package verifier
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"strings"
@@ -12,7 +15,9 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/events/logtest"
+	"github.com/keytrail/keytrail/internal/api"
 	"github.com/keytrail/keytrail/projections"
 )
 
@@ -35,34 +40,34 @@ type world struct {
 
 const scribe events.KeyspaceID = "scribe-sight"
 
-// scribeDefinition is the regime of most tests.
-func scribeDefinition() events.Definition {
-	return events.Definition{
-		KeyTypes: []events.KeyType{
+// scribeDefinition is that of most tests.
+func scribeDefinition() keyspace.Definition {
+	return keyspace.Definition{
+		KeyTypes: []keyspace.KeyType{
 			{Name: "secret", Environments: []string{"live"}, Prefix: "sk_live_"},
 			{Name: "publishable", Environments: []string{"live"}, Prefix: "pk_live_", Ceiling: []string{"upload"}},
 		},
-		Scopes:    []events.ScopeDef{{Name: "read"}, {Name: "write", Implies: []string{"read"}}, {Name: "upload"}},
+		Scopes:    []keyspace.ScopeDef{{Name: "read"}, {Name: "write", Implies: []string{"read"}}, {Name: "upload"}},
 		Resources: []string{"project"},
 	}
 }
 
-// cloudDefinition is a regime of its own order: a blocked address is told before
+// cloudDefinition is a keyspace of its own order: a blocked address is told before
 // the key's state. Its statuses are its own too, a scope wants a project, and keys
 // are limited one by one and by tenant.
-func cloudDefinition() events.Definition {
+func cloudDefinition() keyspace.Definition {
 	d := scribeDefinition()
-	d.Scopes = append(d.Scopes, events.ScopeDef{Name: "deploy", Level: "project"}, events.ScopeDef{Name: "members", Level: events.LevelTenant})
-	d.Checks = []events.Check{events.CheckAddress, events.CheckState, events.CheckScope, events.CheckResource, events.CheckLimit}
-	d.Limit = &events.Limit{PerMinute: 60, Burst: 2}
-	d.TenantLimit = &events.Limit{PerMinute: 60, Burst: 3}
-	d.Errors.Answers = []events.ErrorAnswer{{Reasons: []string{"resource_not_allowed"}, Status: 404}, {Reasons: []string{"key_unknown", "verifier_stale"}, Status: 400}}
+	d.Scopes = append(d.Scopes, keyspace.ScopeDef{Name: "deploy", Level: "project"}, keyspace.ScopeDef{Name: "members", Level: keyspace.LevelTenant})
+	d.Checks = []keyspace.Check{keyspace.CheckAddress, keyspace.CheckState, keyspace.CheckScope, keyspace.CheckResource, keyspace.CheckLimit}
+	d.Limit = &keyspace.Limit{PerMinute: 60, Burst: 2}
+	d.TenantLimit = &keyspace.Limit{PerMinute: 60, Burst: 3}
+	d.Errors.Answers = []keyspace.ErrorAnswer{{Reasons: []string{"resource_not_allowed"}, Status: 404}, {Reasons: []string{"key_unknown", "verifier_stale"}, Status: 400}}
 	return d
 }
 
 func newWorld(t testing.TB, change func(*NodeConfig)) *world {
 	w := &world{t: t, log: logtest.New(t), view: projections.NewKeys(), mux: http.NewServeMux()}
-	cfg := NodeConfig{View: w.view, Log: w.log.ID(), Logger: slog.New(slog.DiscardHandler)}
+	cfg := NodeConfig{View: w.view, Leases: w.log, Log: w.log.ID(), Logger: slog.New(slog.DiscardHandler)}
 	if change != nil {
 		change(&cfg)
 	}
@@ -77,7 +82,7 @@ func newWorld(t testing.TB, change func(*NodeConfig)) *world {
 	return w
 }
 
-// fold brings the view to the log's end and the heartbeat after it.
+// fold brings the view to the log's end and renews the lease after it.
 func (w *world) fold() {
 	w.t.Helper()
 	if rs := w.log.Records()[w.view.At():]; len(rs) > 0 {
@@ -85,14 +90,18 @@ func (w *world) fold() {
 			w.t.Fatal(err)
 		}
 	}
-	w.beat()
+	w.heartbeat()
 }
 
-// beat is a heartbeat of the log.
-func (w *world) beat() {
+// heartbeat is one of the log and, where it can be reached, a floor of all that
+// the view holds and a lease on it.
+func (w *world) heartbeat() {
 	at := events.At(time.Now())
 	w.view.Fresh(at, w.view.At())
 	w.node.Fresh(at, w.view.At())
+	if err := w.log.Raise(context.Background(), events.Head{Log: w.log.ID(), Size: w.view.At()}); err == nil {
+		_, _ = w.node.Confirm(context.Background())
+	}
 }
 
 func (w *world) put(a events.Aggregate, data ...events.Data) {
@@ -101,13 +110,36 @@ func (w *world) put(a events.Aggregate, data ...events.Data) {
 	w.fold()
 }
 
-func (w *world) define(id events.KeyspaceID, d events.Definition) {
+func (w *world) define(id events.KeyspaceID, d keyspace.Definition) {
 	w.put(events.KeyspaceAggregate(id), &events.KeyspaceDefined{Definition: d})
+}
+
+// serve returns the answer of the node's endpoints.
+func serve(w *world, r *http.Request) *httptest.ResponseRecorder {
+	rec := httptest.NewRecorder()
+	w.mux.ServeHTTP(rec, r)
+	return rec
+}
+
+// request is one that came from peer.
+func request(method, target, peer string) *http.Request {
+	r := httptest.NewRequest(method, target, nil)
+	r.RemoteAddr = peer
+	return r
+}
+
+// statusOfError returns the status of a problem, 0 of none.
+func statusOfError(err error) int {
+	var p *api.Problem
+	if errors.As(err, &p) {
+		return p.Status
+	}
+	return 0
 }
 
 // secretOf makes the form of a secret key out of a word.
 func secretOf(word string) string {
-	return "sk_live_" + (word + strings.Repeat("x", events.DefaultSecretLength))[:events.DefaultSecretLength]
+	return "sk_live_" + (word + strings.Repeat("x", keyspace.DefaultSecretLength))[:keyspace.DefaultSecretLength]
 }
 
 // key creates a key whose secret is secretOf(word); its id counts up from 1.
@@ -128,6 +160,15 @@ func (w *world) keyIn(ks events.KeyspaceID, tenant events.TenantID, secret strin
 	a := events.KeyAggregate(ks, tenant, id)
 	w.put(a, c)
 	return a
+}
+
+// imported imports a key by the digest of its secret, whatever form that has.
+func (w *world) imported(secret string, d *events.KeyImported) {
+	w.t.Helper()
+	w.made++
+	d.KeyCreated = *logtest.Created(secret)
+	d.Environment, d.Scopes = "live", []string{"write"}
+	w.put(events.KeyAggregate(scribe, "acme", events.KeyID{0: 1, 15: byte(w.made)}), d)
 }
 
 // end stops the ledger and checks the log and the record.

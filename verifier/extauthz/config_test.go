@@ -11,6 +11,7 @@ import (
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	ext_authzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -21,9 +22,13 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
-const filter = "envoy.filters.http.ext_authz"
+const (
+	filter     = "envoy.filters.http.ext_authz"
+	corsFilter = "envoy.filters.http.cors"
+)
 
 // unpack decodes a typed_config and checks it as Envoy does.
 func unpack[M interface {
@@ -46,7 +51,7 @@ func unpack[M interface {
 }
 
 // The example configuration is one that Envoy takes, it fails closed, and each of
-// its routes asks for what the regime has.
+// its routes asks for what the keyspace has.
 func TestExampleConfiguration(t *testing.T) {
 	text, err := os.ReadFile("../../deploy/gateways/envoy/envoy.yaml")
 	if err != nil {
@@ -80,13 +85,22 @@ func TestExampleConfiguration(t *testing.T) {
 	if !hcm.UseRemoteAddress.GetValue() {
 		t.Error("a client could write its own X-Forwarded-Proto")
 	}
-	if n := len(hcm.HttpFilters); n != 2 || hcm.HttpFilters[0].Name != filter {
+	// A preflight carries no key, and a page reads refusals too: CORS comes first.
+	if n := len(hcm.HttpFilters); n != 3 || hcm.HttpFilters[0].Name != corsFilter || hcm.HttpFilters[1].Name != filter {
 		t.Fatalf("the filters are %v", hcm.HttpFilters)
 	}
-	if _, err := hcm.HttpFilters[1].GetTypedConfig().UnmarshalNew(); err != nil {
+	unpack[*corsv3.Cors](t, hcm.HttpFilters[0].GetTypedConfig())
+	if _, err := hcm.HttpFilters[2].GetTypedConfig().UnmarshalNew(); err != nil {
 		t.Error(err)
 	}
-	authz := unpack[*ext_authzv3.ExtAuthz](t, hcm.HttpFilters[0].GetTypedConfig())
+	if u := hcm.UpgradeConfigs; len(u) != 1 || u[0].UpgradeType != "websocket" {
+		t.Errorf("upgrades: %v", u)
+	}
+	// Keytrail reads 64 KB of headers, and a client's come with Envoy's own.
+	if kb := hcm.MaxRequestHeadersKb.GetValue(); kb == 0 || kb > 60 {
+		t.Errorf("%d KB of headers", kb)
+	}
+	authz := unpack[*ext_authzv3.ExtAuthz](t, hcm.HttpFilters[1].GetTypedConfig())
 	if authz.FailureModeAllow || authz.WithRequestBody != nil || !clusters[authz.GetGrpcService().GetEnvoyGrpc().GetClusterName()] {
 		t.Errorf("the filter is %v", authz)
 	}
@@ -94,10 +108,13 @@ func TestExampleConfiguration(t *testing.T) {
 	for _, p := range authz.AllowedHeaders.GetPatterns() {
 		sent = append(sent, p.GetExact())
 	}
-	for _, want := range []string{events.Credential{}.HeaderName(), "X-Forwarded-For", "X-Forwarded-Proto"} {
+	for _, want := range []string{keyspace.Credential{}.HeaderName(), "X-Forwarded-For", "X-Forwarded-Proto", "Content-Type"} {
 		if !slices.Contains(sent, strings.ToLower(want)) {
 			t.Errorf("%s is not sent", want)
 		}
+	}
+	if slices.Contains(sent, "forwarded") {
+		t.Error("Forwarded is the client's own word: Envoy does not maintain it")
 	}
 
 	var regime struct {
@@ -112,6 +129,11 @@ func TestExampleConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	host := hcm.GetRouteConfig().VirtualHosts[0]
+	cors := unpack[*corsv3.CorsPolicy](t, host.TypedPerFilterConfig[corsFilter])
+	if cors.AllowCredentials.GetValue() || cors.ExposeHeaders != "*" || !strings.Contains(cors.AllowHeaders, "Authorization") || !strings.Contains(cors.AllowMethods, "DELETE") ||
+		len(cors.AllowOriginStringMatch) != 1 || cors.AllowOriginStringMatch[0].GetSafeRegex().GetRegex() != ".*" {
+		t.Errorf("the policy of web pages is %v", cors)
+	}
 	general, _ := extensions(t, host.TypedPerFilterConfig)
 	var open []string
 	asked := map[string]string{} // scope by route
@@ -152,8 +174,19 @@ func TestExampleConfiguration(t *testing.T) {
 	if !slices.Equal(open, []string{"health"}) || asked["uploads"] != "upload" || asked["everything-else"] != "write" {
 		t.Errorf("open to all: %v; asked: %v", open, asked)
 	}
-	if !slices.Contains(host.RequestHeadersToRemove, "authorization") {
-		t.Error("the secret reaches the upstream")
+	for _, name := range []string{"authorization", "forwarded"} {
+		if !slices.Contains(host.RequestHeadersToRemove, name) {
+			t.Errorf("%s reaches the upstream", name)
+		}
+	}
+	// HEAD reads.
+	for request, scope := range map[string]string{
+		"GET /v1/documents": "read", "HEAD /v1/documents": "read", "POST /v1/documents": "write", "OPTIONS /v1/documents": "write",
+		"HEAD /v1/projects/proj_1": "read", "DELETE /v1/projects/proj_1": "write", "HEAD /v1/uploads": "read", "POST /v1/uploads": "upload",
+	} {
+		if r := route(t, host.Routes, request); asked[r.Name] != scope {
+			t.Errorf("%s takes the route %s, which asks for %q; want %q", request, r.Name, asked[r.Name], scope)
+		}
 	}
 	// A key restricted to one project reaches no other: whatever the method, the
 	// route names a resource.
@@ -179,7 +212,7 @@ func TestExampleConfiguration(t *testing.T) {
 }
 
 // identityNames are the headers that say who the client is.
-var identityNames = []string{"X-Keytrail-Key-Id", "X-Keytrail-Tenant", "X-Keytrail-Type", "X-Keytrail-Scopes", "X-Keytrail-Environment", "X-Keytrail-Use-Id"}
+var identityNames = []string{"X-Keytrail-Key-Id", "X-Keytrail-Tenant", "X-Keytrail-Type", "X-Keytrail-Scopes", "X-Keytrail-Scopes-Omitted", "X-Keytrail-Environment", "X-Keytrail-Use-Id"}
 
 // route returns the first route that the request ("GET /v1/documents") fits, as
 // Envoy does.
@@ -189,7 +222,8 @@ func route(t *testing.T, routes []*routev3.Route, request string) *routev3.Route
 	for _, r := range routes {
 		fits := true
 		for _, h := range r.Match.Headers {
-			fits = fits && h.Name == ":method" && h.GetStringMatch().GetExact() == method
+			m := h.GetStringMatch()
+			fits = fits && h.Name == ":method" && (m.GetExact() == method || m.GetSafeRegex() != nil && regexp.MustCompile("^(?:"+m.GetSafeRegex().Regex+")$").MatchString(method))
 		}
 		is := path
 		if s := r.Match.CaseSensitive; s != nil && !s.Value {

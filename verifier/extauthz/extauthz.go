@@ -1,5 +1,5 @@
-// Package extauthz is Envoy's door: envoy.service.auth.v3.Authorization/Check,
-// gRPC on the port of all other doors, with the answers of /v1/authorize.
+// Package extauthz is Envoy's endpoint: envoy.service.auth.v3.Authorization/Check,
+// gRPC on the port of all other endpoints, with the answers of /v1/authorize.
 //
 //	Envoy ─> Check ─> verifier.Node.Answer ─> OkHttpResponse | DeniedHttpResponse
 //
@@ -11,14 +11,14 @@
 //
 // # Fail closed
 //
-//	no keyspace, a fault or an unknown name in context_extensions  gRPC InvalidArgument, and a line in the log
+//	no keyspace, a fault or an unknown name in context_extensions  denied with 503, and a line in the log
 //	not from the HTTP filter                                       the same
-//	no such keyspace, node not ready                               denied, as at /v1/authorize
+//	a name that is not defined, node not ready                     denied, as at /v1/authorize
 //	the credential twice, or joined by a comma                     denied, key_malformed
 //	identity that the client forged                                overwritten, or removed where there is none
 //
-// Envoy refuses the client's request when the call fails, unless its
-// failure_mode_allow says otherwise.
+// A fault in the configuration is an answer and not a failed call, because Envoy's
+// failure_mode_allow lets failed calls through.
 package extauthz
 
 import (
@@ -30,6 +30,7 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -41,40 +42,51 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/schemas/api"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/internal/api"
 	"github.com/keytrail/keytrail/verifier"
 )
 
 // Path is where Envoy calls.
 const Path = authv3.Authorization_Check_FullMethodName
 
-// Routes adds the door. The server must speak HTTP/2, without TLS if Envoy does.
+// Routes adds the endpoint. The server must speak HTTP/2, without TLS if Envoy does.
 func Routes(mux *http.ServeMux, node *verifier.Node, logger *slog.Logger) {
 	s := grpc.NewServer(grpc.MaxRecvMsgSize(api.MaxBody))
-	authv3.RegisterAuthorizationServer(s, &door{node: node, logger: logger})
+	authv3.RegisterAuthorizationServer(s, &endpoint{node: node, logger: logger})
 	mux.HandleFunc("POST "+Path, func(w http.ResponseWriter, r *http.Request) {
 		// The gRPC server would refuse these too, in words of its own.
 		if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/grpc" && t != "application/grpc+proto" {
-			api.Write(w, r, api.Errorf(http.StatusUnsupportedMediaType, "unsupported_media_type", "this door is Envoy's and speaks gRPC; for HTTP there is /v1/authorize/{keyspace}"))
+			api.Write(w, r, api.Errorf(http.StatusUnsupportedMediaType, "unsupported_media_type", "this endpoint is Envoy's and speaks gRPC; for HTTP there is /v1/authorize/{keyspace}"))
 			return
 		}
 		if r.ProtoMajor != 2 {
 			api.Write(w, r, api.Errorf(http.StatusBadRequest, "http2_required", "gRPC needs HTTP/2: give Envoy's cluster http2_protocol_options"))
 			return
 		}
+		// The gRPC server takes in what a call sends, as fast as it comes, and keeps it
+		// until the message is whole; anybody may open any number of calls.
+		release, err := api.HoldBody(r)
+		defer release()
+		if err != nil {
+			h := w.Header() // a gRPC answer of its status alone
+			h.Set("Content-Type", "application/grpc")
+			h.Set("Grpc-Status", strconv.Itoa(int(codes.ResourceExhausted)))
+			h.Set("Grpc-Message", err.Error())
+			return
+		}
 		s.ServeHTTP(w, r)
 	})
 }
 
-type door struct {
+type endpoint struct {
 	authv3.UnimplementedAuthorizationServer
 	node   *verifier.Node
 	logger *slog.Logger
 }
 
 // Check answers one request that Envoy holds.
-func (d *door) Check(ctx context.Context, req *authv3.CheckRequest) (resp *authv3.CheckResponse, err error) {
+func (d *endpoint) Check(ctx context.Context, req *authv3.CheckRequest) (resp *authv3.CheckResponse, err error) {
 	id := requestID(ctx)
 	defer func() { // gRPC would let a panic end the process
 		if p := recover(); p != nil {
@@ -83,11 +95,10 @@ func (d *door) Check(ctx context.Context, req *authv3.CheckRequest) (resp *authv
 		}
 	}()
 	ask, faults := question(req.GetAttributes())
-	if err := faults.OrNil(); err != nil {
-		d.logger.WarnContext(ctx, "envoy asks in a way that cannot be answered: look at the route's configuration", "request_id", id, "err", err)
-		return nil, status.Error(codes.InvalidArgument, err.Error())
-	}
 	ask.RequestID = id
+	if len(faults) > 0 {
+		return response(d.node.Malformed(ctx, ask, faults)), nil
+	}
 	return response(d.node.Answer(ctx, ask)), nil
 }
 
@@ -99,9 +110,10 @@ func requestID(ctx context.Context) string {
 	return ""
 }
 
-// question reads what Envoy asks for.
-func question(at *authv3.AttributeContext) (*verifier.Ask, events.FieldErrors) {
-	var f events.FieldErrors
+// question reads what Envoy asks for. With faults, only the endpoint is told.
+func question(at *authv3.AttributeContext) (*verifier.Ask, input.FieldErrors) {
+	ask := &verifier.Ask{Endpoint: "envoy"}
+	var f input.FieldErrors
 	ext := at.GetContextExtensions()
 	for name, v := range ext {
 		switch {
@@ -112,15 +124,15 @@ func question(at *authv3.AttributeContext) (*verifier.Ask, events.FieldErrors) {
 		}
 	}
 	if len(f) > 0 {
-		return nil, f
+		return ask, f
 	}
 	r := at.GetRequest().GetHttp()
 	if r == nil {
 		f.Add("request.http", "required", "want a request of Envoy's HTTP filter")
-		return nil, f
+		return ask, f
 	}
-	ask := &verifier.Ask{Door: "envoy", Header: values(r), Peer: address(at.GetSource())}
-	var bad events.FieldErrors
+	ask.Header, ask.Peer = values(r), address(at.GetSource())
+	var bad input.FieldErrors
 	ask.Demand(ext["keyspace"], ext["scope"], ext["resource"], &bad)
 	f.Merge("context_extensions", bad)
 	// An HTTP/2 client may write any :scheme, and Envoy passes it on. What Envoy
