@@ -40,16 +40,13 @@ func BenchmarkUses(b *testing.B) {
 			u := events.Use{Time: at.Add(time.Duration(i) * time.Microsecond * 100), Keyspace: "scribe", Tenant: events.TenantID(fmt.Sprint("tenant-", k%100)), Key: keyID(k),
 				Reason: events.ReasonOK, Scope: "read", IP: netip.AddrFrom4([4]byte{203, 0, byte(k >> 8), byte(k)}), Cost: 1, Seq: 1000}
 			if r.IntN(20) == 0 {
-				u.Reason = events.ReasonScopeMissing
+				u.Reason, u.RequestID = events.ReasonScopeMissing, events.NewRequestID()
 			}
 			batch.Uses = append(batch.Uses, u)
 		}
 		data := encode(b, batch)
 		bytes += len(data)
-		seq, err := log.Publish(b.Context(), batch.Node, batch.MessageID(), data)
-		if err != nil {
-			b.Fatal(err)
-		}
+		seq := publishData(b, log, batch.Node, data)
 		for i, u := range batch.Uses {
 			all = append(all, UseRow{Use: u, ID: events.UseID{Node: batch.Node, Epoch: 1, N: batch.First + uint64(i)}, Seq: seq, Stored: at})
 		}
@@ -93,7 +90,7 @@ func benchWriter(b *testing.B, log *logtest.MemLog) (raw, full time.Duration) {
 	ctx, cancel := context.WithCancel(b.Context())
 	done := make(chan error, 1)
 	gate := gatedUses{log, make(chan struct{}), make(chan struct{})}
-	w := NewWriter(WriterConfig{Store: s, Log: log, Uses: gate, MaxRows: benchBatch})
+	w := NewWriter(WriterConfig{Store: s, Log: log, Reads: log.Reads(), Uses: gate, MaxRows: benchBatch})
 	go func() { done <- w.Run(ctx) }()
 	<-gate.waiting // the writer has started; what counts is the flow
 	began := time.Now()
@@ -134,8 +131,10 @@ func benchBare(b *testing.B, all []UseRow) time.Duration {
 		seq, n, position                                                   []uint64
 		stored, at                                                         []time.Time
 		node, keyspace, tenant, key, reason, scope, resourceKind, resource []string
+		endpoint, request                                                  []string
 		epoch                                                              []int64
 		ip                                                                 []netip.Addr
+		known                                                              []bool
 		cost                                                               []uint32
 	}
 	var batches []columns
@@ -148,6 +147,8 @@ func benchBare(b *testing.B, all []UseRow) time.Duration {
 			c.node, c.keyspace, c.tenant, c.key = append(c.node, string(u.ID.Node)), append(c.keyspace, string(u.Keyspace)), append(c.tenant, string(u.Tenant)), append(c.key, u.Key.String())
 			c.reason, c.scope, c.ip, c.cost = append(c.reason, u.Reason.String()), append(c.scope, u.Scope), append(c.ip, u.IP), append(c.cost, u.Cost)
 			c.resourceKind, c.resource = append(c.resourceKind, u.Resource.Kind), append(c.resource, u.Resource.ID)
+			c.known = append(c.known, u.IP.IsValid())
+			c.endpoint, c.request = append(c.endpoint, u.Endpoint), append(c.request, u.RequestID.String())
 		}
 		batches = append(batches, c)
 		rows = rows[n:]
@@ -155,11 +156,11 @@ func benchBare(b *testing.B, all []UseRow) time.Duration {
 	ctx := clickhouse.Context(b.Context(), clickhouse.WithSettings(clickhouse.Settings{"async_insert": 0}))
 	began := time.Now()
 	for _, c := range batches {
-		batch, err := s.conn.PrepareBatch(ctx, "INSERT INTO uses (seq, stored, node, epoch, n, time, keyspace, tenant, key_id, reason, scope, resource_kind, resource_id, ip, cost, position)")
+		batch, err := s.conn.PrepareBatch(ctx, "INSERT INTO uses (seq, stored, node, epoch, n, time, keyspace, tenant, key_id, reason, scope, resource_kind, resource_id, ip, ip_known, cost, position, endpoint, request_id)")
 		if err != nil {
 			b.Fatal(err)
 		}
-		for i, col := range []any{c.seq, c.stored, c.node, c.epoch, c.n, c.at, c.keyspace, c.tenant, c.key, c.reason, c.scope, c.resourceKind, c.resource, c.ip, c.cost, c.position} {
+		for i, col := range []any{c.seq, c.stored, c.node, c.epoch, c.n, c.at, c.keyspace, c.tenant, c.key, c.reason, c.scope, c.resourceKind, c.resource, c.ip, c.known, c.cost, c.position, c.endpoint, c.request} {
 			if err := batch.Column(i).Append(col); err != nil {
 				b.Fatal(err)
 			}

@@ -69,9 +69,9 @@ func crashChildMain() {
 				}
 			}
 		}
-		cfg := WriterConfig{Store: store, Log: newPureLog(seed), Uses: pureUses{seed: seed, pace: true}, Linger: 5 * time.Millisecond, MaxRows: 500, Logger: logger}
+		cfg := WriterConfig{Store: store, Log: newPureLog(seed, events.Lifecycle), Reads: newPureLog(seed, events.Reads), Uses: pureUses{seed: seed, pace: true}, Linger: 5 * time.Millisecond, MaxRows: 500, Logger: logger}
 		if os.Getenv(crashEnvFast) != "" {
-			cfg.Log, cfg.Uses, cfg.MaxRows = newFastLog(seed), pureUses{seed: seed}, 0
+			cfg.Log, cfg.Reads, cfg.Uses, cfg.MaxRows = newFastLog(seed, events.Lifecycle), newFastLog(seed, events.Reads), pureUses{seed: seed}, 0
 		}
 		w := NewWriter(cfg)
 		w.rollupEvery = 40 * time.Millisecond
@@ -126,6 +126,13 @@ func (p pureUses) batch(seq events.Seq) (events.UseBatch, events.Time) {
 		b.Kind, b.First = events.BatchOpen, 0
 	case 20:
 		b.Kind, b.Count, b.Note = events.BatchGap, epochCount(j), "buffer full"
+	case 30:
+		b.Kind = events.BatchSuppressed
+		for left := epochCount(j); left > 0; {
+			n := min(left, uint64(7))
+			b.Tallies = append(b.Tallies, events.Tally{Time: stored - events.Time(left), Keyspace: "ks-1", Reason: events.ReasonKeyUnknown, Count: n})
+			left -= n
+		}
 	case 39:
 		b.Kind = events.BatchClose
 	default:
@@ -183,25 +190,31 @@ func (p pureUses) ReadUses(ctx context.Context, after events.Seq, max int) (out 
 	return out, nil
 }
 
-// pureLog is the lifecycle log as a function of the seed.
+// pureLog is one of the two logs of events as a function of the seed.
 type pureLog struct {
 	seed    uint64
 	records []events.Recorded
 }
 
-func newPureLog(seed uint64) *pureLog {
+func newPureLog(seed uint64, stream events.Stream) *pureLog {
 	l := &pureLog{seed: seed}
 	chains := map[events.Aggregate]*events.Chain{}
 	for i := range crashEvents {
 		k := keyID(i % 97)
 		a := events.KeyAggregate("ks-0", events.TenantID("tenant-"+strconv.Itoa(i%97%5)), k)
+		if stream == events.Reads {
+			a = events.ReaderAggregate(events.Actor{ID: k.String()})
+		}
 		c := chains[a]
 		if c == nil {
 			c = new(events.Chain)
 			chains[a] = c
 		}
 		var data events.Data = &events.KeyRenamed{After: events.Label{Name: "name " + strconv.FormatUint(seed, 16), Metadata: map[string]string{"i": strconv.Itoa(i)}}}
-		if c.Rev == 0 {
+		switch {
+		case stream == events.Reads:
+			data = &events.AuditQueried{Kind: "uses", Filter: map[string]string{"seed": strconv.FormatUint(seed, 16), "i": strconv.Itoa(i)}}
+		case c.Rev == 0:
 			data = logtest.Created(k.String())
 		}
 		var id ulid.ULID
@@ -210,12 +223,17 @@ func newPureLog(seed uint64) *pureLog {
 		w := logtest.Stamp(c, events.Event{ID: events.EventID(id), Aggregate: a, Time: at - 3, Source: "/keytrail/test",
 			Actor: events.Actor{Kind: events.ActorSystem, ID: "test"}, IP: netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), Data: data})
 		c.Seq = events.Seq(i + 1)
-		l.records = append(l.records, events.Recorded{Event: w.Event, Seq: c.Seq, Stored: at, Hash: c.Head})
+		m, err := events.Encode(&w.Event)
+		if err != nil {
+			panic(err)
+		}
+		l.records = append(l.records, m.Record(w.Event, c.Seq, at))
 	}
 	return l
 }
 
-func (l *pureLog) ID() events.LogID { return crashLogID(l.seed) }
+func (l *pureLog) ID() events.LogID        { return crashLogID(l.seed) }
+func (l *pureLog) Readers() events.Release { return events.FirstRelease }
 func (l *pureLog) Append(context.Context, ...events.Write) (events.Seq, error) {
 	return 0, events.ErrUnavailable
 }
@@ -317,7 +335,7 @@ func TestCrash(t *testing.T) {
 	}
 	defer conn.Close()
 	look := func() (p crashProgress) {
-		p.err = conn.QueryRow(t.Context(), "SELECT (SELECT max(seq) FROM events), (SELECT max(seq) FROM use_batches), (SELECT count() FROM uses), "+
+		p.err = conn.QueryRow(t.Context(), "SELECT (SELECT count() FROM events), (SELECT max(seq) FROM use_batches), (SELECT count() FROM uses), "+
 			"(SELECT least((SELECT sum(n) FROM use_hour), (SELECT sum(n) FROM use_day_key), (SELECT sum(n) FROM use_key)))").Scan(&p.events, &p.messages, &p.uses, &p.rolled)
 		return p
 	}
@@ -368,7 +386,7 @@ func TestCrash(t *testing.T) {
 	writer.kill(t)
 	writer = spawnWriter(t, e.DSN(), seed, crashEnvFast+"=1")
 	deadline := time.Now().Add(60 * time.Second)
-	for p := look(); p.err != nil || p.events != crashEvents || p.messages != crashMessages || p.rolled < p.uses; p = look() {
+	for p := look(); p.err != nil || p.events != 2*crashEvents || p.messages != crashMessages || p.rolled < p.uses; p = look() {
 		if time.Now().After(deadline) {
 			t.Fatalf("not complete: %+v", p)
 		}
@@ -381,7 +399,7 @@ func TestCrash(t *testing.T) {
 
 	// The product's own checker agrees.
 	s := openStore(t, e.DSN())
-	report, err := Reconcile(t.Context(), s, newFastLog(seed), pureUses{seed: seed})
+	report, err := Reconcile(t.Context(), s, newFastLog(seed, events.Lifecycle), newFastLog(seed, events.Reads), pureUses{seed: seed})
 	if err != nil || len(report.Mismatches) > 0 {
 		t.Errorf("reconcile: %v, %v", err, report.Mismatches)
 	}
@@ -408,7 +426,9 @@ type crashProgress struct {
 }
 
 // newFastLog is the pure log without its pace.
-func newFastLog(seed uint64) events.Log { return fastLog{newPureLog(seed)} }
+func newFastLog(seed uint64, stream events.Stream) events.Log {
+	return fastLog{newPureLog(seed, stream)}
+}
 
 type fastLog struct{ *pureLog }
 
@@ -430,12 +450,16 @@ type keyTruth struct {
 // checkTruth compares every row and every cell with the generator.
 func checkTruth(t *testing.T, conn driver.Conn, seed uint64) {
 	t.Helper()
-	var wantRaw, wantBatches []string
+	var wantRaw, wantBatches, wantTallies []string
 	hours, days, keys := map[string]uint64{}, map[string]uint64{}, map[string]*keyTruth{}
 	for seq := events.Seq(1); seq <= crashMessages; seq++ {
 		b, stored := pureUses{seed: seed}.batch(seq)
 		n := uint64(len(b.Uses)) + b.Count
-		wantBatches = append(wantBatches, line(seq, int64(stored), b.Node, b.Epoch, []string{"", "uses", "open", "close", "gap"}[b.Kind], b.First, n, b.Note))
+		for _, c := range b.Tallies {
+			n += c.Count
+			wantTallies = append(wantTallies, line(seq, int64(stored), b.Node, b.Epoch, int64(c.Time), c.Keyspace, c.Reason, c.Count))
+		}
+		wantBatches = append(wantBatches, line(seq, int64(stored), b.Node, b.Epoch, []string{"", "uses", "open", "close", "gap", "suppressed"}[b.Kind], b.First, n, b.Note))
 		for i, u := range b.Uses {
 			ip := "::"
 			if u.IP.Is4() {
@@ -472,11 +496,15 @@ func checkTruth(t *testing.T, conn driver.Conn, seed uint64) {
 		toString(toUnixTimestamp64Milli(time)), keyspace, tenant, key_id, reason, scope, resource_kind, resource_id, toString(ip), toString(cost), toString(position)], char(1)) FROM uses ORDER BY seq, n`)
 	compare(t, conn, "use_batches", wantBatches, `SELECT arrayStringConcat([toString(seq), toString(toUnixTimestamp64Milli(stored)), node, toString(epoch), toString(kind),
 		toString(first), toString(count), note], char(1)) FROM use_batches ORDER BY seq`)
+	compare(t, conn, "use_suppressed", wantTallies, `SELECT arrayStringConcat([toString(seq), toString(toUnixTimestamp64Milli(stored)), node, toString(epoch),
+		toString(toUnixTimestamp64Milli(time)), keyspace, reason, toString(n)], char(1)) FROM use_suppressed ORDER BY seq, time`)
 	var wantEvents []string
-	for _, r := range newPureLog(seed).records {
-		wantEvents = append(wantEvents, line(r.Seq, strings.ToUpper(r.Hash.String())))
+	for _, stream := range []events.Stream{events.Lifecycle, events.Reads} {
+		for _, r := range newPureLog(seed, stream).records {
+			wantEvents = append(wantEvents, line(stream, r.Seq, strings.ToUpper(r.Hash.String())))
+		}
 	}
-	compare(t, conn, "events", wantEvents, `SELECT arrayStringConcat([toString(seq), hex(hash)], char(1)) FROM events ORDER BY seq`)
+	compare(t, conn, "events", wantEvents, `SELECT arrayStringConcat([stream, toString(seq), hex(hash)], char(1)) FROM events ORDER BY stream, seq`)
 	compareCells(t, conn, "use_hour", hours, `SELECT concat(keyspace, '|', tenant, '|', toString(toUnixTimestamp64Second(hour) * 1000), '|', reason), sum(n), sum(cost) FROM use_hour GROUP BY 1`)
 	compareCells(t, conn, "use_day_key", days, `SELECT concat(keyspace, '|', tenant, '|', key_id, '|', toString(toInt64(day) * 86400000), '|', reason), sum(n), sum(cost) FROM use_day_key GROUP BY 1`)
 

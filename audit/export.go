@@ -2,26 +2,24 @@ package audit
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/sha256"
-	"encoding/csv"
 	"encoding/hex"
 	"fmt"
 	"io"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
-	"github.com/go-json-experiment/json"
 
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/schemas/api"
 )
 
 // Format is how an export is written.
 type Format string
 
 // The formats. CSV is RFC 4180 with a header, comma and LF; JSONL is one JSON
-// object a line, as the door shows it. Both are UTF-8.
+// object a line. Both are UTF-8 and have the same columns (columns.go).
 const (
 	CSV   Format = "csv"
 	JSONL Format = "jsonl"
@@ -36,44 +34,62 @@ type Export struct {
 	scope  Scope
 	filter *Filter
 	log    events.LogID
-	bound  events.Seq
-	Total  uint64 // rows to expect; fewer only if rows are dropped meanwhile
+	bound  events.Seq   // of the ledger
+	trail  trailBound   // of the trail
+	Total  uint64       // rows to expect; fewer only if rows are dropped meanwhile
+	Gaps   *events.Gaps // what the ledger lacks in the time asked for; nil when nothing, or for the trail
+	Notes  []string     // sentences for people
 }
 
 // Manifest says what an export held, for the reader to check.
 type Manifest struct {
 	Rows        uint64
-	First, Last events.Seq // lowest and highest sequence, 0 without rows
+	First, Last events.Seq // lowest and highest sequence, of the trail in the lifecycle log; 0 without rows
 	Digest      string     // SHA-256 of the bytes, 64 hexadecimal digits
 }
 
 // NewExport fixes the bound and counts the rows. Errors: ErrUnavailable.
 func (s *Store) NewExport(ctx context.Context, scope Scope, f *Filter, format Format, log events.LogID) (*Export, error) {
 	e := &Export{store: s, kind: f.kind, format: format, scope: scope, filter: f, log: log}
-	table := "use_batches"
-	if f.kind == KindEvents {
-		table = "events"
-	}
 	var err error
-	if e.bound, _, err = s.offset(ctx, table); err != nil {
+	if f.kind == KindEvents {
+		e.trail, err = s.trailBound(ctx)
+		e.bound = e.trail.lifecycle
+	} else {
+		e.bound, _, err = s.offset(ctx, "use_batches")
+	}
+	if err != nil {
 		return nil, err
 	}
 	q := e.query()
 	err = s.each(ctx, q.selects("count()", ""), q.args, func(rows driver.Rows) error { return rows.Scan(&e.Total) })
+	if err == nil && e.Total == 0 {
+		e.Notes, err = s.Notes(ctx, scope, f)
+	}
+	if err == nil && f.kind == KindUses {
+		var g events.Gaps
+		if g, err = s.Gaps(ctx, f); g.Count > 0 {
+			e.Gaps = &g
+		}
+	}
 	return e, err
 }
 
 func (e *Export) query() *query {
-	return ask(string(e.kind), e.scope).filtered(e.filter).and("seq <= {bound:UInt64}", "bound", uint64(e.bound))
+	q := ask(string(e.kind), e.scope).filtered(e.filter)
+	if e.kind == KindEvents {
+		return q.within(e.trail)
+	}
+	return q.and("seq <= {bound:UInt64}", "bound", uint64(e.bound))
 }
 
-// statement reads in an order that is the same each time. The trail is sorted by
-// seq, on disk if it is big. The ledger comes in its table's own order, tenant by
+// statement reads in an order that is the same each time. The trail is sorted in
+// its order, on disk if it is big. The ledger comes in its table's own order, tenant by
 // tenant, key by key, by time: that needs no memory however big it is.
 func (e *Export) statement() (string, []any) {
 	q := e.query()
 	if e.kind == KindEvents {
-		return q.selects(eventColumns, " ORDER BY seq"), q.args
+		return q.selects(eventColumns, " ORDER BY "+trailOrder), q.args
 	}
 	return q.selects(useColumns, " ORDER BY keyspace, tenant, key_id, time, seq, n"), q.args
 }
@@ -94,10 +110,10 @@ func (e *Export) WriteTo(ctx context.Context, w io.Writer) (Manifest, error) {
 	sql, args := e.statement()
 	err = e.store.each(ctx, sql, args, func(rows driver.Rows) error {
 		seq, err := write(rows)
-		if m.Rows == 0 {
-			m.First = seq
+		m.Rows++
+		if seq != 0 {
+			m.First, m.Last = min(cmp.Or(m.First, seq), seq), max(m.Last, seq)
 		}
-		m.Rows, m.First, m.Last = m.Rows+1, min(m.First, seq), max(m.Last, seq)
 		return err
 	})
 	if err != nil {
@@ -110,60 +126,36 @@ func (e *Export) WriteTo(ctx context.Context, w io.Writer) (Manifest, error) {
 	return m, nil
 }
 
-// encoder returns what writes one row and tells its sequence.
-func (e *Export) encoder(out *bufio.Writer) (func(driver.Rows) (events.Seq, error), error) {
-	line := func(v any) error {
-		b, err := json.Marshal(v, json.Deterministic(true))
-		if err != nil {
-			return err
-		}
-		out.Write(b) // a bufio.Writer keeps its error
-		return out.WriteByte('\n')
-	}
-	if e.format == JSONL && e.kind == KindEvents {
-		return func(rows driver.Rows) (events.Seq, error) {
-			r, err := scanEvent(rows)
-			if err != nil {
-				return 0, err
-			}
-			return r.Seq, line(api.ViewEvent(&r))
-		}, nil
-	}
-	if e.format == JSONL {
-		return func(rows driver.Rows) (events.Seq, error) {
-			u, err := scanUse(rows)
-			if err != nil {
-				return 0, err
-			}
-			return u.Seq, line(viewUse(&u, e.log))
-		}, nil
-	}
-	cw := csv.NewWriter(out)
-	record := func(cells []string) error {
-		if err := cw.Write(cells); err != nil {
-			return err
-		}
-		cw.Flush()
-		return cw.Error()
-	}
+// encoder returns what writes one row and tells its sequence, 0 for one of the read
+// log, whose sequences are others.
+func (e *Export) encoder(out io.Writer) (func(driver.Rows) (events.Seq, error), error) {
 	if e.kind == KindEvents {
+		write, err := rowsAs(e.format, eventColumnsOut, out)
 		return func(rows driver.Rows) (events.Seq, error) {
 			r, err := scanEvent(rows)
 			if err != nil {
 				return 0, err
 			}
-			cells, err := eventCells(&r)
-			if err != nil {
-				return 0, err
+			seq := r.Seq
+			if r.Aggregate.Stream() != events.Lifecycle {
+				seq = 0
 			}
-			return r.Seq, record(cells)
-		}, record(eventHeader)
+			return seq, write(&r)
+		}, err
 	}
+	write, err := rowsAs(e.format, useColumnsOut, out)
 	return func(rows driver.Rows) (events.Seq, error) {
 		u, err := scanUse(rows)
 		if err != nil {
 			return 0, err
 		}
-		return u.Seq, record(useCells(&u))
-	}, record(useHeader)
+		return u.Seq, write(&u)
+	}, err
+}
+
+func rowsAs[R any](f Format, columns []column[R], out io.Writer) (func(*R) error, error) {
+	if f == CSV {
+		return csvRows(columns, out)
+	}
+	return jsonRows(columns, out)
 }

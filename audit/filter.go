@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // Kind is what may be asked for.
@@ -24,11 +26,11 @@ const (
 	KindUsage  Kind = "usage"  // counts of the ledger
 )
 
-// fields are the filters of each kind, by their names at the door. request_id is
+// fields are the filters of each kind, by their names at the endpoint. request_id is
 // shared by the entries of one request.
 var fields = map[Kind][]string{
 	KindEvents: {"actor", "from", "ip", "key", "keyspace", "request_id", "tenant", "to", "type"},
-	KindUses:   {"from", "ip", "key", "keyspace", "node", "outcome", "reason", "scope", "tenant", "to"},
+	KindUses:   {"endpoint", "from", "ip", "key", "keyspace", "node", "outcome", "reason", "request_id", "scope", "tenant", "to"},
 	KindUsage:  {"from", "key", "keyspace", "per", "tenant", "to"},
 }
 
@@ -44,21 +46,23 @@ type Filter struct {
 	Type      events.Type
 	RequestID string
 	IP        netip.Prefix // one address is a prefix of full length
+	IPUnknown bool         // only where the address is not known
 	Outcome   string       // allowed or denied
 	Reason    events.Reason
 	Scope     string
+	Endpoint  string
 	Node      events.NodeID
 	From, To  events.Time // by the event's or use's own time; To is excluded
 	PerDay    bool        // usage: cells of a day instead of an hour
 }
 
 // ParseFilter reads the filter of a kind. It reports every fault at once.
-func ParseFilter(kind Kind, given map[string]string) (Filter, events.FieldErrors) {
+func ParseFilter(kind Kind, given map[string]string) (Filter, input.FieldErrors) {
 	f := Filter{kind: kind, given: given}
-	var faults events.FieldErrors
+	var faults input.FieldErrors
 	for _, name := range slices.Sorted(maps.Keys(given)) {
 		if !slices.Contains(fields[kind], name) {
-			faults.Add(clip(name), "unknown_field", fmt.Sprintf("no filter of %s; they are %s", kind, strings.Join(fields[kind], ", ")))
+			faults.Add(input.EchoName(name), "unknown_field", fmt.Sprintf("no filter of %s; they are %s", kind, strings.Join(fields[kind], ", ")))
 			continue
 		}
 		if err := f.set(name, given[name]); err != nil {
@@ -88,16 +92,18 @@ func (f *Filter) set(name, v string) (err error) {
 		}
 	case "type":
 		f.Type = events.Type(v)
-		if events.Catalogue[f.Type] == nil {
+		if events.Version(f.Type) == 0 {
 			return fmt.Errorf("want a type of event, as key.revoked; they are %s", strings.Join(types(), ", "))
 		}
 	case "request_id":
 		f.RequestID = v
-		if err := events.CheckText(v, 64); err != nil || v == "" {
+		if err := input.AcceptText(v, 64); err != nil || v == "" {
 			return fmt.Errorf("want 1 to 64 characters")
 		}
 	case "ip":
-		f.IP, err = parseIP(v)
+		if f.IPUnknown = v == unknownIP; !f.IPUnknown {
+			f.IP, err = parseIP(v)
+		}
 	case "outcome":
 		f.Outcome = v
 		if v != "allowed" && v != "denied" {
@@ -107,7 +113,10 @@ func (f *Filter) set(name, v string) (err error) {
 		f.Reason, err = events.ParseReason(v)
 	case "scope":
 		f.Scope = v
-		return events.ValidScope(v)
+		return keyspace.ValidScope(v)
+	case "endpoint":
+		f.Endpoint = v
+		return events.ValidEndpoint(v)
 	case "node":
 		f.Node = events.NodeID(v)
 		return f.Node.Validate()
@@ -124,10 +133,13 @@ func (f *Filter) set(name, v string) (err error) {
 	return err
 }
 
+// unknownIP is the value of the filter ip for uses and events without an address.
+const unknownIP = "unknown"
+
 // parseIP reads an address or a network, without a zone; host bits are an error,
 // because the reader meant something else than it would get.
 func parseIP(s string) (netip.Prefix, error) {
-	fault := fmt.Errorf("want an address or a network without host bits, as 203.0.113.7 or 203.0.113.0/24")
+	fault := fmt.Errorf("want an address or a network without host bits, as 203.0.113.7 or 203.0.113.0/24; or %s", unknownIP)
 	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
 		a = a.Unmap()
 		return netip.PrefixFrom(a, a.BitLen()), nil
@@ -140,35 +152,31 @@ func parseIP(s string) (netip.Prefix, error) {
 }
 
 func types() []string {
-	out := make([]string, 0, len(events.Catalogue))
-	for t := range events.Catalogue {
+	var out []string
+	for _, t := range events.Types() {
 		out = append(out, string(t))
 	}
-	slices.Sort(out)
 	return out
-}
-
-// clip bounds what an answer repeats of its question.
-func clip(s string) string {
-	if r := []rune(s); len(r) > 40 {
-		return string(r[:40]) + "…"
-	}
-	return strings.ToValidUTF8(s, "�")
 }
 
 // Scope is what a reader may see: the restrictions of its principal. Every query
 // takes one and always applies it (A7). The zero Scope sees nothing.
 type Scope struct {
 	some      bool // false: nothing at all
+	builtin   bool // may see the built-in keyspace
 	keyspaces []events.KeyspaceID
 	tenants   []events.TenantID
 }
 
+// everything is the scope of who may see all.
+var everything = Scope{some: true, builtin: true}
+
 // ScopeOf returns what the principal may see. Without restrictions that is
 // everything. Restricted to tenants it sees neither the events of a keyspace as a
-// whole nor uses of unknown keys, as in events.Principal.Reaches.
+// whole, nor uses of unknown keys, nor anything of the built-in keyspace, as in
+// events.Principal.Reaches.
 func ScopeOf(p *events.Principal) Scope {
-	return Scope{some: true, keyspaces: p.Keyspaces, tenants: p.Tenants}
+	return Scope{some: true, builtin: p.Enters(events.Builtin), keyspaces: p.Keyspaces, tenants: p.Tenants}
 }
 
 // binding names the question for the cursor: kind, filter and scope.
@@ -184,19 +192,21 @@ func binding(scope Scope, f *Filter) [8]byte {
 // Cursor says where the next page begins. Its text is opaque, and good for the
 // same question by the same reader only.
 type Cursor struct {
-	bound events.Seq  // what had been copied at the first page; later rows stay out
-	time  events.Time // of the last row seen
-	seq   events.Seq
-	n     uint64
+	walk       events.Seq  // of the audit.queried that the first page put on the record
+	bound      events.Seq  // what had been copied at the first page; later rows stay out
+	boundReads events.Seq  // the same of the read log, for the trail
+	time       events.Time // of the last row seen
+	seq        events.Seq
+	n          uint64 // of the last row: its number in the message, its reason, or its log in trailStreams
 }
 
-// cursorLen is version, binding, four numbers, CRC-32 (IEEE) of what precedes it.
-const cursorLen = 1 + 8 + 4*8 + 4
+// cursorLen is version, binding, six numbers, CRC-32 (IEEE) of what precedes it.
+const cursorLen = 1 + 8 + 6*8 + 4
 
 func (c Cursor) encode(scope Scope, f *Filter) string {
 	bind := binding(scope, f)
-	b := append([]byte{1}, bind[:]...)
-	for _, v := range []uint64{uint64(c.bound), uint64(c.time), uint64(c.seq), c.n} {
+	b := append([]byte{2}, bind[:]...)
+	for _, v := range []uint64{uint64(c.walk), uint64(c.bound), uint64(c.boundReads), uint64(c.time), uint64(c.seq), c.n} {
 		b = binary.BigEndian.AppendUint64(b, v)
 	}
 	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
@@ -206,15 +216,15 @@ func (c Cursor) encode(scope Scope, f *Filter) string {
 // parseCursor reads what encode printed for the same scope and filter.
 func parseCursor(s string, scope Scope, f *Filter) (*Cursor, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) != cursorLen || b[0] != 1 || crc32.ChecksumIEEE(b[:cursorLen-4]) != binary.BigEndian.Uint32(b[cursorLen-4:]) {
+	if err != nil || len(b) != cursorLen || b[0] != 2 || crc32.ChecksumIEEE(b[:cursorLen-4]) != binary.BigEndian.Uint32(b[cursorLen-4:]) {
 		return nil, fmt.Errorf("want the next_cursor of an answer")
 	}
 	if [8]byte(b[1:9]) != binding(scope, f) {
 		return nil, fmt.Errorf("want the next_cursor of an answer to the same question, with the same filters and the same key")
 	}
 	at := func(i int) uint64 { return binary.BigEndian.Uint64(b[9+8*i:]) }
-	c := &Cursor{events.Seq(at(0)), events.Time(at(1)), events.Seq(at(2)), at(3)}
-	if at(1) > 1<<62 || (f.kind == KindUsage && c.n > uint64(len(events.Reasons()))) {
+	c := &Cursor{events.Seq(at(0)), events.Seq(at(1)), events.Seq(at(2)), events.Time(at(3)), events.Seq(at(4)), at(5)}
+	if at(3) > 1<<62 || (f.kind == KindUsage && c.n > uint64(len(events.Reasons()))) || (f.kind == KindEvents && c.n >= uint64(len(trailStreams))) {
 		return nil, fmt.Errorf("want the next_cursor of an answer")
 	}
 	return c, nil

@@ -1,6 +1,8 @@
 package audit
 
 import (
+	"cmp"
+	"slices"
 	"testing"
 	"time"
 
@@ -9,8 +11,9 @@ import (
 	"github.com/keytrail/keytrail/events/logtest"
 )
 
-// fixture is a log with two keyspaces of two tenants each, two keys a tenant,
-// three hundred uses across the turn of a month, and its copy.
+// fixture is a log with two keyspaces of two tenants each and a tenant of the
+// built-in one, two keys a tenant, three hundred uses across the turn of a month,
+// and its copy.
 type fixture struct {
 	store *Store
 	log   *logtest.MemLog
@@ -22,12 +25,17 @@ type fixture struct {
 }
 
 func newFixture(t testing.TB) *fixture {
-	f := &fixture{store: openStore(t, enginetest.Database(t)), log: logtest.New(t), clock: &clock{start}, node: "n1", n: 1}
+	f := &fixture{store: openStore(t, enginetest.Database(t)), log: logtest.New(t), clock: clockAt(start), node: "n1", n: 1}
 	f.log.SetClock(f.clock.now)
-	startWriter(t, WriterConfig{Store: f.store, Log: f.log, Uses: f.log, Linger: 5 * time.Millisecond})
-	for _, ks := range []events.KeyspaceID{"scribe", "other"} {
+	f.log.Reads().SetClock(f.clock.now)
+	startWriter(t, WriterConfig{Store: f.store, Log: f.log, Reads: f.log.Reads(), Uses: f.log, Linger: 5 * time.Millisecond})
+	for _, ks := range []events.KeyspaceID{"scribe", "other", events.Builtin} {
 		logtest.Append(t, f.log, events.KeyspaceAggregate(ks), &events.KeyspaceDefined{Definition: events.BuiltinDefinition()})
-		for _, tenant := range []events.TenantID{"acme", "globex"} {
+		tenants := []events.TenantID{"acme", "globex"}
+		if ks == events.Builtin {
+			tenants = []events.TenantID{events.RootTenant}
+		}
+		for _, tenant := range tenants {
 			for range 2 {
 				ref := logtest.NewKeyRef(ks, tenant)
 				f.keys = append(f.keys, ref)
@@ -38,15 +46,23 @@ func newFixture(t testing.TB) *fixture {
 	publish(t, f.log, events.UseBatch{Node: f.node, Epoch: 7, Kind: events.BatchOpen})
 	for i := range 10 {
 		f.publish(t, 30)
-		f.clock.at = f.clock.at.Add(17 * time.Second)
+		f.clock.set(f.clock.get().Add(17 * time.Second))
 		before, after := events.Label{Name: "test"}, events.Label{Name: `=1+1, "again" \ 'x'`}
 		if i >= len(f.keys) {
 			before = after
 		}
 		logtest.Append(t, f.log, f.keys[i%len(f.keys)].Aggregate(), &events.KeyRenamed{Before: before, After: after})
+		logtest.Append(t, f.log.Reads(), events.ReaderAggregate(events.Actor{ID: "someone"}), &events.AuditQueried{Kind: "uses"})
 	}
 	waitCopied(t, f.store, f.log)
 	return f
+}
+
+// trail is what both logs hold, in the trail's order.
+func (f *fixture) trail() []events.Recorded {
+	return slices.SortedFunc(slices.Values(append(f.log.Records(), f.log.Reads().Records()...)), func(a, b events.Recorded) int {
+		return cmp.Or(cmp.Compare(a.Stored, b.Stored), cmp.Compare(a.Aggregate.Stream(), b.Aggregate.Stream()), cmp.Compare(a.Seq, b.Seq))
+	})
 }
 
 // publish adds one message of n uses.
@@ -57,7 +73,7 @@ func (f *fixture) publish(t testing.TB, n int) {
 	b := events.UseBatch{Node: f.node, Epoch: 7, Kind: events.BatchUses, First: f.n}
 	for i := range n {
 		k := f.keys[i%len(f.keys)]
-		u := use(f.clock.at.Add(-time.Duration(i%11)*time.Second), k.Keyspace, k.Tenant, k.Key, reasons[(int(f.n)+i)%len(reasons)], ips[i%len(ips)])
+		u := use(f.clock.get().Add(-time.Duration(i%11)*time.Second), k.Keyspace, k.Tenant, k.Key, reasons[(int(f.n)+i)%len(reasons)], ips[i%len(ips)])
 		u.Scope = []string{"read", "write", ""}[i%3]
 		u.Cost = uint32(1 + i%4)
 		switch i % 10 {
@@ -66,9 +82,13 @@ func (f *fixture) publish(t testing.TB, n int) {
 		case 9:
 			u.Keyspace, u.Tenant, u.Key, u.Reason, u.Resource = "", "", events.KeyID{}, events.ReasonKeyMalformed, events.Resource{}
 		}
+		if !u.Reason.Allowed() {
+			u.RequestID = events.RequestID{1, byte(i)}
+		}
+		u.Endpoint = []string{"", "", "", "GET /v1/keys/{id}", "PUT /v1/keys/{id}/scopes"}[i%5]
 		b.Uses = append(b.Uses, u)
 	}
-	at := f.clock.at
+	at := f.clock.get()
 	seq := publish(t, f.log, b)
 	for i, u := range b.Uses {
 		f.uses = append(f.uses, UseRow{Use: u, ID: events.UseID{Node: f.node, Epoch: 7, N: f.n + uint64(i)}, Seq: seq, Stored: at})
@@ -86,6 +106,8 @@ func principals() map[string]*events.Principal {
 		"tenant":            {Actor: actor, Scopes: scopes, Tenants: []events.TenantID{"acme"}},
 		"keyspace + tenant": {Actor: actor, Scopes: scopes, Keyspaces: []events.KeyspaceID{"scribe"}, Tenants: []events.TenantID{"acme"}},
 		"two tenants":       {Actor: actor, Scopes: scopes, Tenants: []events.TenantID{"acme", "globex"}},
+		"operators":         {Actor: actor, Scopes: scopes, Tenants: []events.TenantID{events.RootTenant}},
+		"built-in":          {Actor: actor, Scopes: scopes, Keyspaces: []events.KeyspaceID{events.Builtin}, Tenants: []events.TenantID{events.RootTenant}},
 		"nobody's":          {Actor: actor, Scopes: scopes, Keyspaces: []events.KeyspaceID{"none"}},
 	}
 }

@@ -15,14 +15,15 @@ import (
 // A lease is a query that never ends. The server admits a query id once at a
 // time (code 216 otherwise), and ends the query when its connection is gone: so
 // the holder of the id is alone, and a holder that dies lets go within
-// leaseBeat. It needs no table, no clock and no Keeper. (A row with an expiry was
+// leaseEvery. It needs no table, no clock and no Keeper. (A row with an expiry was
 // rejected: plain MergeTree has no compare-and-set.)
 const (
-	leaseBeat  = 100 * time.Millisecond // between two rows of the query
+	leaseEvery = 100 * time.Millisecond // between two rows of the query
 	leaseQuiet = 10 * time.Second       // without a row for this long the lease is lost
-	leaseRetry = 50 * time.Millisecond  // between two tries to take it
+	leaseMin   = 50 * time.Millisecond  // before the first look whether it is free,
+	leaseMax   = 500 * time.Millisecond // and between two looks at most
 	// The first row comes at once: it says that the id was admitted.
-	leaseSQL = "SELECT if(number = 0, 0, sleepEachRow(0.1)) AS beat FROM numbers(1000000000000) SETTINGS max_block_size = 1, max_threads = 1, " +
+	leaseSQL = "SELECT if(number = 0, 0, sleepEachRow(0.1)) AS row FROM numbers(1000000000000) SETTINGS max_block_size = 1, max_threads = 1, " +
 		"short_circuit_function_evaluation = 'force_enable', max_execution_time = 0, max_rows_to_read = 0, max_result_rows = 0, " +
 		"replace_running_query = 0" // a second holder waits, whatever the user's profile says
 )
@@ -79,8 +80,26 @@ func (s *Store) hold(ctx context.Context, shard string, held func()) error {
 			s.logger.InfoContext(ctx, "another process writes to the audit copy; waiting for it to end", "shard", shard, "store", s)
 			waiting = true
 		}
-		if err := pause(ctx, leaseRetry); err != nil {
+		if err := s.awaitFree(ctx, shard); err != nil {
 			return err
+		}
+	}
+}
+
+// awaitFree returns when nobody holds the lease. It looks over the pool, whose
+// connections stay: a try to take the lease costs a connection each time.
+func (s *Store) awaitFree(ctx context.Context, shard string) error {
+	for wait := leaseMin; ; wait = min(2*wait, leaseMax) {
+		if err := s.pause(ctx, wait); err != nil {
+			return err
+		}
+		var held uint64
+		err := s.conn.QueryRow(ctx, "SELECT count() FROM system.processes WHERE query_id = {lease:String}", named("lease", s.queryPrefix(shard)+"lease")).Scan(&held)
+		if err != nil {
+			return s.fault(ctx, "wait for the lease of "+shard, err)
+		}
+		if held == 0 {
+			return nil
 		}
 	}
 }
@@ -90,13 +109,13 @@ func (s *Store) holdOnce(ctx context.Context, shard string, held func()) error {
 	if err != nil {
 		return err
 	}
-	var beat proto.ColUInt8
+	var row proto.ColUInt8
 	err = c.Do(ctx, ch.Query{
 		Body:    leaseSQL,
 		QueryID: s.queryPrefix(shard) + "lease",
-		Result:  proto.Results{{Name: "beat", Data: &beat}},
+		Result:  proto.Results{{Name: "row", Data: &row}},
 		OnResult: func(context.Context, proto.Block) error {
-			if beat.Rows() > 0 {
+			if row.Rows() > 0 {
 				held()
 			}
 			return nil

@@ -2,9 +2,11 @@ package audit
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,9 +23,19 @@ func TestMain(m *testing.M) {
 }
 
 // clock is a log's clock that tests set: it spans months, so that partitions are cut.
-type clock struct{ at events.Time }
+type clock struct{ at atomic.Int64 }
 
-func (c *clock) now() time.Time { return c.at.Std() }
+func clockAt(at events.Time) *clock {
+	c := new(clock)
+	c.set(at)
+	return c
+}
+
+func (c *clock) set(at events.Time) { c.at.Store(int64(at)) }
+
+func (c *clock) get() events.Time { return events.Time(c.at.Load()) }
+
+func (c *clock) now() time.Time { return c.get().Std() }
 
 var start = events.At(time.Date(2026, 1, 31, 23, 59, 0, 0, time.UTC))
 
@@ -72,19 +84,23 @@ func waitCopied(t testing.TB, s *Store, log *logtest.MemLog) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	lastRead, err := log.Reads().Last(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	lastUse, err := log.LastUse(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, func() error {
-		var ev, us, raw, r1, r2, r3 uint64
-		err := s.conn.QueryRow(t.Context(), `SELECT (SELECT max(seq) FROM events), (SELECT max(seq) FROM use_batches), (SELECT count() FROM uses),
-			(SELECT sum(n) FROM use_hour), (SELECT sum(n) FROM use_day_key), (SELECT sum(n) FROM use_key)`).Scan(&ev, &us, &raw, &r1, &r2, &r3)
+		var ev, rd, us, raw, r1, r2, r3 uint64
+		err := s.conn.QueryRow(t.Context(), `SELECT (SELECT max(seq) FROM events WHERE stream = 'lifecycle'), (SELECT max(seq) FROM events WHERE stream = 'reads'), (SELECT max(seq) FROM use_batches), (SELECT count() FROM uses),
+			(SELECT sum(n) FROM use_hour), (SELECT sum(n) FROM use_day_key), (SELECT sum(n) FROM use_key)`).Scan(&ev, &rd, &us, &raw, &r1, &r2, &r3)
 		if err != nil {
 			return err
 		}
-		if ev < uint64(last) || us < uint64(lastUse) || r1 != raw || r2 != raw || r3 != raw {
-			return fmt.Errorf("events %d of %d, use messages %d of %d, uses %d, rolled up %d, %d, %d", ev, last, us, lastUse, raw, r1, r2, r3)
+		if ev < uint64(last) || rd < uint64(lastRead) || us < uint64(lastUse) || r1 != raw || r2 != raw || r3 != raw {
+			return fmt.Errorf("events %d of %d, reads %d of %d, use messages %d of %d, uses %d, rolled up %d, %d, %d", ev, last, rd, lastRead, us, lastUse, raw, r1, r2, r3)
 		}
 		return nil
 	})
@@ -116,7 +132,17 @@ func publish(t testing.TB, log *logtest.MemLog, b events.UseBatch) events.Seq {
 	if err != nil {
 		t.Fatal(err)
 	}
-	seq, err := log.Publish(t.Context(), b.Node, b.MessageID(), data)
+	return publishData(t, log, b.Node, data)
+}
+
+// publishData stores data as the node's next message.
+func publishData(t testing.TB, log *logtest.MemLog, node events.NodeID, data []byte) events.Seq {
+	t.Helper()
+	tail, _, err := log.Tail(t.Context(), node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seq, err := log.Publish(t.Context(), node, rand.Text(), tail.Seq, data)
 	if err != nil {
 		t.Fatal(err)
 	}

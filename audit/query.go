@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
-	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
@@ -25,6 +25,9 @@ func ask(table string, scope Scope) *query {
 	q := &query{table: table}
 	if !scope.some {
 		q.and("0")
+	}
+	if !scope.builtin {
+		q.and("keyspace != {builtin:String}", "builtin", string(events.Builtin))
 	}
 	if len(scope.keyspaces) > 0 {
 		q.and("keyspace IN {scope_keyspaces:Array(String)}", "scope_keyspaces", texts(scope.keyspaces))
@@ -85,11 +88,10 @@ func (q *query) filtered(f *Filter) *query {
 		q.and("request_id = {request_id:String}", "request_id", f.RequestID)
 	}
 	if f.IP.IsValid() {
-		if from, to := ipRange(f.IP); from == to {
-			q.and("ip = toIPv6({ip:String})", "ip", from.String())
-		} else {
-			q.and("ip >= toIPv6({ip_from:String}) AND ip <= toIPv6({ip_to:String})", "ip_from", from.String(), "ip_to", to.String())
-		}
+		q.from(f.IP)
+	}
+	if f.IPUnknown {
+		q.and("NOT ip_known")
 	}
 	switch f.Outcome {
 	case "allowed":
@@ -102,6 +104,9 @@ func (q *query) filtered(f *Filter) *query {
 	}
 	if f.Scope != "" {
 		q.and("scope = {scope:String}", "scope", f.Scope)
+	}
+	if f.Endpoint != "" {
+		q.and("endpoint = {endpoint:String}", "endpoint", f.Endpoint)
 	}
 	if f.Node != "" {
 		q.and("node = {node:String}", "node", string(f.Node))
@@ -116,6 +121,27 @@ func (q *query) filtered(f *Filter) *query {
 	}
 	return q
 }
+
+// from adds the condition that the address is known and lies in the network. The
+// tables hold IPv4 inside IPv6: a network of IPv6 around that range does not
+// contain it.
+func (q *query) from(p netip.Prefix) {
+	from, to := ipRange(p)
+	if from == to {
+		q.and("ip = toIPv6({ip:String})", "ip", from.String())
+	} else {
+		q.and("ip >= toIPv6({ip_from:String}) AND ip <= toIPv6({ip_to:String})", "ip_from", from.String(), "ip_to", to.String())
+	}
+	if mapped.Overlaps(p) {
+		q.and("NOT (ip >= toIPv6('::ffff:0.0.0.0') AND ip <= toIPv6('::ffff:255.255.255.255'))")
+	}
+	if p.Contains(netip.IPv6Unspecified()) {
+		q.and("ip_known")
+	}
+}
+
+// mapped is where the tables hold IPv4.
+var mapped = netip.MustParsePrefix("::ffff:0:0/96")
 
 // ipRange returns the first and last address of a network as the tables hold them.
 func ipRange(p netip.Prefix) (from, to netip.Addr) {
@@ -137,24 +163,57 @@ type Page struct {
 }
 
 const eventColumns = "seq, toUnixTimestamp64Milli(stored), toUnixTimestamp64Milli(time), id, type, keyspace, tenant, kind, aggregate_id, rev, " +
-	"prev, hash, source, command, actor_kind, actor_id, ip, user_agent, request_id, reason, data"
+	"prev, hash, source, command, actor_kind, actor_id, ip, ip_known, user_agent, request_id, reason, data"
 
-// eventsPage returns the statement of one page of the trail, newest first. Its
-// order is the log's, so a page needs no other bound than where the last ended.
-func eventsPage(scope Scope, f *Filter, p Page) (string, []any) {
-	q := ask("events", scope).filtered(f)
-	if p.After != nil {
-		q.and("seq < {after_seq:UInt64}", "after_seq", uint64(p.After.seq))
+// trailBound is how far the trail was when a walk or an export began. The two logs
+// are copied apart, so what one of them still lacked may be older than what was
+// shown; it stays out.
+type trailBound struct{ lifecycle, reads events.Seq }
+
+func (s *Store) trailBound(ctx context.Context) (b trailBound, err error) {
+	if b.lifecycle, _, err = s.trailOffset(ctx, events.Lifecycle); err != nil {
+		return b, err
 	}
-	return q.selects(eventColumns, fmt.Sprintf(" ORDER BY seq DESC LIMIT %d", p.Limit+1)), q.args
+	b.reads, _, err = s.trailOffset(ctx, events.Reads)
+	return b, err
 }
+
+// within adds the condition that the rows were in the trail at the bound.
+func (q *query) within(b trailBound) *query {
+	return q.and("seq <= if(stream = 'lifecycle', {bound:UInt64}, {bound_reads:UInt64})", "bound", uint64(b.lifecycle), "bound_reads", uint64(b.reads))
+}
+
+// trailOrder is the order of the trail: by the time at which the log stored the
+// event, within an instant by log, within a log by sequence.
+const trailOrder = "stored, stream, seq"
+
+// eventsPage returns the statement of one page of the trail, newest first.
+func eventsPage(scope Scope, f *Filter, p Page, bound trailBound) (string, []any) {
+	q := ask("events", scope).filtered(f).within(bound)
+	if c := p.After; c != nil {
+		q.and("stored <= fromUnixTimestamp64Milli({after_stored:Int64}) AND "+
+			"("+trailOrder+") < (fromUnixTimestamp64Milli({after_stored:Int64}), {after_stream:String}, {after_seq:UInt64})",
+			"after_stored", int64(c.time), "after_stream", string(trailStreams[c.n]), "after_seq", uint64(c.seq))
+	}
+	return q.selects(eventColumns, fmt.Sprintf(" ORDER BY stored DESC, stream DESC, seq DESC LIMIT %d", p.Limit+1)), q.args
+}
+
+// trailStreams numbers the logs of the trail, for cursors.
+var trailStreams = []events.Stream{events.Lifecycle, events.Reads}
 
 // Events returns one page of the trail, newest first, and where the next begins
 // (nil on the last). Errors: ErrUnavailable.
 func (s *Store) Events(ctx context.Context, scope Scope, f *Filter, p Page) ([]events.Recorded, *Cursor, error) {
-	sql, args := eventsPage(scope, f, p)
+	bound, err := s.trailBound(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if p.After != nil {
+		bound = trailBound{p.After.bound, p.After.boundReads}
+	}
+	sql, args := eventsPage(scope, f, p, bound)
 	var out []events.Recorded
-	err := s.each(ctx, sql, args, func(rows driver.Rows) error {
+	err = s.each(ctx, sql, args, func(rows driver.Rows) error {
 		r, err := scanEvent(rows)
 		out = append(out, r)
 		return err
@@ -163,7 +222,9 @@ func (s *Store) Events(ctx context.Context, scope Scope, f *Filter, p Page) ([]e
 		return out, nil, err
 	}
 	out = out[:p.Limit]
-	return out, &Cursor{seq: out[p.Limit-1].Seq}, nil
+	r := &out[p.Limit-1]
+	return out, &Cursor{bound: bound.lifecycle, boundReads: bound.reads, time: r.Stored,
+		seq: r.Seq, n: uint64(slices.Index(trailStreams, r.Aggregate.Stream()))}, nil
 }
 
 // UseRow is one use as the ledger holds it.
@@ -175,7 +236,7 @@ type UseRow struct {
 }
 
 const useColumns = "seq, toUnixTimestamp64Milli(stored), node, epoch, n, toUnixTimestamp64Milli(time), keyspace, tenant, key_id, reason, scope, " +
-	"resource_kind, resource_id, ip, cost, position"
+	"resource_kind, resource_id, ip, ip_known, cost, position, endpoint, request_id"
 
 // usesPage returns the statement of one page of the ledger, newest decision
 // first. Uses arrive late from a node that buffered, so the pages of one walk are
@@ -215,70 +276,29 @@ func (s *Store) Uses(ctx context.Context, scope Scope, f *Filter, p Page) ([]Use
 	return out, &Cursor{bound: bound, time: u.Time, seq: u.Seq, n: u.ID.N}, nil
 }
 
-// UsageCell counts the uses of one hour or day with one reason.
-type UsageCell struct {
-	At     events.Time // start of the hour or day, UTC
-	Reason events.Reason
-	Count  uint64
-}
-
-// usagePage returns the statement of one page of counts, newest cell first. They
-// come from the rollups, but for a key's hours, which are counted from the raw
-// rows (a rollup per key and hour would have nearly as many cells as uses).
-// A cell that has begun before To counts whole, as does the one From lies in.
-func usagePage(scope Scope, f *Filter, p Page) (string, []any) {
-	const day, hour = "toUnixTimestamp64Milli(toDateTime64(%s, 3, 'UTC'))", "intDiv(toUnixTimestamp64Milli(time), 3600000) * 3600000"
-	table, cell, count, width := "use_hour", "toUnixTimestamp64Milli(toDateTime64(hour, 3, 'UTC'))", "sum(n)", int64(time.Hour/time.Millisecond)
-	switch {
-	case f.PerDay && !f.Key.IsZero():
-		table, cell = "use_day_key", fmt.Sprintf(day, "day")
-	case f.PerDay:
-		cell = fmt.Sprintf(day, "toStartOfDay(hour)")
-	case !f.Key.IsZero():
-		table, cell, count = "uses", hour, "count()"
-	}
-	if f.PerDay {
-		width = int64(24 * time.Hour / time.Millisecond)
-	}
-	q := ask(table, scope).filtered(f)
-	if f.From != 0 {
-		q.and(cell+" >= {from:Int64}", "from", int64(f.From)/width*width)
-	}
-	if f.To != 0 {
-		q.and(cell+" < {to:Int64}", "to", int64(f.To))
-	}
-	tail := " GROUP BY at, reason"
-	if c := p.After; c != nil {
-		tail += " HAVING at < {after_at:Int64} OR at = {after_at:Int64} AND reason > {after_reason:String}"
-		q.args = append(q.args, named("after_at", int64(c.time)), named("after_reason", events.Reason(c.n).String()))
-	}
-	return q.selects(cell+" AS at, reason, "+count+" AS count", tail+fmt.Sprintf(" ORDER BY at DESC, reason LIMIT %d", p.Limit+1)), q.args
-}
-
-// Usage returns one page of counts, newest first, and where the next begins (nil
-// on the last). Errors: ErrUnavailable.
-func (s *Store) Usage(ctx context.Context, scope Scope, f *Filter, p Page) ([]UsageCell, *Cursor, error) {
-	sql, args := usagePage(scope, f, p)
-	var out []UsageCell
-	err := s.each(ctx, sql, args, func(rows driver.Rows) error {
-		var at int64
-		var reason string
-		var c UsageCell
-		if err := rows.Scan(&at, &reason, &c.Count); err != nil {
-			return err
+// names returns the present names of the keys that are actors of the rows, of those
+// that the scope lets its reader know of.
+func (s *Store) names(ctx context.Context, scope Scope, rows []events.Recorded) (map[string]string, error) {
+	var ids []string
+	for i := range rows {
+		if a := rows[i].Actor; a.Kind == events.ActorKey && !slices.Contains(ids, a.ID) {
+			ids = append(ids, a.ID)
 		}
-		c.At = events.Time(at)
-		var err error
-		c.Reason, err = events.ParseReason(reason)
-		out = append(out, c)
+	}
+	out := map[string]string{}
+	if len(ids) == 0 {
+		return out, nil
+	}
+	q := ask("events", scope).and("keyspace = {operators:String} AND kind = 'key' AND aggregate_id IN {ids:Array(String)}", "operators", string(events.Builtin), "ids", ids).
+		and("type IN ('key.created', 'key.imported', 'key.renamed')")
+	sql := q.selects("aggregate_id, argMax(if(type = 'key.renamed', JSONExtractString(data, 'after', 'name'), JSONExtractString(data, 'name')), seq)", " GROUP BY aggregate_id")
+	err := s.each(ctx, sql, q.args, func(rows driver.Rows) error {
+		var id, name string
+		err := rows.Scan(&id, &name)
+		out[id] = name
 		return err
 	})
-	if err != nil || len(out) <= p.Limit {
-		return out, nil, err
-	}
-	out = out[:p.Limit]
-	c := &out[p.Limit-1]
-	return out, &Cursor{time: c.At, n: uint64(c.Reason)}, nil
+	return out, err
 }
 
 // LastUsed returns when each key was last allowed, for those that ever were; a
@@ -289,7 +309,7 @@ func (s *Store) LastUsed(ctx context.Context, ids []events.KeyID) (map[events.Ke
 	for i, id := range ids {
 		names[i] = id.String()
 	}
-	return s.lastUsed(ctx, Scope{some: true}, names)
+	return s.lastUsed(ctx, everything, names)
 }
 
 func (s *Store) lastUsed(ctx context.Context, scope Scope, ids []string) (map[events.KeyID]events.Time, error) {
@@ -314,17 +334,22 @@ func (s *Store) lastUsed(ctx context.Context, scope Scope, ids []string) (map[ev
 
 // Watermark says how far the copy is: everything up to these sequences is in it.
 type Watermark struct {
-	EventsSeq events.Seq  `json:"events_seq"`
+	EventsSeq events.Seq  `json:"events_seq"` // of the lifecycle log
+	ReadsSeq  events.Seq  `json:"reads_seq"`  // of the log of who read the record
 	UsesSeq   events.Seq  `json:"uses_seq"`
 	StoredAt  events.Time `json:"stored_at,omitzero"` // when the log stored the latest of them
 }
 
 // Watermark reads how far the copy is. Errors: ErrUnavailable.
 func (s *Store) Watermark(ctx context.Context) (Watermark, error) {
-	e, eventStored, err := s.offset(ctx, "events")
+	e, eventStored, err := s.trailOffset(ctx, events.Lifecycle)
+	if err != nil {
+		return Watermark{}, err
+	}
+	r, readStored, err := s.trailOffset(ctx, events.Reads)
 	if err != nil {
 		return Watermark{}, err
 	}
 	u, useStored, err := s.offset(ctx, "use_batches")
-	return Watermark{e, u, max(eventStored, useStored)}, err
+	return Watermark{e, r, u, max(eventStored, readStored, useStored)}, err
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +11,9 @@ import (
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
+	"github.com/keytrail/keytrail/audit/engine/enginetest"
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/logtest"
 )
 
 func filter(t testing.TB, kind Kind, given map[string]string) *Filter {
@@ -38,8 +39,8 @@ func TestStatements(t *testing.T) {
 	restricted := ScopeOf(&events.Principal{Keyspaces: []events.KeyspaceID{"scribe"}, Tenants: []events.TenantID{"acme", "globex"}})
 	all := ScopeOf(&events.Principal{})
 	key := keyID(1).String()
-	const scoped = "keyspace IN {scope_keyspaces:Array(String)} AND tenant IN {scope_tenants:Array(String)}"
-	const scopeArgs = "scope_keyspaces=[scribe] scope_tenants=[acme globex]"
+	const scoped = "keyspace != {builtin:String} AND keyspace IN {scope_keyspaces:Array(String)} AND tenant IN {scope_tenants:Array(String)}"
+	const scopeArgs = "builtin=keytrail scope_keyspaces=[scribe] scope_tenants=[acme globex]"
 	check := func(name, sql string, args []any, wantSQL, wantArgs string) {
 		t.Helper()
 		if sql != wantSQL {
@@ -49,31 +50,40 @@ func TestStatements(t *testing.T) {
 			t.Errorf("%s:\n got %s\nwant %s", name, got, wantArgs)
 		}
 	}
-	sql, args := eventsPage(all, filter(t, KindEvents, nil), Page{Limit: 50})
-	check("all events", sql, args, "SELECT "+eventColumns+" FROM events WHERE 1 ORDER BY seq DESC LIMIT 51", "")
-	sql, args = eventsPage(Scope{}, filter(t, KindEvents, nil), Page{Limit: 50})
-	check("no scope", sql, args, "SELECT "+eventColumns+" FROM events WHERE 0 ORDER BY seq DESC LIMIT 51", "")
+	const within = "seq <= if(stream = 'lifecycle', {bound:UInt64}, {bound_reads:UInt64})"
+	const newest = " ORDER BY stored DESC, stream DESC, seq DESC LIMIT "
+	bound := trailBound{77, 5}
+	sql, args := eventsPage(all, filter(t, KindEvents, nil), Page{Limit: 50}, bound)
+	check("all events", sql, args, "SELECT "+eventColumns+" FROM events WHERE "+within+newest+"51", "bound=77 bound_reads=5")
+	sql, args = eventsPage(Scope{}, filter(t, KindEvents, nil), Page{Limit: 50}, bound)
+	check("no scope", sql, args, "SELECT "+eventColumns+" FROM events WHERE 0 AND keyspace != {builtin:String} AND "+within+newest+"51", "builtin=keytrail bound=77 bound_reads=5")
 	sql, args = eventsPage(restricted, filter(t, KindEvents, map[string]string{"keyspace": "scribe", "tenant": "acme", "key": key, "actor": "expirer",
 		"type": "key.revoked", "request_id": "req_1", "ip": "203.0.113.0/24", "from": "2026-01-01T00:00:00Z", "to": "2026-02-01T00:00:00Z"}),
-		Page{Limit: 2, After: &Cursor{seq: 9}})
+		Page{Limit: 2, After: &Cursor{time: 8, n: 1, seq: 9}}, bound)
 	check("filtered events", sql, args, "SELECT "+eventColumns+" FROM events WHERE "+scoped+" AND keyspace = {keyspace:String} AND tenant = {tenant:String} AND "+
 		"kind = 'key' AND aggregate_id = {key:String} AND actor_id = {actor:String} AND type = {type:String} AND request_id = {request_id:String} AND "+
 		"ip >= toIPv6({ip_from:String}) AND ip <= toIPv6({ip_to:String}) AND time >= fromUnixTimestamp64Milli({from:Int64}) AND "+
-		"time < fromUnixTimestamp64Milli({to:Int64}) AND seq < {after_seq:UInt64} ORDER BY seq DESC LIMIT 3",
+		"time < fromUnixTimestamp64Milli({to:Int64}) AND "+within+" AND "+
+		"stored <= fromUnixTimestamp64Milli({after_stored:Int64}) AND (stored, stream, seq) < (fromUnixTimestamp64Milli({after_stored:Int64}), {after_stream:String}, {after_seq:UInt64})"+newest+"3",
 		scopeArgs+" keyspace=scribe tenant=acme key="+key+" actor=expirer type=key.revoked request_id=req_1 ip_from=::ffff:203.0.113.0 ip_to=::ffff:203.0.113.255 "+
-			"from=1767225600000 to=1769904000000 after_seq=9")
-	sql, args = usesPage(restricted, filter(t, KindUses, map[string]string{"key": key, "outcome": "denied", "reason": "rate_limited", "scope": "a:b", "node": "n1", "ip": "2001:db8::1"}),
+			"from=1767225600000 to=1769904000000 bound=77 bound_reads=5 after_stored=8 after_stream=reads after_seq=9")
+	sql, args = usesPage(restricted, filter(t, KindUses, map[string]string{"key": key, "outcome": "denied", "reason": "rate_limited", "scope": "a:b", "endpoint": "GET /v1/keys/{id}", "request_id": "req_1", "node": "n1", "ip": "2001:db8::1"}),
 		Page{Limit: 2, After: &Cursor{time: 5, seq: 4, n: 3}}, 77)
-	check("filtered uses", sql, args, "SELECT "+useColumns+" FROM uses WHERE "+scoped+" AND key_id = {key:String} AND ip = toIPv6({ip:String}) AND reason != 'ok' AND "+
-		"reason = {reason:String} AND scope = {scope:String} AND node = {node:String} AND seq <= {bound:UInt64} AND time <= fromUnixTimestamp64Milli({after_time:Int64}) AND "+
+	check("filtered uses", sql, args, "SELECT "+useColumns+" FROM uses WHERE "+scoped+" AND key_id = {key:String} AND request_id = {request_id:String} AND ip = toIPv6({ip:String}) AND reason != 'ok' AND "+
+		"reason = {reason:String} AND scope = {scope:String} AND endpoint = {endpoint:String} AND node = {node:String} AND seq <= {bound:UInt64} AND time <= fromUnixTimestamp64Milli({after_time:Int64}) AND "+
 		"(time, seq, n) < (fromUnixTimestamp64Milli({after_time:Int64}), {after_seq:UInt64}, {after_n:UInt64}) ORDER BY time DESC, seq DESC, n DESC LIMIT 3",
-		scopeArgs+" key="+key+" ip=2001:db8::1 reason=rate_limited scope=a:b node=n1 bound=77 after_time=5 after_seq=4 after_n=3")
+		scopeArgs+" key="+key+" request_id=req_1 ip=2001:db8::1 reason=rate_limited scope=a:b endpoint=GET /v1/keys/{id} node=n1 bound=77 after_time=5 after_seq=4 after_n=3")
 	sql, args = usagePage(restricted, filter(t, KindUsage, map[string]string{"from": "2026-01-01T10:30:00Z"}), Page{Limit: 1})
-	check("usage per hour", sql, args, "SELECT toUnixTimestamp64Milli(toDateTime64(hour, 3, 'UTC')) AS at, reason, sum(n) AS count FROM use_hour WHERE "+scoped+
-		" AND toUnixTimestamp64Milli(toDateTime64(hour, 3, 'UTC')) >= {from:Int64} GROUP BY at, reason ORDER BY at DESC, reason LIMIT 2", scopeArgs+" from=1767261600000")
+	const hour, when = "toUnixTimestamp64Milli(toDateTime64(hour, 3, 'UTC'))", "toUnixTimestamp64Milli(time)"
+	check("usage per hour", sql, args, "SELECT intDiv(ms, 3600000) * 3600000 AS at, reason, sum(n) AS count FROM ("+
+		"SELECT "+hour+" AS ms, reason, toUInt64(n) AS n FROM use_hour WHERE "+scoped+" AND "+hour+" >= {from0:Int64} UNION ALL "+
+		"SELECT "+when+" AS ms, reason, toUInt64(1) AS n FROM uses WHERE "+scoped+" AND time >= fromUnixTimestamp64Milli({from1:Int64}) AND time < fromUnixTimestamp64Milli({to1:Int64}) UNION ALL "+
+		"SELECT "+when+" AS ms, reason, toUInt64(n) AS n FROM "+suppressed+" WHERE "+scoped+" AND time >= fromUnixTimestamp64Milli({from2:Int64})"+
+		") GROUP BY at, reason ORDER BY at DESC, reason LIMIT 2",
+		scopeArgs+" from0=1767265200000 from1=1767263400000 to1=1767265200000 from2=1767263400000")
 }
 
-// questions are all that the door can ask, as sets of rows that name where they
+// questions are all that the endpoint can ask, as sets of rows that name where they
 // belong.
 func questions(t *testing.T, s *Store, scope Scope, given map[string]string) map[string][]string {
 	t.Helper()
@@ -120,6 +130,9 @@ func questions(t *testing.T, s *Store, scope Scope, given map[string]string) map
 			if kind == KindUses {
 				label = " use "
 			}
+			if kind == KindEvents && cells[tenant] == "" {
+				cells[tenant] = "-"
+			}
 			out["export "+string(kind)] = append(out["export "+string(kind)], cells[ks]+"/"+cells[tenant]+label+cells[name])
 		}
 	}
@@ -133,7 +146,7 @@ func questions(t *testing.T, s *Store, scope Scope, given map[string]string) map
 // restrictions admit and nothing else.
 func TestIsolation(t *testing.T) {
 	f := newFixture(t)
-	all := f.log.Records()
+	all := f.trail()
 	for name, who := range principals() {
 		t.Run(name, func(t *testing.T) {
 			scope := ScopeOf(who)
@@ -149,6 +162,9 @@ func TestIsolation(t *testing.T) {
 					wantUses = append(wantUses, fmt.Sprintf("%s/%s use %s", u.Keyspace, u.Tenant, u.ID))
 					counts[u.Reason.String()]++
 				}
+			}
+			if n := len(wantEvents) + len(wantUses); (n == 0) != (name == "operators" || name == "nobody's") {
+				t.Fatalf("it should see %d rows", n)
 			}
 			slices.Sort(wantEvents)
 			slices.Sort(wantUses)
@@ -209,14 +225,10 @@ func TestIsolation(t *testing.T) {
 
 // naive is what a filter means, one row at a time.
 func naive(f *Filter, u *UseRow) bool {
-	ip := u.IP
-	if !ip.IsValid() {
-		ip = netip.IPv6Unspecified()
-	}
 	return (f.Keyspace == "" || u.Keyspace == f.Keyspace) && (f.Tenant == "" || u.Tenant == f.Tenant) &&
 		(f.Key.IsZero() || u.Key == f.Key) && (f.Reason == 0 || u.Reason == f.Reason) && (f.Scope == "" || u.Scope == f.Scope) &&
-		(f.Node == "" || u.ID.Node == f.Node) && (f.From == 0 || u.Time >= f.From) && (f.To == 0 || u.Time < f.To) &&
-		(f.Outcome == "" || (f.Outcome == "allowed") == u.Reason.Allowed()) && (!f.IP.IsValid() || f.IP.Contains(ip))
+		(f.Node == "" || u.ID.Node == f.Node) && (f.Endpoint == "" || u.Endpoint == f.Endpoint) && (f.RequestID == "" || u.RequestID.String() == f.RequestID) && (f.From == 0 || u.Time >= f.From) && (f.To == 0 || u.Time < f.To) &&
+		(f.Outcome == "" || (f.Outcome == "allowed") == u.Reason.Allowed()) && (!f.IP.IsValid() || f.IP.Contains(u.IP)) && (!f.IPUnknown || !u.IP.IsValid())
 }
 
 func TestUseFilters(t *testing.T) {
@@ -225,8 +237,9 @@ func TestUseFilters(t *testing.T) {
 	for _, given := range []map[string]string{
 		{}, {"keyspace": "scribe"}, {"tenant": "globex"}, {"key": f.keys[0].Key.String()}, {"key": keyID(4000).String()},
 		{"outcome": "allowed"}, {"outcome": "denied"}, {"reason": "scope_missing"}, {"reason": "ok", "outcome": "denied"},
-		{"ip": "203.0.113.7"}, {"ip": "203.0.113.0/24"}, {"ip": "203.0.113.128/25"}, {"ip": "0.0.0.0/0"}, {"ip": "2001:db8::/32"}, {"ip": "2001:db8::1"},
+		{"ip": "203.0.113.7"}, {"ip": "203.0.113.0/24"}, {"ip": "203.0.113.128/25"}, {"ip": "0.0.0.0/0"}, {"ip": "2001:db8::/32"}, {"ip": "2001:db8::1"}, {"ip": "::"}, {"ip": "::/0"}, {"ip": "unknown"},
 		{"scope": "write"}, {"node": "n1"}, {"node": "n2"},
+		{"endpoint": "GET /v1/keys/{id}"}, {"endpoint": "GET /v1/keys"}, {"request_id": events.RequestID{1, 3}.String()}, {"request_id": "req_1"},
 		{"from": start.String()}, {"to": start.String()}, {"from": start.Add(-3 * time.Second).String(), "to": start.Add(60 * time.Second).String()},
 		{"keyspace": "scribe", "tenant": "acme", "key": f.keys[1].Key.String(), "outcome": "denied", "ip": "198.51.100.0/24", "from": start.Add(time.Second).String()},
 	} {
@@ -249,11 +262,12 @@ func TestUseFilters(t *testing.T) {
 		}
 	}
 	// The filters of the trail, by count.
-	records := f.log.Records()
+	records := f.trail()
 	for _, c := range []struct {
 		given map[string]string
 		want  func(r *events.Recorded) bool
 	}{
+		{map[string]string{"type": "audit.queried"}, func(r *events.Recorded) bool { return r.Aggregate.Stream() == events.Reads }},
 		{map[string]string{"type": "key.renamed"}, func(r *events.Recorded) bool { return r.Type() == events.TypeKeyRenamed }},
 		{map[string]string{"actor": "test"}, func(*events.Recorded) bool { return true }},
 		{map[string]string{"actor": "init"}, func(*events.Recorded) bool { return false }},
@@ -318,11 +332,11 @@ func TestPages(t *testing.T) {
 	}
 	// The trail and the counts, page by page, are what one page holds.
 	ef := filter(t, KindEvents, nil)
-	checkWalk(t, func(p Page) ([]events.Seq, *Cursor, error) {
+	checkWalk(t, func(p Page) ([]events.EventID, *Cursor, error) {
 		rows, next, err := f.store.Events(t.Context(), scope, ef, p)
-		var out []events.Seq
+		var out []events.EventID
 		for _, r := range rows {
-			out = append(out, r.Seq)
+			out = append(out, r.ID)
 		}
 		return out, next, err
 	})
@@ -381,7 +395,7 @@ func TestParseFilterFaults(t *testing.T) {
 		names = append(names, f.Field)
 	}
 	slices.Sort(names)
-	want := []string{"actor", "from", "ip", "key", "keyspace", "node", "nonsense\n", "outcome", "reason", "scope", "tenant", "to"}
+	want := []string{"actor", "from", "ip", "key", "keyspace", "node", "outcome", "reason", "scope", "tenant", "to", "…"}
 	if !slices.Equal(names, want) {
 		t.Errorf("faults %q, want %q", names, want)
 	}
@@ -393,8 +407,8 @@ func TestParseFilterFaults(t *testing.T) {
 func TestForeignCursor(t *testing.T) {
 	all, some := ScopeOf(&events.Principal{}), ScopeOf(&events.Principal{Tenants: []events.TenantID{"acme"}})
 	f := filter(t, KindUses, map[string]string{"tenant": "acme"})
-	token := (&Cursor{bound: 9, time: 8, seq: 7, n: 6}).encode(all, f)
-	if c, err := parseCursor(token, all, f); err != nil || *c != (Cursor{9, 8, 7, 6}) {
+	token := (&Cursor{walk: 3, bound: 9, boundReads: 4, time: 8, seq: 7, n: 6}).encode(all, f)
+	if c, err := parseCursor(token, all, f); err != nil || *c != (Cursor{3, 9, 4, 8, 7, 6}) {
 		t.Fatal(c, err)
 	}
 	for name, try := range map[string]func() error{
@@ -412,4 +426,46 @@ func TestForeignCursor(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
+}
+
+// TestSuppressedUsesAreCounted: what a node only counted is in the counts, by
+// hour, day, keyspace and reason, for readers who may see uses of unknown keys.
+func TestSuppressedUsesAreCounted(t *testing.T) {
+	s := openStore(t, enginetest.Database(t))
+	log := logtest.New(t)
+	startWriter(t, WriterConfig{Store: s, Log: log, Reads: log.Reads(), Uses: log, Linger: 5 * time.Millisecond})
+	hour := start.Add(-59 * time.Minute)
+	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchOpen})
+	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchUses, First: 1, Uses: []events.Use{
+		use(start, "scribe", "acme", keyID(1), events.ReasonOK, ""), use(start, "scribe", "", events.KeyID{}, events.ReasonKeyUnknown, "")}})
+	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchSuppressed, First: 3, Tallies: []events.Tally{
+		{Time: start, Keyspace: "scribe", Reason: events.ReasonKeyUnknown, Count: 1000},
+		{Time: start.Add(time.Hour), Keyspace: "scribe", Reason: events.ReasonKeyUnknown, Count: 30},
+		{Time: start, Reason: events.ReasonKeyMissing, Count: 7}}})
+	waitCopied(t, s, log)
+	for _, c := range []struct {
+		who   *events.Principal
+		given map[string]string
+		want  string
+	}{
+		{&events.Principal{}, map[string]string{}, "[+1h key_unknown 30] [+0h key_missing 7] [+0h key_unknown 1001] [+0h ok 1]"},
+		{&events.Principal{}, map[string]string{"keyspace": "scribe"}, "[+1h key_unknown 30] [+0h key_unknown 1001] [+0h ok 1]"},
+		{&events.Principal{}, map[string]string{"per": "day", "keyspace": "scribe"}, "[+1h key_unknown 30] [-23h key_unknown 1001] [-23h ok 1]"},
+		{&events.Principal{}, map[string]string{"tenant": "acme"}, "[+0h ok 1]"},
+		{&events.Principal{Tenants: []events.TenantID{"acme"}}, map[string]string{}, "[+0h ok 1]"},
+		{&events.Principal{Keyspaces: []events.KeyspaceID{"other"}}, map[string]string{}, ""},
+	} {
+		cells, _, err := s.Usage(t.Context(), ScopeOf(c.who), filter(t, KindUsage, c.given), Page{Limit: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, cell := range cells {
+			got = append(got, fmt.Sprintf("[%+dh %s %d]", (cell.At-hour)/3600_000, cell.Reason, cell.Count))
+		}
+		if s := strings.Join(got, " "); s != c.want {
+			t.Errorf("%v of %v:\n%s\nwant:\n%s", c.given, c.who, s, c.want)
+		}
+	}
+	mustReconcile(t, s, log)
 }

@@ -49,8 +49,8 @@ func (s *session) newRoller(ctx context.Context, to events.Seq) (*roller, error)
 
 // useRange is a range of messages of one month.
 type useRange struct {
-	from, to            events.Seq  // from excluded
-	firstStored, stored events.Time // of the first and last message; prunes parts
+	from, to         events.Seq  // from excluded
+	earliest, latest events.Time // that a message was stored; prunes parts
 }
 
 // run brings every rollup up to r.to.
@@ -73,7 +73,7 @@ func (r *roller) run(ctx context.Context) error {
 			}
 			if rows > 0 {
 				where := fmt.Sprintf("seq > %d AND seq <= %d AND stored >= fromUnixTimestamp64Milli(%d) AND stored <= fromUnixTimestamp64Milli(%d)",
-					max(next.from, r.offsets[i]), next.to, next.firstStored, next.stored)
+					max(next.from, r.offsets[i]), next.to, next.earliest, next.latest)
 				err := r.s.do(ctx, "roll up into "+t.table, ch.Query{Body: "INSERT INTO " + t.table + " (" + t.columns + ") SELECT " + fmt.Sprintf(t.query, where)})
 				if err != nil {
 					return err
@@ -102,13 +102,15 @@ func (r *roller) next(ctx context.Context, from events.Seq) (next useRange, rows
 		if err := got.Scan(&seq, &stored, &count); err != nil {
 			return next, 0, store.fault(ctx, "read what is to be rolled up", err)
 		}
-		if next.to != 0 && (month(events.Time(stored)) != month(next.firstStored) || rows+count > rollupRows) {
+		if next.to != 0 && (month(events.Time(stored)) != month(next.latest) || rows+count > rollupRows) {
 			return next, rows, nil
 		}
+		at := events.Time(stored)
 		if next.to == 0 {
-			next.firstStored = events.Time(stored)
+			next.earliest = at
 		}
-		next.to, next.stored, rows = events.Seq(seq), events.Time(stored), rows+count
+		next.earliest, next.latest = min(next.earliest, at), max(next.latest, at)
+		next.to, rows = events.Seq(seq), rows+count
 	}
 	if err := got.Err(); err != nil {
 		return next, 0, store.fault(ctx, "read what is to be rolled up", err)

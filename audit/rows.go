@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/go-json-experiment/json"
@@ -27,13 +28,15 @@ func (s *Store) each(ctx context.Context, sql string, args []any, f func(driver.
 	return s.fault(ctx, doing, errors.Join(rows.Err(), rows.Close()))
 }
 
-// scanEvent reads a row of eventColumns back into the event that it was.
-func scanEvent(rows driver.Rows) (r events.Recorded, err error) {
+// scanEvent reads a row of eventColumns, and of more behind them, back into the
+// event that it was.
+func scanEvent(rows driver.Rows, more ...any) (r events.Recorded, err error) {
 	var seq, rev uint64
 	var stored, at int64
+	var known bool
 	var id, typ, keyspace, tenant, kind, aggregate, prev, hash, source, command, actorKind, actorID, agent, request, reason, data string
-	err = rows.Scan(&seq, &stored, &at, &id, &typ, &keyspace, &tenant, &kind, &aggregate, &rev, &prev, &hash, &source, &command,
-		&actorKind, &actorID, &r.IP, &agent, &request, &reason, &data)
+	err = rows.Scan(append([]any{&seq, &stored, &at, &id, &typ, &keyspace, &tenant, &kind, &aggregate, &rev, &prev, &hash, &source, &command,
+		&actorKind, &actorID, &r.IP, &known, &agent, &request, &reason, &data}, more...)...)
 	if err != nil {
 		return r, err
 	}
@@ -44,32 +47,41 @@ func scanEvent(rows driver.Rows) (r events.Recorded, err error) {
 	r.Aggregate = events.Aggregate{Kind: events.AggregateKind(kind), Keyspace: events.KeyspaceID(keyspace), Tenant: events.TenantID(tenant), ID: aggregate}
 	r.Time, r.Rev, r.Prev, r.Source, r.Command = events.Time(at), rev, events.Hash([]byte(prev)), source, command
 	r.Actor = events.Actor{Kind: events.ActorKind(actorKind), ID: actorID}
-	r.IP, r.UserAgent, r.RequestID, r.Reason = unmap(r.IP), agent, request, reason
+	r.UserAgent, r.RequestID, r.Reason = agent, request, reason
+	if r.IP, err = unmap(r.IP, known); err != nil {
+		return r, err
+	}
 	if r.ID, err = events.ParseEventID(id); err != nil {
 		return r, err
 	}
-	empty := events.Catalogue[events.Type(typ)]
-	if empty == nil {
-		return r, &events.UnknownTypeError{Type: typ}
+	if r.Data = events.NewData(events.Type(typ)); r.Data == nil {
+		return r, &events.NewerError{What: "event type " + strconv.Quote(typ)}
 	}
-	r.Data = empty()
 	return r, json.Unmarshal([]byte(data), r.Data, json.RejectUnknownMembers(true))
 }
 
 func scanUse(rows driver.Rows) (u UseRow, err error) {
 	var seq, position uint64
 	var stored, at int64
-	var node, keyspace, tenant, key, reason string
+	var known bool
+	var node, keyspace, tenant, key, reason, request string
 	err = rows.Scan(&seq, &stored, &node, &u.ID.Epoch, &u.ID.N, &at, &keyspace, &tenant, &key, &reason, &u.Scope,
-		&u.Resource.Kind, &u.Resource.ID, &u.IP, &u.Cost, &position)
+		&u.Resource.Kind, &u.Resource.ID, &u.IP, &known, &u.Cost, &position, &u.Endpoint, &request)
 	if err != nil {
 		return u, err
 	}
 	u.Seq, u.Stored, u.ID.Node = events.Seq(seq), events.Time(stored), events.NodeID(node)
 	u.Time, u.Keyspace, u.Tenant, u.Use.Seq = events.Time(at), events.KeyspaceID(keyspace), events.TenantID(tenant), events.Seq(position)
-	u.IP = unmap(u.IP)
+	if u.IP, err = unmap(u.IP, known); err != nil {
+		return u, err
+	}
 	if key != "" {
 		if u.Key, err = events.ParseKeyID(key); err != nil {
+			return u, err
+		}
+	}
+	if request != "" {
+		if u.RequestID, err = events.ParseRequestID(request); err != nil {
 			return u, err
 		}
 	}
@@ -77,10 +89,13 @@ func scanUse(rows driver.Rows) (u UseRow, err error) {
 	return u, err
 }
 
-// unmap is the inverse of ipv6.
-func unmap(a netip.Addr) netip.Addr {
-	if a.IsUnspecified() {
-		return netip.Addr{}
+// unmap returns the address that the columns ip and ip_known hold.
+func unmap(a netip.Addr, known bool) (netip.Addr, error) {
+	if known {
+		return a.Unmap(), nil
 	}
-	return a.Unmap()
+	if !a.IsUnspecified() {
+		return netip.Addr{}, fmt.Errorf("address %s is said not to be known", a)
+	}
+	return netip.Addr{}, nil
 }

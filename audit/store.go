@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"github.com/pressly/goose/v3"
@@ -19,9 +18,9 @@ import (
 	schema "github.com/keytrail/keytrail/schemas/clickhouse"
 )
 
-// ErrUnavailable says that ClickHouse cannot be reached or cannot answer now.
-// The same call may be made again later.
-var ErrUnavailable = errors.New("ClickHouse cannot be reached or does not answer")
+// ErrNotMigrated says that the database does not have the tables of this release
+// yet. The same Attach succeeds once the auditor of this release has run.
+var ErrNotMigrated = errors.New("start the auditor of this release: it makes the tables")
 
 // StoreConfig says which database holds the copy.
 type StoreConfig struct {
@@ -40,6 +39,8 @@ type Store struct {
 	database string
 	logger   *slog.Logger
 	log      atomic.Pointer[events.LogID] // set once bound
+
+	pause func(context.Context, time.Duration) error // between looks at the lease; replaced by tests
 }
 
 var databaseRE = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
@@ -48,9 +49,40 @@ var databaseRE = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
 const migrationsTable = "keytrail_migrations"
 
 // Open connects, creates the database if it does not exist, and brings its tables
-// to this release's shape; two processes that do so at once take turns. Errors:
-// ErrUnavailable; others are sentences for the operator.
+// to this release's shape; two processes that do so at once take turns. It is for
+// who writes the copy: everybody else calls Attach. Errors: ErrUnavailable; others
+// are sentences for the operator.
 func Open(ctx context.Context, cfg StoreConfig) (*Store, error) {
+	return open(ctx, cfg, func(s *Store) error {
+		if err := s.createDatabase(ctx); err != nil {
+			return err
+		}
+		return s.migrate(ctx)
+	})
+}
+
+// Attach connects to a database that has the tables of this release, and changes
+// nothing in it. Errors: ErrUnavailable; ErrNotMigrated; others are sentences for
+// the operator.
+func Attach(ctx context.Context, cfg StoreConfig) (*Store, error) {
+	return open(ctx, cfg, func(s *Store) error {
+		err := s.try(ctx, s.database, "SELECT 1")
+		if code(err) == codeUnknownDatabase {
+			return fmt.Errorf("ClickHouse has no database %s: %w", s, ErrNotMigrated)
+		}
+		if err != nil {
+			return s.refusal(ctx, err)
+		}
+		have, want, err := s.versions(ctx)
+		if err == nil && have < want {
+			err = fmt.Errorf("database %s is at step %d of %d: %w", s, have, want, ErrNotMigrated)
+		}
+		return err
+	})
+}
+
+// open connects and makes the store what prepare insists on.
+func open(ctx context.Context, cfg StoreConfig, prepare func(*Store) error) (*Store, error) {
 	options, err := parseDSN(cfg.DSN)
 	if err != nil {
 		return nil, err
@@ -59,14 +91,11 @@ func Open(ctx context.Context, cfg StoreConfig) (*Store, error) {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{options: *options, database: options.Auth.Database, logger: logger}
-	if err := s.createDatabase(ctx); err != nil {
-		return nil, err
-	}
-	if s.conn, err = clickhouse.Open(options); err != nil {
+	s := &Store{options: *options, database: options.Auth.Database, logger: logger, pause: pause}
+	if s.conn, err = clickhouse.Open(options); err != nil { // it does not dial yet
 		return nil, fmt.Errorf("open ClickHouse: %w", err)
 	}
-	if err := s.migrate(ctx); err != nil {
+	if err := prepare(s); err != nil {
 		return nil, errors.Join(err, s.conn.Close())
 	}
 	return s, nil
@@ -93,31 +122,42 @@ func parseDSN(dsn string) (*clickhouse.Options, error) {
 	return o, nil
 }
 
+// try runs one statement in the database of the name, on a connection of its own.
+func (s *Store) try(ctx context.Context, database, sql string) error {
+	o := s.options
+	o.Auth.Database = database
+	conn, err := clickhouse.Open(&o)
+	if err != nil {
+		return err
+	}
+	return errors.Join(conn.Exec(ctx, sql), conn.Close())
+}
+
+// refusal says why ClickHouse does not let this process in.
+func (s *Store) refusal(ctx context.Context, err error) error {
+	if code(err) == codeAuthentication {
+		return fmt.Errorf("ClickHouse at %s refuses the user or the password of the DSN", s) // its own text names the user
+	}
+	return s.fault(ctx, "connect to ClickHouse", err)
+}
+
 // createDatabase makes sure that the database exists. The first try asks for
 // nothing that an operator who made it by hand would have to grant.
 func (s *Store) createDatabase(ctx context.Context) error {
-	try := func(database, sql string) error {
-		o := s.options
-		o.Auth.Database = database
-		conn, err := clickhouse.Open(&o)
-		if err != nil {
-			return err
-		}
-		return errors.Join(conn.Exec(ctx, sql), conn.Close())
-	}
-	err := try(s.database, "SELECT 1")
+	err := s.try(ctx, s.database, "SELECT 1")
 	if code(err) == codeUnknownDatabase {
-		err = try("default", "CREATE DATABASE IF NOT EXISTS `"+s.database+"`")
+		err = s.try(ctx, "default", "CREATE DATABASE IF NOT EXISTS `"+s.database+"`")
 	}
-	if code(err) == codeAuthentication {
-		return fmt.Errorf("ClickHouse at %s refuses the user or the password of the DSN", s)
-	}
-	return s.fault(ctx, "connect to ClickHouse", err)
+	return s.refusal(ctx, err)
 }
 
 // migrate takes the steps that the database has not taken yet. The lease keeps a
 // second process out meanwhile; its turn then finds nothing to do.
 func (s *Store) migrate(ctx context.Context) error {
+	have, want, err := s.versions(ctx)
+	if err != nil || have == want {
+		return err
+	}
 	o := s.options
 	db := clickhouse.OpenDB(&o)
 	defer db.Close()
@@ -125,10 +165,6 @@ func (s *Store) migrate(ctx context.Context) error {
 		goose.WithTableName(migrationsTable), goose.WithDisableGlobalRegistry(true), goose.WithSlog(slog.New(slog.DiscardHandler)))
 	if err != nil {
 		return fmt.Errorf("read the migrations: %w", err)
-	}
-	have, want, err := s.versions(ctx, p)
-	if err != nil || have == want {
-		return err
 	}
 	return s.withLease(ctx, "migrate", func(ctx context.Context) error {
 		// crash here: each step is idempotent and noted after it is taken.
@@ -142,9 +178,16 @@ func (s *Store) migrate(ctx context.Context) error {
 
 // versions returns the last step that the database has taken, 0 for none, and the
 // last one that there is.
-func (s *Store) versions(ctx context.Context, p *goose.Provider) (have, want int64, err error) {
-	sources := p.ListSources()
-	want = sources[len(sources)-1].Version
+func (s *Store) versions(ctx context.Context) (have, want int64, err error) {
+	files, err := schema.Migrations.ReadDir(".")
+	if err != nil {
+		return 0, 0, fmt.Errorf("read the migrations: %w", err)
+	}
+	for _, f := range files {
+		if v, err := goose.NumericComponent(f.Name()); err == nil {
+			want = max(want, v)
+		}
+	}
 	var exists uint8
 	err = s.conn.QueryRow(ctx, "EXISTS TABLE "+migrationsTable).Scan(&exists)
 	if err == nil && exists == 1 {
@@ -226,46 +269,4 @@ func (s *Store) identities(ctx context.Context) ([]string, error) {
 	}
 	slices.Sort(ids)
 	return ids, nil
-}
-
-// Codes of ClickHouse's exceptions, from its ErrorCodes.cpp.
-const (
-	codeUnknownDatabase = 81
-	codeTimeout         = 159
-	codeTooManyQueries  = 202
-	codeNetwork         = 210
-	codeQueryRuns       = 216
-	codeAborted         = 236
-	codeMemory          = 241
-	codeTooManyParts    = 252
-	codeCancelled       = 394
-	codeAuthentication  = 516
-)
-
-// code returns the code of ClickHouse's own answer, 0 if err is none.
-func code(err error) int {
-	var a *clickhouse.Exception
-	if errors.As(err, &a) {
-		return int(a.Code)
-	}
-	if b, ok := ch.AsException(err); ok {
-		return int(b.Code)
-	}
-	return 0
-}
-
-// fault says what was being done, and marks as ErrUnavailable what another time
-// may succeed: no answer at all, or an answer that says so.
-func (s *Store) fault(ctx context.Context, doing string, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case ctx.Err() != nil:
-		return fmt.Errorf("%s: %w", doing, context.Cause(ctx))
-	}
-	switch code(err) {
-	case 0, codeTimeout, codeTooManyQueries, codeNetwork, codeQueryRuns, codeAborted, codeMemory, codeTooManyParts, codeCancelled:
-		return fmt.Errorf("%s: %w: %w", doing, ErrUnavailable, err)
-	}
-	return fmt.Errorf("%s: %w", doing, err)
 }

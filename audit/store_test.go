@@ -7,15 +7,19 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/keytrail/keytrail/audit/engine/enginetest"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/logtest"
+	schema "github.com/keytrail/keytrail/schemas/clickhouse"
 )
 
 func TestOpenRefuses(t *testing.T) {
@@ -57,6 +61,97 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
+// TestAttachChangesNothing: who does not write the copy makes no database and no
+// table in it, and is told who does.
+func TestAttachChangesNothing(t *testing.T) {
+	dsn := enginetest.Database(t)
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := migrationSteps(t)
+	newest := steps[len(steps)-1]
+	tables := func() (n uint64) {
+		conn, err := clickhouse.Open(must(clickhouse.ParseDSN(dsn)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := conn.QueryRow(t.Context(), "SELECT count() FROM system.tables WHERE database = currentDatabase()").Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if _, err := Attach(t.Context(), StoreConfig{DSN: dsn}); !errors.Is(err, ErrNotMigrated) || !strings.Contains(err.Error(), fmt.Sprintf("is at step 0 of %d: start the auditor", newest)) {
+		t.Errorf("an empty database: %v", err)
+	}
+	if n := tables(); n != 0 {
+		t.Errorf("%d tables were made", n)
+	}
+	absent := *u
+	absent.Path += "_absent"
+	for range 2 { // the second finds what the first would have made
+		if _, err := Attach(t.Context(), StoreConfig{DSN: absent.String()}); !errors.Is(err, ErrNotMigrated) || !strings.Contains(err.Error(), "has no database") {
+			t.Errorf("no database: %v", err)
+		}
+	}
+	wrong := *u
+	wrong.User = url.UserPassword(u.User.Username(), "hunter2")
+	if _, err := Attach(t.Context(), StoreConfig{DSN: wrong.String()}); err == nil || !strings.Contains(err.Error(), "refuses the user or the password") {
+		t.Errorf("a wrong password: %v", err)
+	}
+
+	s := openStore(t, dsn)
+	before := tables()
+	attached, err := Attach(t.Context(), StoreConfig{DSN: dsn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer attached.Close()
+	if _, err := attached.Watermark(t.Context()); err != nil || tables() != before {
+		t.Errorf("attached to the auditor's tables: %v, %d tables of %d", err, tables(), before)
+	}
+	reader := *u
+	q := reader.Query()
+	q.Set("readonly", "2") // no statement that writes
+	reader.RawQuery = q.Encode()
+	read, err := Attach(t.Context(), StoreConfig{DSN: reader.String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	if _, err := read.LastUsed(t.Context(), []events.KeyID{keyID(1)}); err != nil {
+		t.Errorf("what control asks, as a user that may only read: %v", err)
+	}
+	if err := s.conn.Exec(t.Context(), "ALTER TABLE "+migrationsTable+" DELETE WHERE version_id = "+strconv.Itoa(newest)+" SETTINGS mutations_sync = 2"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Attach(t.Context(), StoreConfig{DSN: dsn}); !errors.Is(err, ErrNotMigrated) || !strings.Contains(err.Error(), fmt.Sprintf("is at step %d of %d", steps[len(steps)-2], newest)) {
+		t.Errorf("a database of an older release: %v", err)
+	}
+}
+
+// migrationSteps are the numbers of the embedded migrations, in order.
+func migrationSteps(t *testing.T) (steps []int) {
+	t.Helper()
+	files, err := schema.Migrations.ReadDir(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		n, _, _ := strings.Cut(f.Name(), "_")
+		steps = append(steps, must(strconv.Atoi(n)))
+	}
+	return steps
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
 // TestOpenAtOnce opens a database that does not exist from many sides.
 func TestOpenAtOnce(t *testing.T) {
 	server := openStore(t, enginetest.Database(t))
@@ -87,7 +182,8 @@ func TestOpenAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	var steps string
-	if err := server.conn.QueryRow(t.Context(), "SELECT toString(arraySort(groupArray(version_id))) FROM "+name+"."+migrationsTable).Scan(&steps); err != nil || steps != "[0,1,2,3]" {
+	want := strings.ReplaceAll(fmt.Sprint(append([]int{0}, migrationSteps(t)...)), " ", ",")
+	if err := server.conn.QueryRow(t.Context(), "SELECT toString(arraySort(groupArray(version_id))) FROM "+name+"."+migrationsTable).Scan(&steps); err != nil || steps != want {
 		t.Errorf("steps taken: %s, %v", steps, err)
 	}
 }
@@ -108,7 +204,7 @@ func TestStorePrintsNoPassword(t *testing.T) {
 func TestOneWriter(t *testing.T) {
 	s := openStore(t, enginetest.Database(t))
 	log := logtest.New(t)
-	cfg := WriterConfig{Store: s, Log: log, Uses: log, Linger: time.Millisecond}
+	cfg := WriterConfig{Store: s, Log: log, Reads: log.Reads(), Uses: log, Linger: time.Millisecond}
 	stopFirst := startWriter(t, cfg)
 	ref := logtest.NewKeyRef("scribe", "acme")
 	logtest.Append(t, log, ref.Aggregate(), logtest.Created("s"))
@@ -129,7 +225,7 @@ func TestOneWriter(t *testing.T) {
 
 func mustReconcile(t testing.TB, s *Store, log *logtest.MemLog) *Report {
 	t.Helper()
-	r, err := Reconcile(t.Context(), s, log, log)
+	r, err := Reconcile(t.Context(), s, log, log.Reads(), log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,4 +233,22 @@ func mustReconcile(t testing.TB, s *Store, log *logtest.MemLog) *Report {
 		t.Error(m)
 	}
 	return r
+}
+
+// TestOffsetsAreCheap: how far a table is comes out of the parts' metadata, however
+// many rows there are.
+func TestOffsetsAreCheap(t *testing.T) {
+	f := newFixture(t)
+	for _, table := range []string{"events", "uses", "use_batches", "use_suppressed"} {
+		plan := ""
+		err := f.store.each(t.Context(), "EXPLAIN SELECT max(seq) FROM "+table, nil, func(rows driver.Rows) error {
+			var line string
+			err := rows.Scan(&line)
+			plan += line + "\n"
+			return err
+		})
+		if err != nil || table != "use_suppressed" && !strings.Contains(plan, "minmax_count") {
+			t.Errorf("%s: %v\n%s", table, err, plan)
+		}
+	}
 }

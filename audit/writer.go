@@ -11,7 +11,6 @@ import (
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/ClickHouse/clickhouse-go/v2"
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/keytrail/keytrail/events"
@@ -31,8 +30,11 @@ const (
 // WriterConfig says what is copied where.
 type WriterConfig struct {
 	Store *Store
-	Log   events.Log       // the trail
+	Log   events.Log       // the trail: what happened to keys
+	Reads events.Log       // the trail: who read the record
 	Uses  events.UseSource // the ledger
+	// History is what the head of the copy is compared with. Default: nothing.
+	History History
 	// Linger is how long a batch waits for more, at most. Default 100 ms. Longer
 	// makes fewer and bigger inserts and older answers; above 250 ms a use may
 	// take more than half a second to be queryable.
@@ -40,6 +42,8 @@ type WriterConfig struct {
 	// MaxRows ends a batch of uses early. A whole message is never cut, so it may
 	// be passed by the rows of one. Default 100,000.
 	MaxRows int
+	// Metrics are those of this writer. Default: its own, which nobody sees.
+	Metrics *WriterMetrics
 	// Logger receives restarts (warn) and what stops the writer (error). Default: nobody is told.
 	Logger *slog.Logger
 }
@@ -58,7 +62,8 @@ type WriterConfig struct {
 type Writer struct {
 	cfg         WriterConfig
 	rollupEvery time.Duration // shortened by tests
-	metrics     *writerMetrics
+	metrics     *WriterMetrics
+	asides      asides // owned by who reads the use stream, one goroutine at a time
 }
 
 // NewWriter makes a writer; Run does the work.
@@ -72,18 +77,19 @@ func NewWriter(cfg WriterConfig) *Writer {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Writer{cfg: cfg, rollupEvery: rollupEvery, metrics: newWriterMetrics()}
+	if cfg.Metrics == nil {
+		cfg.Metrics = NewWriterMetrics()
+	}
+	return &Writer{cfg: cfg, rollupEvery: rollupEvery, metrics: cfg.Metrics}
 }
-
-// Collectors returns the writer's metrics.
-func (w *Writer) Collectors() []prometheus.Collector { return w.metrics.collectors() }
 
 // Run copies until ctx ends (nil), or until something is wrong that no retry
 // mends: a *StopError or an *events.CorruptError, each a sentence that says what
 // to do. While ClickHouse or the log is away it waits.
 func (w *Writer) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return w.forever(gctx, sourceEvents, w.copyEvents) })
+	g.Go(func() error { return w.forever(gctx, sourceEvents, w.trail(events.Lifecycle, w.cfg.Log)) })
+	g.Go(func() error { return w.forever(gctx, sourceReads, w.trail(events.Reads, w.cfg.Reads)) })
 	g.Go(func() error { return w.forever(gctx, sourceUses, w.copyUses) })
 	err := g.Wait()
 	if ctx.Err() != nil {
@@ -92,10 +98,11 @@ func (w *Writer) Run(ctx context.Context) error {
 	return err
 }
 
-// The two sources. Each has its own lease, offsets and epochs: one that waits
-// does not hold up the other.
+// The sources. Each has its own lease, offsets and epochs: one that waits does not
+// hold up the others.
 const (
 	sourceEvents = "events"
+	sourceReads  = "reads"
 	sourceUses   = "uses"
 )
 
@@ -178,6 +185,9 @@ var oneBlock = []ch.Setting{
 	{Key: "min_insert_block_size_bytes", Value: "1073741824", Important: true},
 }
 
+// insertGrace is how long an insert in flight may still take when the writer stops.
+const insertGrace = time.Second
+
 // insert stores the rows of one block. On return they are stored. Any error is an
 // unknown outcome and ends the epoch (A3).
 func (s *session) insert(ctx context.Context, table string, rows proto.Input) error {
@@ -187,6 +197,19 @@ func (s *session) insert(ctx context.Context, table string, rows proto.Input) er
 func (s *session) do(ctx context.Context, doing string, q ch.Query) error {
 	q.QueryID = s.prefix + strconv.Itoa(s.n)
 	q.Settings = oneBlock
+	// When ctx ends while ch-go waits for the columns of the table, it sends no rows and
+	// goes on waiting for an answer, and the server waits for rows.
+	done := make(chan struct{})
+	defer close(done)
+	defer context.AfterFunc(ctx, func() {
+		t := time.NewTimer(insertGrace)
+		defer t.Stop()
+		select {
+		case <-done:
+		case <-t.C:
+			s.client.Close()
+		}
+	})()
 	err := s.client.Do(ctx, q)
 	if err == nil {
 		s.n++
@@ -194,24 +217,23 @@ func (s *session) do(ctx context.Context, doing string, q ch.Query) error {
 	return s.store.fault(ctx, doing, err)
 }
 
-// offset returns the highest seq in a table of raw rows, and when the log stored
-// it; 0 for an empty table. In the tables stored never falls as seq grows (see
-// notBefore), and its maximum costs nothing (it is the partition key), so only the
-// last part is read.
-func (s *Store) offset(ctx context.Context, table string) (seq events.Seq, stored events.Time, err error) {
-	var n uint64
-	var ms int64
-	err = s.conn.QueryRow(ctx, fmt.Sprintf("SELECT max(seq), toUnixTimestamp64Milli(max(stored)) FROM %s WHERE stored = (SELECT max(stored) FROM %[1]s)", table)).Scan(&n, &ms)
-	return events.Seq(n), events.Time(ms), s.fault(ctx, "read how far table "+table+" is", err)
+// offset returns the highest seq in a table of raw rows of uses, and when the log
+// stored it; 0 for an empty table. The highest seq costs nothing (it is in the
+// partition key), and only the part that has it is read.
+func (s *Store) offset(ctx context.Context, table string) (events.Seq, events.Time, error) {
+	return s.highest(ctx, table, "1")
 }
 
-// notBefore gives a message at least the time of the one before it. The log's
-// clock may be set back, or be another server's after a change of leader; offsets,
-// partitions and ranges of the rollups need one that does not. last comes out of
-// the table at first, so that every epoch gives a message the same time.
-func notBefore(last, stored *events.Time) {
-	*last = max(*last, *stored)
-	*stored = *last
+// trailOffset is offset for the rows of one log in the trail.
+func (s *Store) trailOffset(ctx context.Context, stream events.Stream) (events.Seq, events.Time, error) {
+	return s.highest(ctx, "events", "stream = {stream:String}", named("stream", string(stream)))
+}
+
+func (s *Store) highest(ctx context.Context, table, cond string, args ...any) (seq events.Seq, stored events.Time, err error) {
+	var n uint64
+	var ms int64
+	err = s.conn.QueryRow(ctx, fmt.Sprintf("SELECT max(seq), toUnixTimestamp64Milli(any(stored)) FROM %s WHERE %s AND seq = (SELECT max(seq) FROM %[1]s WHERE %[2]s)", table, cond), args...).Scan(&n, &ms)
+	return events.Seq(n), events.Time(ms), s.fault(ctx, "read how far table "+table+" is", err)
 }
 
 // month is the partition of a row: the month of the log's time, as toYYYYMM.

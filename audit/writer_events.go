@@ -16,81 +16,95 @@ import (
 // maxEventRows ends a batch of events early; they are few and wide.
 const maxEventRows = 20_000
 
-// copyEvents is one epoch of the trail.
-func (w *Writer) copyEvents(ctx context.Context, s *session) error {
-	last, stored, hash, err := s.store.lastEvent(ctx)
+// trailSource names the source of each log that the trail holds.
+var trailSource = map[events.Stream]string{events.Lifecycle: sourceEvents, events.Reads: sourceReads}
+
+// trail returns what is one epoch of the copy of one of the two logs of events.
+func (w *Writer) trail(stream events.Stream, log events.Log) func(context.Context, *session) error {
+	return func(ctx context.Context, s *session) error { return w.copyTrail(ctx, s, stream, log) }
+}
+
+func (w *Writer) copyTrail(ctx context.Context, s *session, stream events.Stream, log events.Log) error {
+	source := trailSource[stream]
+	have, err := s.store.copied(ctx, stream)
 	if err != nil {
 		return err
 	}
-	end, err := w.cfg.Log.Last(ctx)
+	last := have.seq()
+	end, err := events.LastAtLeast(ctx, log, last)
 	if err != nil {
 		return err
 	}
 	if end < last {
-		return stop("the lifecycle log ends at event %d, but its copy in %s has event %d: the log lost events or was restored from an older backup; "+
-			"restore all of it, or start a new log with a new audit database", end, s.store, last)
+		return stop("the log of %s ends at event %d, but its copy in %s has event %d: the log lost events or was restored from an older backup; "+
+			"restore all of it, or start a new log with a new audit database", stream, end, s.store, last)
 	}
-	w.metrics.move(sourceEvents, last, end)
+	w.metrics.copied(source, last)
+	w.metrics.ends(source, end)
 	out := make(chan []events.Recorded)
-	feed := &eventFeed{last: last, stored: stored, hash: hash, out: out, metrics: w.metrics, store: s.store}
+	feed := &eventFeed{stream: stream, copied: have, resumed: last > 0, out: out, metrics: w.metrics, store: s.store}
+	if stream == events.Lifecycle {
+		feed.history = w.cfg.History
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	feed.ctx = ctx
-	g.Go(func() error { return w.cfg.Log.Follow(ctx, max(last, 1)-1, feed) }) // from the last event that the copy has
-	g.Go(func() error { return w.insertEvents(ctx, s, out) })
+	feed.stops = make(chan error, 1)
+	g.Go(func() error {
+		select {
+		case err := <-feed.stops:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
+	g.Go(func() error { return log.Follow(ctx, max(last, 1)-1, feed) }) // from the last event that the copy has
+	g.Go(func() error { return w.insertEvents(ctx, s, source, have, out) })
 	return g.Wait()
-}
-
-// lastEvent returns the sequence, the time and the hash of the trail's last row.
-func (s *Store) lastEvent(ctx context.Context) (events.Seq, events.Time, events.Hash, error) {
-	seq, stored, err := s.offset(ctx, "events")
-	if err != nil || seq == 0 {
-		return 0, 0, events.Hash{}, err
-	}
-	var hash string
-	err = s.conn.QueryRow(ctx, "SELECT hash FROM events WHERE stored = (SELECT max(stored) FROM events) AND seq = {seq:UInt64}",
-		named("seq", uint64(seq))).Scan(&hash)
-	if err != nil {
-		return 0, 0, events.Hash{}, s.fault(ctx, "read the trail's last row", err)
-	}
-	return seq, stored, events.Hash([]byte(hash)), nil
 }
 
 // eventFeed is the follower: it hands on what the trail does not have.
 type eventFeed struct {
 	ctx     context.Context // of the epoch
+	stream  events.Stream
 	store   *Store
 	out     chan<- []events.Recorded
-	metrics *writerMetrics
+	metrics *WriterMetrics
+	history History    // nil: compares nothing
+	stops   chan error // ends the epoch where Apply is not called
 
 	// Owned by Follow.
-	last   events.Seq  // everything up to here is in the trail or handed on
-	stored events.Time // of event last, as the trail has it
-	hash   events.Hash // of the trail's last row, until it has been seen again in the log
+	copied  copied // is in the trail or handed on
+	resumed bool   // the trail's last row has not been seen again in the log yet
+	foreign error  // the log is of another history than the copy
 }
 
 // Apply implements events.Follower.
 func (f *eventFeed) Apply(batch []events.Recorded) error {
-	if first := &batch[0]; first.Seq == f.last && !f.hash.IsZero() {
-		if first.Hash != f.hash {
-			return stop("event %d of the lifecycle log is not the one that its copy in %s has: the log was replaced by another history; "+
-				"find out which is right before anything is written", first.Seq, f.store)
+	if f.foreign != nil {
+		return f.foreign
+	}
+	if first := &batch[0]; first.Seq == f.copied.seq() && f.resumed {
+		if first.Hash != f.copied.hash {
+			return stop("event %d of the log of %s is not the one that its copy in %s has: the log was replaced by another history; "+
+				"find out which is right before anything is written", first.Seq, f.stream, f.store)
 		}
-		f.hash = events.Hash{}
+		f.resumed = false
 		batch = batch[1:]
 	}
 	if len(batch) == 0 {
 		return nil
 	}
-	if batch[0].Seq != f.last+1 {
-		return stop("the lifecycle log delivered event %d where %d belongs; nothing may be skipped", batch[0].Seq, f.last+1)
+	if batch[0].Seq != f.copied.seq()+1 {
+		return stop("the log of %s delivered event %d where %d belongs; nothing may be skipped", f.stream, batch[0].Seq, f.copied.seq()+1)
 	}
-	f.last = batch[len(batch)-1].Seq
-	batch = slices.Clone(batch)
 	for i := range batch {
-		notBefore(&f.stored, &batch[i].Stored)
+		f.copied.take(&batch[i])
+	}
+	if err := f.recognise(); err != nil {
+		return err
 	}
 	select {
-	case f.out <- batch:
+	case f.out <- slices.Clone(batch):
 		return nil
 	case <-f.ctx.Done():
 		return context.Cause(f.ctx)
@@ -98,10 +112,18 @@ func (f *eventFeed) Apply(batch []events.Recorded) error {
 }
 
 // Fresh implements events.Follower.
-func (f *eventFeed) Fresh(_ events.Time, last events.Seq) { f.metrics.move(sourceEvents, 0, last) }
+func (f *eventFeed) Fresh(_ events.Time, last events.Seq) {
+	f.metrics.ends(trailSource[f.stream], last)
+	if f.foreign == nil {
+		if f.foreign = f.recognise(); f.foreign != nil {
+			f.stops <- f.foreign
+		}
+	}
+}
 
-// insertEvents gathers what comes within the linger and inserts it.
-func (w *Writer) insertEvents(ctx context.Context, s *session, in <-chan []events.Recorded) error {
+// insertEvents gathers what comes within the linger and inserts it after what the
+// trail has.
+func (w *Writer) insertEvents(ctx context.Context, s *session, source string, have copied, in <-chan []events.Recorded) error {
 	var rows eventRows
 	rows.init()
 	for {
@@ -129,12 +151,18 @@ func (w *Writer) insertEvents(ctx context.Context, s *session, in <-chan []event
 				if err := rows.add(&part[i]); err != nil {
 					return err
 				}
+				have.take(&part[i])
+				if i == len(part)-1 {
+					rows.head(&have)
+				} else {
+					rows.tree.Append("")
+				}
 			}
 			began := time.Now()
 			if err := s.insert(ctx, "events", rows.input); err != nil {
 				return err
 			}
-			w.metrics.inserted(sourceEvents, part[len(part)-1].Seq, len(part), len(part), time.Since(began))
+			w.metrics.inserted(source, part[len(part)-1].Seq, len(part), len(part), time.Since(began))
 		}
 	}
 }
@@ -157,13 +185,14 @@ func byMonth(batch []events.Recorded) func(yield func([]events.Recorded) bool) {
 
 // eventRows are the columns of one insert into events.
 type eventRows struct {
-	seq, rev                                                            proto.ColUInt64
-	stored, time                                                        proto.ColDateTime64
-	id, aggregate, command, actorID, userAgent, requestID, reason, data proto.ColStr
-	typ, keyspace, tenant, kind, source, actorKind                      *proto.ColLowCardinality[string]
-	prev, hash                                                          proto.ColFixedStr
-	ip                                                                  proto.ColIPv6
-	input                                                               proto.Input
+	seq, rev                                                                            proto.ColUInt64
+	stored, time                                                                        proto.ColDateTime64
+	id, aggregate, command, actorID, userAgent, requestID, reason, data, document, tree proto.ColStr
+	stream, typ, keyspace, tenant, kind, source, actorKind                              *proto.ColLowCardinality[string]
+	prev, hash                                                                          proto.ColFixedStr
+	ip                                                                                  proto.ColIPv6
+	known                                                                               proto.ColBool
+	input                                                                               proto.Input
 }
 
 func (c *eventRows) init() {
@@ -171,16 +200,16 @@ func (c *eventRows) init() {
 	c.time.WithPrecision(proto.PrecisionMilli)
 	c.prev.SetSize(32)
 	c.hash.SetSize(32)
-	for _, p := range []**proto.ColLowCardinality[string]{&c.typ, &c.keyspace, &c.tenant, &c.kind, &c.source, &c.actorKind} {
+	for _, p := range []**proto.ColLowCardinality[string]{&c.stream, &c.typ, &c.keyspace, &c.tenant, &c.kind, &c.source, &c.actorKind} {
 		*p = new(proto.ColStr).LowCardinality()
 	}
 	c.input = proto.Input{
-		{Name: "seq", Data: &c.seq}, {Name: "stored", Data: &c.stored}, {Name: "time", Data: &c.time}, {Name: "id", Data: &c.id},
+		{Name: "stream", Data: c.stream}, {Name: "seq", Data: &c.seq}, {Name: "stored", Data: &c.stored}, {Name: "time", Data: &c.time}, {Name: "id", Data: &c.id},
 		{Name: "type", Data: c.typ}, {Name: "keyspace", Data: c.keyspace}, {Name: "tenant", Data: c.tenant}, {Name: "kind", Data: c.kind},
 		{Name: "aggregate_id", Data: &c.aggregate}, {Name: "rev", Data: &c.rev}, {Name: "prev", Data: &c.prev}, {Name: "hash", Data: &c.hash},
 		{Name: "source", Data: c.source}, {Name: "command", Data: &c.command}, {Name: "actor_kind", Data: c.actorKind},
-		{Name: "actor_id", Data: &c.actorID}, {Name: "ip", Data: &c.ip}, {Name: "user_agent", Data: &c.userAgent},
-		{Name: "request_id", Data: &c.requestID}, {Name: "reason", Data: &c.reason}, {Name: "data", Data: &c.data},
+		{Name: "actor_id", Data: &c.actorID}, {Name: "ip", Data: &c.ip}, {Name: "ip_known", Data: &c.known}, {Name: "user_agent", Data: &c.userAgent},
+		{Name: "request_id", Data: &c.requestID}, {Name: "reason", Data: &c.reason}, {Name: "data", Data: &c.data}, {Name: "document", Data: &c.document}, {Name: "tree", Data: &c.tree},
 	}
 }
 
@@ -191,6 +220,7 @@ func (c *eventRows) add(r *events.Recorded) error {
 	if err != nil {
 		return stop("event %d (%s) cannot be written as JSON: %v", r.Seq, r.Type(), err)
 	}
+	c.stream.Append(string(r.Aggregate.Stream()))
 	c.seq.Append(uint64(r.Seq))
 	c.stored.AppendRaw(proto.DateTime64(r.Stored))
 	c.time.AppendRaw(proto.DateTime64(r.Time))
@@ -208,11 +238,19 @@ func (c *eventRows) add(r *events.Recorded) error {
 	c.actorKind.Append(string(r.Actor.Kind))
 	c.actorID.Append(r.Actor.ID)
 	c.ip.Append(ipv6(r.IP))
+	c.known.Append(r.IP.IsValid())
 	c.userAgent.Append(r.UserAgent)
 	c.requestID.Append(r.RequestID)
 	c.reason.Append(r.Reason)
 	c.data.AppendBytes(data)
+	c.document.AppendBytes(r.Document)
 	return nil
+}
+
+// head notes on the row added last how far the copy is with it.
+func (c *eventRows) head(have *copied) {
+	b, _ := have.tree.MarshalBinary() // never fails
+	c.tree.AppendBytes(b)
 }
 
 // ipv6 is an address as the tables hold it: IPv4 mapped into IPv6, :: for none.

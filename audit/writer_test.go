@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 
@@ -20,26 +24,28 @@ import (
 func TestWriterCopies(t *testing.T) {
 	s := openStore(t, enginetest.Database(t))
 	log := logtest.New(t)
-	c := &clock{start}
+	c := clockAt(start)
 	log.SetClock(c.now)
-	startWriter(t, WriterConfig{Store: s, Log: log, Uses: log, Linger: 10 * time.Millisecond})
+	startWriter(t, WriterConfig{Store: s, Log: log, Reads: log.Reads(), Uses: log, Linger: 10 * time.Millisecond})
 
 	ref := logtest.NewKeyRef("scribe", "acme")
 	logtest.Append(t, log, ref.Aggregate(), logtest.Created("s1"), &events.KeyDisabled{}, &events.KeyEnabled{})
 	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchOpen})
 	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchUses, First: 1, Uses: []events.Use{
-		use(c.at, "scribe", "acme", ref.Key, events.ReasonOK, "203.0.113.7"),
-		use(c.at+1, "scribe", "acme", ref.Key, events.ReasonKeyDisabled, "2001:db8::1"),
-		use(c.at+2, "", "", events.KeyID{}, events.ReasonKeyUnknown, ""),
+		use(c.get(), "scribe", "acme", ref.Key, events.ReasonOK, "203.0.113.7"),
+		use(c.get()+1, "scribe", "acme", ref.Key, events.ReasonKeyDisabled, "2001:db8::1"),
+		use(c.get()+2, "", "", events.KeyID{}, events.ReasonKeyUnknown, ""),
 	}})
 	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchGap, First: 4, Count: 10, Note: "buffer full"})
-	c.at = c.at.Add(2 * time.Minute)
+	c.set(c.get().Add(2 * time.Minute))
 	logtest.Append(t, log, ref.Aggregate(), &events.KeyRevoked{Code: events.RevokeSuperseded})
 	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchUses, First: 14, Uses: []events.Use{
-		use(c.at, "scribe", "acme", ref.Key, events.ReasonKeyRevoked, "203.0.113.7")}})
-	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchClose, First: 15})
+		use(c.get(), "scribe", "acme", ref.Key, events.ReasonKeyRevoked, "203.0.113.7")}})
+	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchSuppressed, First: 15, Tallies: []events.Tally{
+		{Time: c.get(), Keyspace: "scribe", Reason: events.ReasonKeyUnknown, Count: 70}, {Time: c.get() + 5, Reason: events.ReasonKeyMissing, Count: 5}}})
+	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchClose, First: 90})
 	waitCopied(t, s, log)
-	if r := mustReconcile(t, s, log); r.Events != 4 || r.Uses != 4 || r.UsesFrom != 1 || r.UsesTo != 5 || r.Epochs != 1 {
+	if r := mustReconcile(t, s, log); r.Events != 4 || r.Uses != 4 || r.UsesFrom != 1 || r.UsesTo != 6 || r.Epochs != 1 {
 		t.Errorf("compared %+v", r)
 	}
 	var parts uint64
@@ -53,7 +59,7 @@ func TestWriterCopies(t *testing.T) {
 func TestUseIsQueryableSoon(t *testing.T) {
 	s := openStore(t, enginetest.Database(t))
 	log := logtest.New(t)
-	startWriter(t, WriterConfig{Store: s, Log: log, Uses: log})
+	startWriter(t, WriterConfig{Store: s, Log: log, Reads: log.Reads(), Uses: log})
 	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchOpen})
 	waitCopied(t, s, log)
 	began := time.Now()
@@ -131,7 +137,7 @@ func TestWriterStops(t *testing.T) {
 	}
 	copied := func(t *testing.T) *Store {
 		s := openStore(t, enginetest.Database(t))
-		stop := startWriter(t, WriterConfig{Store: s, Log: log, Uses: log, Linger: time.Millisecond})
+		stop := startWriter(t, WriterConfig{Store: s, Log: log, Reads: log.Reads(), Uses: log, Linger: time.Millisecond})
 		waitCopied(t, s, log)
 		if err := stop(); err != nil {
 			t.Fatal(err)
@@ -141,61 +147,66 @@ func TestWriterStops(t *testing.T) {
 	t.Run("another log", func(t *testing.T) {
 		s := copied(t)
 		other := logtest.New(t)
-		runToStop(t, WriterConfig{Store: s, Log: other, Uses: other}, "is the copy of log", log.ID().String(), other.ID().String())
+		runToStop(t, WriterConfig{Store: s, Log: other, Reads: other.Reads(), Uses: other}, "is the copy of log", log.ID().String(), other.ID().String())
 		fresh := &Store{conn: s.conn, options: s.options, database: s.database}
 		if err := fresh.CheckLog(t.Context(), other.ID()); err == nil {
-			t.Error("a door of another log is let in")
+			t.Error("an endpoint of another log is let in")
 		}
 	})
 	t.Run("the log ends before the copy", func(t *testing.T) {
 		s := copied(t)
-		runToStop(t, WriterConfig{Store: s, Log: otherID{log, log.ID(), 1}, Uses: log}, "ends at event 1", "has event 2")
+		runToStop(t, WriterConfig{Store: s, Log: otherID{log, log.ID(), 1}, Reads: log.Reads(), Uses: log}, "ends at event 1", "has event 2")
 	})
 	t.Run("the log was replaced", func(t *testing.T) {
 		s := copied(t)
 		other := logtest.New(t)
 		logtest.Append(t, other, ref.Aggregate(), logtest.Created("s"), &events.KeyDisabled{}, &events.KeyEnabled{})
-		runToStop(t, WriterConfig{Store: s, Log: otherID{Log: other, id: log.ID()}, Uses: log}, "event 2", "another history")
+		runToStop(t, WriterConfig{Store: s, Log: otherID{Log: other, id: log.ID()}, Reads: log.Reads(), Uses: log}, "event 2", "another history")
+	})
+	t.Run("the log of reads was replaced", func(t *testing.T) {
+		logtest.Append(t, log.Reads(), events.ReaderAggregate(events.Actor{ID: "someone"}), &events.AuditQueried{Kind: "uses"})
+		s := copied(t)
+		other := logtest.New(t).Reads()
+		logtest.Append(t, other, events.ReaderAggregate(events.Actor{ID: "someone"}), &events.AuditQueried{Kind: "events"}, &events.AuditQueried{Kind: "uses"})
+		runToStop(t, WriterConfig{Store: s, Log: log, Reads: other, Uses: log}, "event 1", "another history")
 	})
 	t.Run("the use stream ends before the copy", func(t *testing.T) {
 		s := copied(t)
-		runToStop(t, WriterConfig{Store: s, Log: log, Uses: shortUses{log, 2}}, "ends at message 2", "has message 3")
+		runToStop(t, WriterConfig{Store: s, Log: log, Reads: log.Reads(), Uses: shortUses{log, 2}}, "ends at message 2", "has message 3")
 	})
 	t.Run("a hole in the use stream", func(t *testing.T) {
 		s := openStore(t, enginetest.Database(t))
-		runToStop(t, WriterConfig{Store: s, Log: log, Uses: holedUses{log, 2}, Linger: time.Millisecond}, "no message 2")
+		runToStop(t, WriterConfig{Store: s, Log: log, Reads: log.Reads(), Uses: holedUses{log, 2}, Linger: time.Millisecond}, "no message 2")
 	})
-	for name, c := range map[string]struct {
-		data func(*logtest.MemLog) []byte
-		want string
-	}{
-		"poison": {func(*logtest.MemLog) []byte { return []byte("\xff\xff not a batch") }, "cannot be read"},
-		"uses of another log": {func(*logtest.MemLog) []byte {
-			return encode(t, events.UseBatch{Log: events.LogID{1}, Node: "n1", Epoch: 1, Kind: events.BatchOpen})
-		}, "belongs to log"},
-		"in another node's name": {func(l *logtest.MemLog) []byte {
-			return encode(t, events.UseBatch{Log: l.ID(), Node: "n2", Epoch: 1, Kind: events.BatchOpen})
-		}, "in another's name"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			log := logtest.New(t)
-			s := openStore(t, enginetest.Database(t))
-			publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchUses, First: 1, Uses: []events.Use{use(start, "ks", "acme", keyID(1), events.ReasonOK, "")}})
-			stop := startWriter(t, WriterConfig{Store: s, Log: log, Uses: log, Linger: time.Millisecond})
-			waitCopied(t, s, log)
-			if err := stop(); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := log.Publish(t.Context(), "n1", "n1/1/9/9", c.data(log)); err != nil {
-				t.Fatal(err)
-			}
-			runToStop(t, WriterConfig{Store: s, Log: log, Uses: log, Linger: time.Millisecond}, "message 2", "node n1", c.want)
-			var n uint64
-			if err := s.conn.QueryRow(t.Context(), "SELECT max(seq) FROM use_batches").Scan(&n); err != nil || n != 1 {
-				t.Errorf("the copy is at %d, %v", n, err)
-			}
-		})
-	}
+	t.Run("a hole in the use stream that was copied", func(t *testing.T) {
+		s := copied(t)
+		r, err := Reconcile(t.Context(), s, log, log.Reads(), holedUses{log, 2})
+		if err != nil || len(r.Mismatches) == 0 || !strings.Contains(r.Mismatches[0].String(), "seq 2: the use stream has no such message, but message 3") {
+			t.Errorf("%+v, %v", r, err)
+		}
+	})
+	t.Run("a hole after a trimmed range", func(t *testing.T) {
+		log := logtest.New(t)
+		for i := range 9 {
+			publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchUses, First: uint64(1 + i), Uses: []events.Use{use(start, "scribe", "acme", ref.Key, events.ReasonOK, "")}})
+		}
+		s := openStore(t, enginetest.Database(t))
+		stop := startWriter(t, WriterConfig{Store: s, Log: log, Reads: log.Reads(), Uses: log, Linger: time.Millisecond})
+		waitCopied(t, s, log)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 9 {
+			publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchUses, First: uint64(10 + i), Uses: []events.Use{use(start, "scribe", "acme", ref.Key, events.ReasonOK, "")}})
+		}
+		log.TrimUses(12) // 10 to 12 are past retention; 13 is what must follow
+		holed := holedUses{log, 13}
+		runToStop(t, WriterConfig{Store: s, Log: log, Reads: log.Reads(), Uses: holed, Linger: time.Millisecond}, "no message 13, but message 14")
+		var last, trimmed uint64
+		if err := s.conn.QueryRow(t.Context(), "SELECT max(seq), countIf(kind = 'trimmed') FROM use_batches").Scan(&last, &trimmed); err != nil || last != 9 || trimmed != 0 {
+			t.Errorf("the copy is at %d, with %d trimmed ranges, %v", last, trimmed, err)
+		}
+	})
 }
 
 func encode(t testing.TB, b events.UseBatch) []byte {
@@ -216,7 +227,7 @@ func TestTrimmed(t *testing.T) {
 		publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchUses, First: uint64(1 + i), Uses: []events.Use{use(start, "ks", "acme", keyID(1), events.ReasonOK, "")}})
 	}
 	log.TrimUses(6)
-	w := NewWriter(WriterConfig{Store: s, Log: log, Uses: log, Linger: time.Millisecond})
+	w := NewWriter(WriterConfig{Store: s, Log: log, Reads: log.Reads(), Uses: log, Linger: time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
@@ -233,7 +244,7 @@ func TestTrimmed(t *testing.T) {
 	if got := testutil.ToFloat64(w.metrics.trimmed); got != float64(count) {
 		t.Errorf("metric says %v", got)
 	}
-	r, err := Reconcile(t.Context(), s, log, log)
+	r, err := Reconcile(t.Context(), s, log, log.Reads(), log)
 	if err != nil || len(r.Mismatches) == 0 || !strings.Contains(r.Mismatches[0].String(), "dropped by the stream") {
 		t.Errorf("reconcile: %v, %v", r, err)
 	}
@@ -263,7 +274,7 @@ func TestTrimmedAgain(t *testing.T) {
 		publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchUses, First: uint64(1 + i), Uses: []events.Use{use(start, "ks", "acme", keyID(1), events.ReasonOK, "")}})
 	}
 	log.TrimUses(2)
-	startWriter(t, WriterConfig{Store: s, Log: log, Uses: &trimming{log, []events.Seq{5, 7}}, Linger: time.Millisecond})
+	startWriter(t, WriterConfig{Store: s, Log: log, Reads: log.Reads(), Uses: &trimming{log, []events.Seq{5, 7}}, Linger: time.Millisecond})
 	waitCopied(t, s, log)
 	var rows, first, count, uses uint64
 	err := s.conn.QueryRow(t.Context(), "SELECT count(), max(first), max(count), (SELECT count() FROM uses) FROM use_batches WHERE kind = 'trimmed'").Scan(&rows, &first, &count, &uses)
@@ -281,7 +292,7 @@ func TestWriterWaits(t *testing.T) {
 	s := openStore(t, enginetest.Database(t))
 	log := logtest.New(t)
 	log.SetDown(true)
-	startWriter(t, WriterConfig{Store: s, Log: log, Uses: log, Linger: time.Millisecond})
+	startWriter(t, WriterConfig{Store: s, Log: log, Reads: log.Reads(), Uses: log, Linger: time.Millisecond})
 	log.FailNext(logtest.OpReadUses, logtest.Unavailable)
 	log.SetDown(false)
 	ref := logtest.NewKeyRef("scribe", "acme")
@@ -292,60 +303,173 @@ func TestWriterWaits(t *testing.T) {
 	mustReconcile(t, s, log)
 }
 
+// TestNodeClocks: a node's clock is judged by its last two messages, so that one
+// that came late after an outage accuses nobody.
+func TestNodeClocks(t *testing.T) {
+	m := NewWriterMetrics()
+	dated := func(node events.NodeID, offset time.Duration) {
+		m.heard(node, start, []events.Use{{Time: start.Add(-time.Hour)}, {Time: start.Add(offset)}})
+	}
+	for _, c := range []struct {
+		node    events.NodeID
+		offsets []time.Duration
+		want    float64
+	}{
+		{"good", []time.Duration{-100 * time.Millisecond, -90 * time.Millisecond}, -0.09},
+		{"behind", []time.Duration{-5 * time.Minute, -5 * time.Minute}, -300},
+		{"ahead", []time.Duration{5 * time.Minute, 5 * time.Minute}, 300},
+		{"late-once", []time.Duration{-time.Second / 10, -time.Minute}, -0.1},
+		{"mended", []time.Duration{-time.Hour, -time.Hour, 0}, 0},
+	} {
+		for _, o := range c.offsets {
+			dated(c.node, o)
+		}
+		if got := testutil.ToFloat64(m.clock.WithLabelValues(string(c.node))); got != c.want {
+			t.Errorf("%s: %v s, want %v", c.node, got, c.want)
+		}
+	}
+	for i := range 2 * maxNodes { // a label is no place for whatever somebody writes
+		for range 2 {
+			dated(events.NodeID("n"+strconv.Itoa(i)), 0)
+		}
+	}
+	if n := testutil.CollectAndCount(m.clock); n != maxNodes {
+		t.Errorf("%d nodes are labels, want %d", n, maxNodes)
+	}
+}
+
 func TestMetrics(t *testing.T) {
-	w := NewWriter(WriterConfig{})
-	w.metrics.move(sourceUses, 3, 10)
-	w.metrics.inserted(sourceUses, 5, 2, 100, time.Millisecond)
-	if lag := testutil.ToFloat64(w.metrics.lagMessages.WithLabelValues(sourceUses)); lag != 5 {
+	m := NewWriterMetrics()
+	m.copied(sourceUses, 3)
+	m.ends(sourceUses, 10)
+	m.inserted(sourceUses, 5, 2, 100, time.Millisecond)
+	if lag := testutil.ToFloat64(m.lagMessages.WithLabelValues(sourceUses)); lag != 5 {
 		t.Errorf("lag %v", lag)
 	}
-	for _, c := range w.Collectors() {
+	for _, c := range m.Collectors() {
 		if problems, err := testutil.CollectAndLint(c); err != nil || len(problems) > 0 {
 			t.Errorf("%v, %v", problems, err)
 		}
 	}
 }
 
-// backwards is a log whose clock is set back with each message: by an hour each,
-// so that the months run backwards too.
-type backwards struct{ *logtest.MemLog }
+// Before ClickHouse has answered, every metric that an alert needs is there, and
+// the lag grows.
+func TestMetricsWithoutClickHouse(t *testing.T) {
+	log := logtest.New(t) // not in the bubble, which it would outlive
+	ref := logtest.NewKeyRef("scribe", "acme")
+	logtest.Append(t, log, ref.Aggregate(), logtest.Created("s"))
+	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchOpen})
+	synctest.Test(t, func(t *testing.T) {
+		m := NewWriterMetrics()
+		registry := prometheus.NewPedanticRegistry()
+		registry.MustRegister(m.Collectors()...)
+		ctx, cancel := context.WithCancel(t.Context())
+		watched := make(chan error)
+		go func() { watched <- m.Watch(ctx, log, log.Reads(), log) }()
+		time.Sleep(time.Minute)
+		synctest.Wait()
 
-func (b backwards) back(seq events.Seq) events.Time {
-	return start.Add(time.Duration(3-int(seq)) * time.Hour)
+		got := map[string]float64{}
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			for _, metric := range f.GetMetric() {
+				name := f.GetName()
+				for _, l := range metric.GetLabel() {
+					name += " " + l.GetValue()
+				}
+				got[name] = metric.GetGauge().GetValue() + metric.GetCounter().GetValue()
+			}
+		}
+		for name, want := range map[string]float64{
+			"keytrail_audit_lag_seconds events": 60, "keytrail_audit_lag_seconds uses": 60,
+			"keytrail_audit_lag_seconds reads": 60, "keytrail_audit_lag_messages reads": 0,
+			"keytrail_audit_lag_messages events": 1, "keytrail_audit_lag_messages uses": 1,
+			"keytrail_audit_log_end events": 1, "keytrail_audit_log_end uses": 1,
+			"keytrail_audit_position events": 0, "keytrail_audit_position uses": 0,
+			"keytrail_audit_restarts_total events": 0, "keytrail_audit_restarts_total uses": 0,
+			"keytrail_audit_trimmed_messages_total": 0,
+		} {
+			if have, ok := got[name]; !ok || have != want {
+				t.Errorf("%s: %v (there: %v), want %v", name, have, ok, want)
+			}
+		}
+
+		// ClickHouse answers, and has it all. An empty source is complete too.
+		m.copied(sourceEvents, 1)
+		m.sources[sourceReads] = &sourceState{known: true, complete: time.Now()}
+		m.sources[sourceUses] = &sourceState{known: true, complete: time.Now()}
+		m.ends(sourceEvents, 1)
+		m.ends(sourceUses, 0)
+		for source, s := range m.sources {
+			if lag := s.lag(); lag != 0 {
+				t.Errorf("%s: lag %v s of a complete copy", source, lag)
+			}
+		}
+		cancel()
+		if err := <-watched; !errors.Is(err, context.Canceled) {
+			t.Errorf("Watch: %v", err)
+		}
+	})
 }
 
-func (b backwards) Follow(ctx context.Context, after events.Seq, f events.Follower) error {
-	return b.MemLog.Follow(ctx, after, backwardsFollower{f, b})
+// otherClock is a log whose clock says what at returns for a sequence.
+type otherClock struct {
+	*logtest.MemLog
+	at func(events.Seq) events.Time
 }
 
-func (b backwards) ReadUses(ctx context.Context, after events.Seq, max int) ([]events.UseMessage, error) {
-	msgs, err := b.MemLog.ReadUses(ctx, after, max)
+func (c otherClock) Follow(ctx context.Context, after events.Seq, f events.Follower) error {
+	return c.MemLog.Follow(ctx, after, otherClockFollower{f, c})
+}
+
+func (c otherClock) ReadUses(ctx context.Context, after events.Seq, max int) ([]events.UseMessage, error) {
+	msgs, err := c.MemLog.ReadUses(ctx, after, max)
 	for i := range msgs {
-		msgs[i].Stored = b.back(msgs[i].Seq)
+		msgs[i].Stored = c.at(msgs[i].Seq)
 	}
 	return msgs, err
 }
 
-type backwardsFollower struct {
+type otherClockFollower struct {
 	events.Follower
-	log backwards
+	log otherClock
 }
 
-func (f backwardsFollower) Apply(batch []events.Recorded) error {
+func (f otherClockFollower) Apply(batch []events.Recorded) error {
 	batch = slices.Clone(batch)
 	for i := range batch {
-		batch[i].Stored = f.log.back(batch[i].Seq)
+		batch[i].Stored = f.log.at(batch[i].Seq)
 	}
 	return f.Follower.Apply(batch)
 }
 
-// TestClockSetBack sets the log's clock back all the time. A later run of the
-// writer must not take for missing what an earlier one wrote under an earlier
-// time, and the rollups must count it.
-func TestClockSetBack(t *testing.T) {
+// TestClockOfTheLog sets the log's clock back all the time, so that the months run
+// backwards too, or lets it jump far ahead once. Each row has the log's own time:
+// one jump dates nothing that comes after it. A later run of the writer must not
+// take for missing what an earlier one wrote under another time, and the rollups
+// must count it.
+func TestClockOfTheLog(t *testing.T) {
+	for name, at := range map[string]func(events.Seq) events.Time{
+		"set back": func(seq events.Seq) events.Time { return start.Add(time.Duration(3-int(seq)) * time.Hour) },
+		"one jump": func(seq events.Seq) events.Time {
+			if seq == 5 {
+				return events.At(time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC))
+			}
+			return start.Add(time.Duration(seq) * time.Second)
+		},
+	} {
+		t.Run(name, func(t *testing.T) { copyUnder(t, at) })
+	}
+}
+
+func copyUnder(t *testing.T, at func(events.Seq) events.Time) {
 	s := openStore(t, enginetest.Database(t))
 	mem := logtest.New(t)
-	log := backwards{mem}
+	log := otherClock{mem, at}
 	ref := logtest.NewKeyRef("scribe", "acme")
 	logtest.Append(t, mem, ref.Aggregate(), logtest.Created("s"))
 	publish(t, mem, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchOpen})
@@ -356,17 +480,38 @@ func TestClockSetBack(t *testing.T) {
 			publish(t, mem, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchUses, First: n, Uses: []events.Use{use(start, "scribe", "acme", ref.Key, events.ReasonOK, "")}})
 			n++
 		}
-		stop := startWriter(t, WriterConfig{Store: s, Log: log, Uses: log, Linger: time.Millisecond})
+		stop := startWriter(t, WriterConfig{Store: s, Log: log, Reads: log.Reads(), Uses: log, Linger: time.Millisecond})
 		waitCopied(t, s, mem)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
+		mark, err := s.Watermark(t.Context())
+		if err != nil || mark.UsesSeq != events.Seq(n) || mark.StoredAt != max(at(mark.EventsSeq), at(mark.UsesSeq)) {
+			t.Errorf("the copy is at %+v, %v", mark, err)
+		}
 	}
-	if r, err := Reconcile(t.Context(), s, log, log); err != nil || len(r.Mismatches) > 0 || r.Events != 19 || r.Uses != 9 {
+	for table, want := range map[string]events.Seq{"events": 19, "uses": 10, "use_batches": 10} {
+		seen := events.Seq(0)
+		err := s.each(t.Context(), "SELECT seq, toUnixTimestamp64Milli(stored) FROM "+table+" ORDER BY seq", nil, func(rows driver.Rows) error {
+			var seq uint64
+			var stored int64
+			if err := rows.Scan(&seq, &stored); err != nil {
+				return err
+			}
+			if seen = events.Seq(seq); events.Time(stored) != at(seen) {
+				t.Errorf("%s: row %d is stored at %s, want %s", table, seq, events.Time(stored), at(seen))
+			}
+			return nil
+		})
+		if err != nil || seen != want {
+			t.Errorf("%s ends at %d, %v", table, seen, err)
+		}
+	}
+	if r, err := Reconcile(t.Context(), s, log, log.Reads(), log); err != nil || len(r.Mismatches) > 0 || r.Events != 19 || r.Uses != 9 {
 		t.Fatalf("%+v, %v", r.Mismatches, err)
 	}
-	mem.TrimUses(8) // what is left of the stream begins at an earlier time than the copy gave it
-	if r, err := Reconcile(t.Context(), s, log, log); err != nil || len(r.Mismatches) > 0 || r.UsesFrom != 9 {
+	mem.TrimUses(8)
+	if r, err := Reconcile(t.Context(), s, log, log.Reads(), log); err != nil || len(r.Mismatches) > 0 || r.UsesFrom != 9 {
 		t.Fatalf("%+v, %v", r.Mismatches, err)
 	}
 }

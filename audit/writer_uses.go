@@ -18,8 +18,8 @@ const readMessages = 256
 // copyUses is one epoch of the ledger: one goroutine reads and decodes, the other
 // inserts, with two blocks going round between them.
 func (w *Writer) copyUses(ctx context.Context, s *session) error {
-	// use_batches is inserted last, so its offset is where all tables are
-	// complete; uses may be one block ahead, and takes only what it lacks.
+	// use_batches is inserted last, so its offset is where all tables are complete;
+	// the others may be one block ahead, and take only what they lack.
 	after, stored, err := s.store.offset(ctx, "use_batches")
 	if err != nil {
 		return err
@@ -28,27 +28,36 @@ func (w *Writer) copyUses(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	end, err := w.cfg.Uses.LastUse(ctx)
+	haveTallies, _, err := s.store.offset(ctx, "use_suppressed")
 	if err != nil {
 		return err
 	}
-	if end < max(after, have) {
-		return stop("the use stream ends at message %d, but its copy in %s has message %d: the stream lost messages or was restored from an older backup; "+
-			"restore all of it, or start a new log with a new audit database", end, s.store, max(after, have))
+	seen := max(after, have, haveTallies)
+	end, err := events.LastUseAtLeast(ctx, w.cfg.Uses, seen)
+	if err != nil {
+		return err
 	}
-	w.metrics.move(sourceUses, after, end)
+	if end < seen {
+		return stop("the use stream ends at message %d, but its copy in %s has message %d: the stream lost messages or was restored from an older backup; "+
+			"restore all of it, or start a new log with a new audit database", end, s.store, seen)
+	}
+	w.metrics.copied(sourceUses, after)
+	w.metrics.ends(sourceUses, end)
 	roll, err := s.newRoller(ctx, after)
 	if err != nil {
 		return err
 	}
-	r := &useReader{w: w, after: after, stored: stored, have: have, log: w.cfg.Log.ID()}
+	nodes, err := s.store.places(ctx, after)
+	if err != nil {
+		return err
+	}
+	r := &useReader{w: w, after: after, stored: stored, have: have, haveTallies: haveTallies, log: events.LineageOf(w.cfg.Log), nodes: nodes}
 	full, empty := make(chan *useBlock), make(chan *useBlock, 2)
 	empty <- newUseBlock()
 	empty <- newUseBlock()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.run(ctx, empty, full) })
 	g.Go(func() error { return w.insertUses(ctx, s, roll, full, empty) })
-	g.Go(func() error { return w.watchUses(ctx) })
 	return g.Wait()
 }
 
@@ -57,6 +66,9 @@ func (w *Writer) insertUses(ctx context.Context, s *session, roll *roller, full 
 	tick := time.NewTicker(w.rollupEvery)
 	defer tick.Stop()
 	for {
+		if told, ok := w.cfg.Uses.(events.CopiedSource); ok {
+			_ = told.Copied(roll.to) // told again with the next tick
+		}
 		select {
 		case b := <-full:
 			began := time.Now()
@@ -65,7 +77,12 @@ func (w *Writer) insertUses(ctx context.Context, s *session, roll *roller, full 
 					return err
 				}
 			}
-			// crash here: the next epoch finds uses ahead of use_batches.
+			if b.tN.Rows() > 0 {
+				if err := s.insert(ctx, "use_suppressed", b.tallies); err != nil {
+					return err
+				}
+			}
+			// crash here: the next epoch finds the other tables ahead of use_batches.
 			if err := s.insert(ctx, "use_batches", b.batches); err != nil {
 				return err
 			}
@@ -83,29 +100,20 @@ func (w *Writer) insertUses(ctx context.Context, s *session, roll *roller, full 
 	}
 }
 
-// watchUses asks where the stream ends, for the lag.
-func (w *Writer) watchUses(ctx context.Context) error {
-	for {
-		if err := pause(ctx, time.Second); err != nil {
-			return err
-		}
-		end, err := w.cfg.Uses.LastUse(ctx)
-		if err == nil { // else the reader meets the same error and says so
-			w.metrics.move(sourceUses, 0, end)
-		}
-	}
-}
-
 // useReader turns messages into blocks.
 type useReader struct {
 	w      *Writer
-	log    events.LogID
+	log    events.Lineage
 	after  events.Seq  // read and in a block
-	stored events.Time // of the last message read, as use_batches has it or will
+	stored events.Time // of message after
 	have   events.Seq  // in the table uses already
+
+	haveTallies events.Seq // in the table use_suppressed already
+	nodes       places
 
 	pending []events.UseMessage  // read, not yet in a block
 	trimmed *events.TrimmedError // to be written down with the next message
+	since   events.Time          // of the message before the trimmed ones; 0 = there was none
 }
 
 // run fills blocks and hands them on.
@@ -151,7 +159,7 @@ func (r *useReader) fill(ctx context.Context, b *useBlock) error {
 				return err
 			}
 			r.pending = r.pending[1:]
-			if b.n.Rows() >= r.w.cfg.MaxRows || b.messages >= r.w.cfg.MaxRows {
+			if b.n.Rows() >= r.w.cfg.MaxRows || b.messages >= r.w.cfg.MaxRows || b.aside >= maxAside {
 				return nil
 			}
 		}
@@ -174,6 +182,8 @@ func (r *useReader) read(ctx context.Context) error {
 		from := r.after
 		if r.trimmed != nil { // more was dropped before a message came
 			from = r.trimmed.After
+		} else {
+			r.since = r.stored
 		}
 		r.trimmed = &events.TrimmedError{After: from, First: trimmed.First}
 		r.after = trimmed.First - 1
@@ -181,9 +191,6 @@ func (r *useReader) read(ctx context.Context) error {
 	}
 	if err != nil {
 		return err
-	}
-	for i := range msgs {
-		notBefore(&r.stored, &msgs[i].Stored)
 	}
 	r.pending = msgs
 	return nil
@@ -194,89 +201,116 @@ func (r *useReader) add(b *useBlock, m *events.UseMessage) error {
 	if m.Seq <= r.after {
 		return stop("the use stream delivered message %d after %d; it must only go forward", m.Seq, r.after)
 	}
-	batch, err := events.DecodeUses(m.Data)
-	if err != nil {
-		return stop("message %d of the use stream (node %s) cannot be read: %v; upgrade this process if a newer Keytrail wrote it, "+
-			"else the stream is damaged", m.Seq, m.Node, err)
-	}
-	switch {
-	case batch.Node != m.Node:
-		return stop("message %d of the use stream stands under node %s but says node %s: someone wrote in another's name", m.Seq, m.Node, batch.Node)
-	case batch.Log != r.log:
-		return stop("message %d of the use stream (node %s) belongs to log %s, not to log %s: the node read another log", m.Seq, m.Node, batch.Log, r.log)
-	}
-	if t := r.trimmed; t != nil {
-		b.note(t.First-1, m.Stored, "", 0, "trimmed", uint64(t.After)+1, uint64(t.First-t.After)-1, "dropped by the stream's retention before they were copied")
-		r.trimmed = nil
-	} else if m.Seq != r.after+1 {
+	if m.Seq != r.after+1 { // also after a trimmed range: r.after is then its end
 		// A hole inside the stream: not retention, which takes from the front.
 		return stop("the use stream has no message %d, but message %d: messages were deleted from it; restore it, or accept the loss by starting a new audit database", r.after+1, m.Seq)
 	}
+	if t := r.trimmed; t != nil {
+		b.note(t.First-1, m.Stored, "", 0, "trimmed", uint64(t.After)+1, uint64(t.First-t.After)-1, "dropped by the stream's retention before they were copied",
+			min(r.since, m.Stored), max(r.since, m.Stored)) // the log's clock may have been set meanwhile
+		r.trimmed = nil
+	}
+	batch, reason := r.nodes.misfit(m, &r.log)
+	if reason != "" {
+		r.w.metrics.quarantined.Inc()
+		r.w.asides.tell(r.w.cfg.Logger, time.Now(), m, reason)
+		b.quarantine(m, reason)
+		r.after, r.stored = m.Seq, m.Stored
+		return nil
+	}
+	if last, ok := r.nodes.take(&batch); ok {
+		b.note(m.Seq, m.Stored, batch.Node, last.epoch, "unended", last.next, 0, "the node began a new epoch and did not end this one", m.Stored, m.Stored)
+	}
+	r.w.metrics.heard(m.Node, m.Stored, batch.Uses)
 	b.add(m, &batch, m.Seq > r.have)
-	r.after = m.Seq
+	if m.Seq > r.haveTallies {
+		b.tally(m, &batch)
+	}
+	r.after, r.stored = m.Seq, m.Stored
 	return nil
 }
+
+// maxAside is how many bytes of messages that are set aside make a block full.
+const maxAside = 16 << 20
 
 // useBlock are the columns of one insert into uses and one into use_batches:
 // whole messages of one month.
 type useBlock struct {
 	messages int
+	aside    int // bytes of the messages that are set aside
 	last     events.Seq
 	month    uint32
 
 	seq, n, position                                proto.ColUInt64
 	storedAt, time                                  proto.ColDateTime64
 	epoch                                           proto.ColInt64
-	keyID, resourceID                               proto.ColStr
+	keyID, resourceID, requestID                    proto.ColStr
 	node, keyspace, tenant, reason, scope, resource *proto.ColLowCardinality[string]
+	endpoint                                        *proto.ColLowCardinality[string]
 	ip                                              proto.ColIPv6
+	known                                           proto.ColBool
 	cost                                            proto.ColUInt32
 	uses                                            proto.Input
 
 	bSeq, bFirst, bCount proto.ColUInt64
 	bStored              proto.ColDateTime64
+	bSince, bUntil       proto.ColDateTime64
 	bEpoch               proto.ColInt64
 	bNode                *proto.ColLowCardinality[string]
 	bKind                proto.ColEnum
-	bNote                proto.ColStr
+	bNote, bData         proto.ColStr
 	batches              proto.Input
 
-	key [30]byte // "key_" and a ULID, reused
+	tSeq, tN           proto.ColUInt64
+	tStored, tTime     proto.ColDateTime64
+	tEpoch             proto.ColInt64
+	tNode, tKeys, tWhy *proto.ColLowCardinality[string]
+	tallies            proto.Input
+
+	id [30]byte // "key_" or "req_" and a ULID, reused
 }
 
 func newUseBlock() *useBlock {
 	b := new(useBlock)
-	for _, t := range []*proto.ColDateTime64{&b.storedAt, &b.time, &b.bStored} {
+	for _, t := range []*proto.ColDateTime64{&b.storedAt, &b.time, &b.bStored, &b.bSince, &b.bUntil, &b.tStored, &b.tTime} {
 		t.WithPrecision(proto.PrecisionMilli)
 	}
-	for _, p := range []**proto.ColLowCardinality[string]{&b.node, &b.keyspace, &b.tenant, &b.reason, &b.scope, &b.resource, &b.bNode} {
+	for _, p := range []**proto.ColLowCardinality[string]{&b.node, &b.keyspace, &b.tenant, &b.reason, &b.scope, &b.resource, &b.endpoint, &b.bNode, &b.tNode, &b.tKeys, &b.tWhy} {
 		*p = new(proto.ColStr).LowCardinality()
 	}
 	b.uses = proto.Input{
 		{Name: "seq", Data: &b.seq}, {Name: "stored", Data: &b.storedAt}, {Name: "node", Data: b.node}, {Name: "epoch", Data: &b.epoch},
 		{Name: "n", Data: &b.n}, {Name: "time", Data: &b.time}, {Name: "keyspace", Data: b.keyspace}, {Name: "tenant", Data: b.tenant},
 		{Name: "key_id", Data: &b.keyID}, {Name: "reason", Data: b.reason}, {Name: "scope", Data: b.scope},
-		{Name: "resource_kind", Data: b.resource}, {Name: "resource_id", Data: &b.resourceID}, {Name: "ip", Data: &b.ip},
+		{Name: "resource_kind", Data: b.resource}, {Name: "resource_id", Data: &b.resourceID}, {Name: "ip", Data: &b.ip}, {Name: "ip_known", Data: &b.known},
 		{Name: "cost", Data: &b.cost}, {Name: "position", Data: &b.position},
+		{Name: "endpoint", Data: b.endpoint}, {Name: "request_id", Data: &b.requestID},
 	}
 	b.batches = proto.Input{
 		{Name: "seq", Data: &b.bSeq}, {Name: "stored", Data: &b.bStored}, {Name: "node", Data: b.bNode}, {Name: "epoch", Data: &b.bEpoch},
 		{Name: "kind", Data: &b.bKind}, {Name: "first", Data: &b.bFirst}, {Name: "count", Data: &b.bCount}, {Name: "note", Data: &b.bNote},
+		{Name: "since", Data: &b.bSince}, {Name: "until", Data: &b.bUntil}, {Name: "data", Data: &b.bData},
+	}
+	b.tallies = proto.Input{
+		{Name: "seq", Data: &b.tSeq}, {Name: "stored", Data: &b.tStored}, {Name: "node", Data: b.tNode}, {Name: "epoch", Data: &b.tEpoch},
+		{Name: "time", Data: &b.tTime}, {Name: "keyspace", Data: b.tKeys}, {Name: "reason", Data: b.tWhy}, {Name: "n", Data: &b.tN},
 	}
 	return b
 }
 
 func (b *useBlock) reset() {
-	b.messages = 0
+	b.messages, b.aside = 0, 0
 	b.uses.Reset()
 	b.batches.Reset()
+	b.tallies.Reset()
 }
 
-var kindNames = map[events.BatchKind]string{events.BatchUses: "uses", events.BatchOpen: "open", events.BatchClose: "close", events.BatchGap: "gap"}
+var kindNames = map[events.BatchKind]string{events.BatchUses: "uses", events.BatchOpen: "open", events.BatchClose: "close", events.BatchGap: "gap",
+	events.BatchSuppressed: "suppressed"}
 
 // add appends a message; its uses only if the table lacks them.
 func (b *useBlock) add(m *events.UseMessage, batch *events.UseBatch, withUses bool) {
-	b.note(m.Seq, m.Stored, batch.Node, batch.Epoch, kindNames[batch.Kind], batch.First, batch.Len(), batch.Note)
+	b.note(m.Seq, m.Stored, batch.Node, batch.Epoch, kindNames[batch.Kind], batch.First, batch.Len(), batch.Note, batch.Since, batch.Until)
 	b.messages++
 	b.last, b.month = m.Seq, month(m.Stored)
 	if !withUses {
@@ -292,31 +326,61 @@ func (b *useBlock) add(m *events.UseMessage, batch *events.UseBatch, withUses bo
 		b.time.AppendRaw(proto.DateTime64(u.Time))
 		b.keyspace.Append(string(u.Keyspace))
 		b.tenant.Append(string(u.Tenant))
-		b.keyID.AppendBytes(b.keyText(u.Key))
+		b.keyID.AppendBytes(b.idText("key_", u.Key))
 		b.reason.Append(u.Reason.String())
 		b.scope.Append(u.Scope)
 		b.resource.Append(u.Resource.Kind)
 		b.resourceID.Append(u.Resource.ID)
 		b.ip.Append(ipv6(u.IP))
+		b.known.Append(u.IP.IsValid())
 		b.cost.Append(u.Cost)
 		b.position.Append(uint64(u.Seq))
+		b.endpoint.Append(u.Endpoint)
+		b.requestID.AppendBytes(b.idText("req_", u.RequestID))
 	}
 }
 
-// keyText is k.String() without allocating.
-func (b *useBlock) keyText(k events.KeyID) []byte {
-	if k.IsZero() {
+// tally appends the tallies of a message.
+func (b *useBlock) tally(m *events.UseMessage, batch *events.UseBatch) {
+	for _, t := range batch.Tallies {
+		b.tSeq.Append(uint64(m.Seq))
+		b.tStored.AppendRaw(proto.DateTime64(m.Stored))
+		b.tNode.Append(string(batch.Node))
+		b.tEpoch.Append(batch.Epoch)
+		b.tTime.AppendRaw(proto.DateTime64(t.Time))
+		b.tKeys.Append(string(t.Keyspace))
+		b.tWhy.Append(t.Reason.String())
+		b.tN.Append(t.Count)
+	}
+}
+
+// idText is the text of a key's or a request's id, "" for the zero id, without
+// allocating.
+func (b *useBlock) idText(prefix string, id [16]byte) []byte {
+	if id == ([16]byte{}) {
 		return nil
 	}
-	copy(b.key[:4], "key_")
-	if err := ulid.ULID(k).MarshalTextTo(b.key[4:]); err != nil {
+	copy(b.id[:4], prefix)
+	if err := ulid.ULID(id).MarshalTextTo(b.id[4:]); err != nil {
 		panic(err) // the buffer has the right length
 	}
-	return b.key[:]
+	return b.id[:]
+}
+
+// quarantine appends a message that is set aside.
+func (b *useBlock) quarantine(m *events.UseMessage, reason string) {
+	b.row(m.Seq, m.Stored, m.Node, 0, "quarantined", 0, 0, reason, m.Stored, m.Stored, m.Data)
+	b.messages++
+	b.aside += len(m.Data)
+	b.last, b.month = m.Seq, month(m.Stored)
 }
 
 // note appends a row of use_batches.
-func (b *useBlock) note(seq events.Seq, stored events.Time, node events.NodeID, epoch int64, kind string, first, count uint64, note string) {
+func (b *useBlock) note(seq events.Seq, stored events.Time, node events.NodeID, epoch int64, kind string, first, count uint64, note string, since, until events.Time) {
+	b.row(seq, stored, node, epoch, kind, first, count, note, since, until, nil)
+}
+
+func (b *useBlock) row(seq events.Seq, stored events.Time, node events.NodeID, epoch int64, kind string, first, count uint64, note string, since, until events.Time, data []byte) {
 	b.bSeq.Append(uint64(seq))
 	b.bStored.AppendRaw(proto.DateTime64(stored))
 	b.bNode.Append(string(node))
@@ -325,4 +389,7 @@ func (b *useBlock) note(seq events.Seq, stored events.Time, node events.NodeID, 
 	b.bFirst.Append(first)
 	b.bCount.Append(count)
 	b.bNote.Append(note)
+	b.bSince.AppendRaw(proto.DateTime64(since))
+	b.bUntil.AppendRaw(proto.DateTime64(until))
+	b.bData.AppendBytes(data)
 }

@@ -51,6 +51,10 @@ type Config struct {
 
 	// freePort picks a port to listen on; replaced by tests.
 	freePort func() (int, error)
+
+	// spareQueries is how many queries the quota of `default` has left after the
+	// start; tests set it.
+	spareQueries int
 }
 
 // Validate reports every fault of the configuration at once.

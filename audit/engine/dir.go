@@ -8,11 +8,12 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"text/template"
+
+	"github.com/keytrail/keytrail/internal/files"
 )
 
 // The one user and the one database that exist from the start.
@@ -36,19 +37,18 @@ type dir struct {
 // openDir makes the directory if needed and takes it. ErrDirInUse if another
 // process has it, or this one already.
 func openDir(path string) (*dir, error) {
+	if err := files.MakeDataDir(path); err != nil {
+		return nil, fmt.Errorf("the engine's directory: %w", err)
+	}
 	if err := os.MkdirAll(filepath.Join(path, "data"), 0o700); err != nil {
 		return nil, fmt.Errorf("make the engine's directory: %w", err)
 	}
-	lock, err := os.OpenFile(filepath.Join(path, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the engine's lock: %w", err)
-	}
-	ok, err := tryLock(lock)
-	if err == nil && !ok {
+	lock, err := files.Lock(filepath.Join(path, "lock"))
+	if errors.Is(err, files.ErrLocked) {
 		err = fmt.Errorf("%w: another Keytrail runs its local ClickHouse engine in %s; stop it, or choose another directory", ErrDirInUse, path)
 	}
 	if err != nil {
-		return nil, errors.Join(err, lock.Close())
+		return nil, err
 	}
 	return &dir{path: path, lock: lock}, nil
 }
@@ -61,26 +61,22 @@ func (d *dir) file(name string) string { return filepath.Join(d.path, name) }
 // password returns the password of earlier starts, or makes one.
 func (d *dir) password() (string, error) {
 	path := d.file("password")
-	kept, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		fresh := rand.Text()
-		return fresh, writeFile(path, []byte(fresh+"\n"))
-	}
+	password, err := files.ReadOwn(path)
 	if err != nil {
 		return "", fmt.Errorf("read the engine's password: %w", err)
 	}
-	password := strings.TrimSpace(string(kept))
-	if password == "" {
-		return "", fmt.Errorf("%s is empty: remove it, and a new password is made", path)
+	if password != "" {
+		return password, nil
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return "", fmt.Errorf("close the engine's password to others: %w", err)
+	password = rand.Text()
+	if err := files.Write(path, []byte(password+"\n")); err != nil {
+		return "", fmt.Errorf("keep the engine's password: %w", err)
 	}
 	return password, nil
 }
 
 // writeConfig writes what the engine reads at its start.
-func (d *dir) writeConfig(cfg Config, password string) error {
+func (d *dir) writeConfig(cfg Config, l launcher, password string) error {
 	sum := sha256.Sum256([]byte(password))
 	values := map[string]any{
 		"Path":         d.file("data"),
@@ -90,32 +86,17 @@ func (d *dir) writeConfig(cfg Config, password string) error {
 		"MarkCache":    cfg.MarkCache,
 		"User":         userName,
 		"PasswordHash": hex.EncodeToString(sum[:]),
-		"BootQueries":  bootQueries,
+		"Boot":         l.lib != "",
+		"BootQueries":  bootQueries + cfg.spareQueries,
 	}
 	for name, text := range map[string]*template.Template{"config.xml": configXML, "users.xml": usersXML} {
 		var b bytes.Buffer
 		if err := text.Execute(&b, values); err != nil {
 			return fmt.Errorf("render %s: %w", name, err)
 		}
-		if err := writeFile(d.file(name), b.Bytes()); err != nil {
-			return err
+		if err := files.Write(d.file(name), b.Bytes()); err != nil {
+			return fmt.Errorf("write %s: %w", name, err)
 		}
-	}
-	return nil
-}
-
-// writeFile replaces the file whole, 0600. crash before the rename: the old
-// file, or none, and a leftover that the next write replaces.
-func writeFile(path string, data []byte) error {
-	part := path + ".part"
-	if err := os.Remove(part); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := os.WriteFile(part, data, 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := os.Rename(part, path); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }
@@ -130,6 +111,9 @@ func mustXML(name, text string) *template.Template {
 
 // Every cache of MergeTree tables that defaults to gigabytes is set: together they
 // would be many times the memory limit, which counts them.
+//
+// Of the HTTP port only the two endpoints that we use are served: not the web
+// consoles (/play and others), and no query by GET, which a page could embed.
 var configXML = mustXML("config.xml", `<clickhouse>
   <users_config>{{xml .Users}}</users_config>
   <timezone>UTC</timezone>
@@ -140,15 +124,25 @@ var configXML = mustXML("config.xml", `<clickhouse>
   <text_index_tokens_cache_size>{{.MarkCache}}</text_index_tokens_cache_size>
   <text_index_header_cache_size>{{.MarkCache}}</text_index_header_cache_size>
   <text_index_postings_cache_size>{{.MarkCache}}</text_index_postings_cache_size>
+  <http_handlers>
+    <rule><methods>GET,HEAD</methods><url>/ping</url><handler><type>ping</type></handler></rule>
+    <rule><methods>POST</methods><url>/</url><handler><type>dynamic_query_handler</type><query_param_name>query</query_param_name></handler></rule>
+  </http_handlers>
   <access_control_improvements><table_engines_require_grant>true</table_engines_require_grant></access_control_improvements>
 </clickhouse>
 `)
 
-// The engine logs itself in as default, without a password, from loopback; with
-// a password on it the engine does not start. So default may open the ports and
-// nothing else, and its quota is exactly the statements that do so: one more and
-// it is refused (code 201), SYSTEM STOP LISTEN by a passer-by included. The
-// interval is ten years, and each start of the engine counts anew.
+// The library logs itself in as default, without a password and from 127.0.0.1;
+// with a password on default, or with another network, it does not start. But it
+// logs in before it opens a port, and stays logged in as long as it lives. So
+// default may have one session: the library's own. Every other login as default
+// is rejected (code 700) before any statement is read.
+//
+// The rest is a second line of defence. Grants and the quota would let a stranger
+// run a SELECT without a table, and that reads files: SELECT file('/etc/passwd').
+// The quota's interval is ten years, and each start of the engine counts anew.
+//
+// A clickhouse binary logs nobody in, and has no default at all.
 //
 // The user's query limit leaves room for inserts and merges beside one big query.
 var usersXML = mustXML("users.xml", `<clickhouse>
@@ -157,13 +151,22 @@ var usersXML = mustXML("users.xml", `<clickhouse>
       <async_insert>0</async_insert>
       <max_memory_usage>{{.QueryLimit}}</max_memory_usage>
     </default>
-    <boot><max_execution_time>5</max_execution_time><max_threads>1</max_threads></boot>
+    {{- if .Boot}}
+    <boot>
+      <max_sessions_for_user>1</max_sessions_for_user>
+      <max_execution_time>5</max_execution_time>
+      <max_threads>1</max_threads>
+    </boot>
+    {{- end}}
   </profiles>
   <quotas>
     <default/>
+    {{- if .Boot}}
     <boot><interval><duration>315360000</duration><queries>{{.BootQueries}}</queries></interval></boot>
+    {{- end}}
   </quotas>
   <users>
+    {{- if .Boot}}
     <default>
       <no_password/>
       <networks><ip>127.0.0.1</ip></networks>
@@ -171,6 +174,7 @@ var usersXML = mustXML("users.xml", `<clickhouse>
       <quota>boot</quota>
       <grants><query>GRANT SYSTEM LISTEN ON *.*</query></grants>
     </default>
+    {{- end}}
     <{{.User}}>
       <password_sha256_hex>{{.PasswordHash}}</password_sha256_hex>
       <networks><ip>127.0.0.1</ip></networks>

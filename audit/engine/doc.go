@@ -18,9 +18,10 @@
 // Invariants:
 //
 //  1. Only loopback listens, and only the one user with the password kept in
-//     <Dir>/password (mode 0600) can do anything. The engine's own `default`
-//     user, which cannot have a password, is worth nothing: it may only issue
-//     the two statements that open the ports, and its quota ends with them.
+//     <Dir>/password (mode 0600) can log in. The engine's own `default` user,
+//     which cannot have a password, may have one session; the engine takes it
+//     before it opens a port and keeps it until it ends. Without the password
+//     the ports answer GET /ping, and reject everything else.
 //  2. The password is in no command line, no environment, no log line and no
 //     error. DSN is the only thing that gives it out.
 //  3. The library that runs is the pinned one: npm checks the download against

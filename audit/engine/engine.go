@@ -34,7 +34,7 @@ type Engine struct {
 	cfg      Config
 	launch   launcher
 	dir      *dir
-	door     door
+	endpoint endpoint
 	password string
 	tcpPort  int
 
@@ -85,7 +85,7 @@ func (e *Engine) open(ctx context.Context) error {
 	if e.password, err = e.dir.password(); err != nil {
 		return err
 	}
-	if err := e.dir.writeConfig(e.cfg, e.password); err != nil {
+	if err := e.dir.writeConfig(e.cfg, e.launch, e.password); err != nil {
 		return err
 	}
 	takeover := time.Now().Add(takeoverLimit)
@@ -97,7 +97,7 @@ func (e *Engine) open(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		e.door = door{addr: "127.0.0.1:" + strconv.Itoa(httpPort), port: httpPort, user: userName, password: e.password}
+		e.endpoint = endpoint{addr: "127.0.0.1:" + strconv.Itoa(httpPort), port: httpPort, user: userName, password: e.password}
 		err = e.startProcess(ctx)
 		switch {
 		case err == nil:
@@ -117,7 +117,7 @@ func (e *Engine) open(ctx context.Context) error {
 // startProcess starts a process on the engine's ports and makes it the current
 // one when it is ready. On an error no process is left behind.
 func (e *Engine) startProcess(ctx context.Context) error {
-	p, err := spawn(e.launch, e.dir, e.tcpPort, e.door.port, e.password, e.cfg.Logger)
+	p, err := spawn(e.launch, e.dir, e.tcpPort, e.endpoint.port, e.password, e.cfg.Logger)
 	if err != nil {
 		return err
 	}
@@ -134,7 +134,7 @@ func (e *Engine) startProcess(ctx context.Context) error {
 func (e *Engine) awaitReady(ctx context.Context, p *process) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("engine did not answer within %v", startLimit))
 	defer cancel()
-	for !e.door.ping(ctx) {
+	for !e.endpoint.ping(ctx) {
 		if !p.alive() || p.bootFailed() {
 			return p.cause()
 		}
@@ -142,7 +142,7 @@ func (e *Engine) awaitReady(ctx context.Context, p *process) error {
 			return err
 		}
 	}
-	version, err := e.door.query(ctx, "SELECT version()")
+	version, err := e.endpoint.query(ctx, "SELECT version()")
 	if err != nil {
 		if !p.alive() {
 			return p.cause()
@@ -152,7 +152,7 @@ func (e *Engine) awaitReady(ctx context.Context, p *process) error {
 	if err := checkVersion(version); err != nil {
 		return err
 	}
-	if _, err := e.door.query(ctx, "CREATE DATABASE IF NOT EXISTS "+databaseName+" ENGINE = Atomic"); err != nil {
+	if _, err := e.endpoint.query(ctx, "CREATE DATABASE IF NOT EXISTS "+databaseName+" ENGINE = Atomic"); err != nil {
 		return fmt.Errorf("make the database %s: %w", databaseName, err)
 	}
 	return nil
@@ -263,9 +263,9 @@ func (e *Engine) DSN() string {
 	return u.String()
 }
 
-// HTTPAddr returns host:port of the HTTP interface. GET /ping needs no password,
-// everything else does.
-func (e *Engine) HTTPAddr() string { return e.door.addr }
+// HTTPAddr returns host:port of the HTTP interface. It serves GET /ping, without
+// a password, and POST / with a query, with the password; nothing else.
+func (e *Engine) HTTPAddr() string { return e.endpoint.addr }
 
 // String names the engine without its password.
 func (e *Engine) String() string { return Redact(e.DSN()) }

@@ -27,6 +27,10 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(envParent); dir != "" {
 		beParent(dir)
 	}
+	if config := os.Getenv(envStranger); config != "" {
+		beStranger(config)
+		return
+	}
 	enginetest.Main(m)
 }
 

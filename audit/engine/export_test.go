@@ -6,6 +6,12 @@ func WithPorts(cfg Config, pick func() (int, error)) Config {
 	return cfg
 }
 
+// WithSpareQueries leaves the quota of `default` n queries after the start.
+func WithSpareQueries(cfg Config, n int) Config {
+	cfg.spareQueries = n
+	return cfg
+}
+
 // CheckVersion is checkVersion.
 var CheckVersion = checkVersion
 

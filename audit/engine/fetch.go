@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/keytrail/keytrail/internal/files"
 )
 
 // fetch brings the library into the cache (invariant 4): npm installs it into a
@@ -30,8 +32,8 @@ func fetch(ctx context.Context, cfg Config) (lib string, err error) {
 	}
 	folder := cacheFolder(cfg, p)
 	parent := filepath.Dir(folder)
-	if err := os.MkdirAll(parent, 0o700); err != nil {
-		return "", fmt.Errorf("make the engine's cache: %w", err)
+	if err := files.MakeDir(parent); err != nil {
+		return "", fmt.Errorf("the engine's cache: %w", err)
 	}
 	tell := newProgress(cfg.Progress)
 	defer tell.end()
@@ -192,21 +194,17 @@ func lastLines(output string, n int) string {
 
 // lockCache waits until this process may write to the cache.
 func lockCache(ctx context.Context, path string, tell *progress) (unlock func() error, err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock the engine's cache: %w", err)
-	}
 	for {
-		ok, err := tryLock(f)
-		if ok {
+		f, err := files.Lock(path)
+		if err == nil {
 			return f.Close, nil
 		}
-		if err == nil {
+		if errors.Is(err, files.ErrLocked) {
 			tell.line("waiting for another Keytrail that fetches the local ClickHouse engine", false)
 			err = pause(ctx, 200*time.Millisecond, nil)
 		}
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("lock the engine's cache: %w", err), f.Close())
+			return nil, fmt.Errorf("lock the engine's cache: %w", err)
 		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"strconv"
 	"strings"
@@ -75,56 +74,6 @@ func TestSurvivesBadClients(t *testing.T) {
 				t.Errorf("after it: answer %d, pid %d, want 1 and %d", got, e.PID(), pid)
 			}
 		})
-	}
-}
-
-// What someone without the password gets on either port (invariant 1): refused
-// by rights (497) or by the quota that the start used up (201).
-func TestDefaultUserIsWorthless(t *testing.T) {
-	e, _ := start(t, engine.Config{})
-	owner := open(t, options(t, e))
-	execute(t, owner, "CREATE TABLE secrets (n UInt64) ENGINE = MergeTree ORDER BY n")
-
-	stranger := options(t, e)
-	stranger.Auth = clickhouse.Auth{Username: "default", Database: "default"}
-	native := open(t, stranger)
-
-	for _, sql := range []string{
-		"SELECT * FROM system.users",
-		"SELECT * FROM keytrail.secrets",
-		"INSERT INTO keytrail.secrets VALUES (1)",
-		"SELECT name FROM system.tables",
-		"SELECT * FROM file('" + t.TempDir() + "/*', 'LineAsString')",
-		"SELECT * FROM url('http://127.0.0.1:1/', 'LineAsString')",
-		"SELECT sum(number) FROM numbers(1000000000)",
-		"SHOW DATABASES",
-		"CREATE DATABASE mine",
-		"SYSTEM STOP LISTEN TCP",
-		"SYSTEM STOP LISTEN HTTP",
-		"SYSTEM SHUTDOWN",
-		"KILL QUERY WHERE 1",
-	} {
-		if got := code(t, native.Exec(t.Context(), sql)); got != 497 && got != 201 {
-			t.Errorf("native: %s: code %d, want 497 or 201", sql, got)
-		}
-		resp, err := http.Post("http://"+e.HTTPAddr()+"/", "text/plain", strings.NewReader(sql))
-		if err != nil {
-			t.Fatalf("HTTP: %s: %v", sql, err)
-		}
-		if got := resp.Header.Get("X-ClickHouse-Exception-Code"); got != "497" && got != "201" {
-			t.Errorf("HTTP: %s: status %d, code %q, want 497 or 201", sql, resp.StatusCode, got)
-		}
-		if err := resp.Body.Close(); err != nil {
-			t.Error(err)
-		}
-	}
-	http.DefaultClient.CloseIdleConnections()
-
-	if got := value[uint64](t, owner, "SELECT count() FROM secrets"); got != 0 {
-		t.Errorf("the stranger wrote %d rows", got)
-	}
-	if err := open(t, options(t, e)).Ping(t.Context()); err != nil {
-		t.Errorf("the owner cannot connect any more: %v", err)
 	}
 }
 

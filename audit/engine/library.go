@@ -12,6 +12,8 @@ import (
 	"runtime"
 	"strings"
 	"time"
+
+	"github.com/keytrail/keytrail/internal/files"
 )
 
 // EnvLibrary names the variable with the path of a libchdb.so to use instead of
@@ -113,6 +115,14 @@ func locate(cfg Config) (string, error) {
 		return "", fmt.Errorf("%w: no build is pinned for %s/%s", errNotFetched, runtime.GOOS, runtime.GOARCH)
 	}
 	lib := filepath.Join(cacheFolder(cfg, p), "libchdb.so")
+	// The library becomes part of a process of ours: nobody else may have put it there.
+	err := files.CheckDir(filepath.Dir(filepath.Dir(lib)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", errNotFetched
+	}
+	if err != nil {
+		return "", fmt.Errorf("the engine's cache: %w", err)
+	}
 	if !markedGood(lib, p) {
 		return "", errNotFetched
 	}

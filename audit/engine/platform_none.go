@@ -21,5 +21,3 @@ func ChildMain() {}
 func openPTY() (master, slave *os.File, err error) { return nil, nil, ErrNoEngine }
 
 func childAttr() *syscall.SysProcAttr { return nil }
-
-func tryLock(*os.File) (bool, error) { return false, ErrNoEngine }

@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// door speaks to the engine's HTTP port: the little that starting it needs,
+// endpoint speaks to the engine's HTTP port: the little that starting it needs,
 // without a ClickHouse client.
-type door struct {
+type endpoint struct {
 	addr           string
 	port           int
 	user, password string
@@ -26,7 +26,7 @@ type door struct {
 var client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 
 // ping reports whether something answers on the port.
-func (d door) ping(ctx context.Context) bool {
+func (d endpoint) ping(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.addr+"/ping", nil)
@@ -43,7 +43,7 @@ func (d door) ping(ctx context.Context) bool {
 
 // query runs one statement and returns its answer as text. The password goes in
 // a header, so that no error, which quotes the URL, can hold it (invariant 2).
-func (d door) query(ctx context.Context, sql string) (string, error) {
+func (d endpoint) query(ctx context.Context, sql string) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+d.addr+"/", strings.NewReader(sql))
 	if err != nil {
 		return "", err
