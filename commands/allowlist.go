@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
 )
 
 // SetAllowlist replaces the networks that a key may be used from.
@@ -16,7 +17,7 @@ type SetAllowlist struct {
 
 // Decide returns the update, nothing when the list stands as asked, or why not.
 func (c *SetAllowlist) Decide(k *events.Key, _ *Rules, now events.Time) ([]events.Data, error) {
-	var f events.FieldErrors
+	var f input.FieldErrors
 	checkReason(&f, c.Reason)
 	var after []netip.Prefix
 	if c.Allowlist == nil {
@@ -36,7 +37,7 @@ func (c *SetAllowlist) Decide(k *events.Key, _ *Rules, now events.Time) ([]event
 
 // parseAllowlist reads addresses and networks as people write them and returns
 // them as events hold them: masked, unmapped, sorted, each once.
-func parseAllowlist(f *events.FieldErrors, list []string) []netip.Prefix {
+func parseAllowlist(f *input.FieldErrors, list []string) []netip.Prefix {
 	if len(list) > events.MaxAllowlist {
 		f.Add("allowlist", "invalid", fmt.Sprintf("want at most %d entries", events.MaxAllowlist))
 		return nil

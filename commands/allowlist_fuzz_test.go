@@ -7,6 +7,7 @@ import (
 
 	"github.com/keytrail/keytrail/commands"
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
 )
 
 // FuzzAllowlist puts any text in an allowlist: it is refused by its place, or it
@@ -28,7 +29,7 @@ func FuzzAllowlist(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		p, err := read(s)
 		if err != nil {
-			faults, ok := err.(events.FieldErrors)
+			faults, ok := err.(input.FieldErrors)
 			if !ok || len(faults) != 1 || faults[0].Field != "allowlist[0]" || faults[0].Message == "" {
 				t.Fatalf("%q: %#v", s, err)
 			}

@@ -1,6 +1,7 @@
 package commands_test
 
 import (
+	"context"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -107,5 +108,25 @@ func TestBootstrapUpgrade(t *testing.T) {
 	d, ok := records[1].Data.(*events.KeyspaceDefined)
 	if len(records) != 3 || !ok || d.Before == nil || d.Before.Title != old.Title {
 		t.Errorf("%d events; the second is %s", len(records), records[1].Type())
+	}
+}
+
+// behind is a log whose end is answered one event too early, as a server may that has
+// just become the leader.
+type behind struct{ *logtest.MemLog }
+
+func (b behind) Last(ctx context.Context) (events.Seq, error) {
+	last, err := b.MemLog.Last(ctx)
+	return max(last, 1) - 1, err
+}
+
+func TestBootstrapAcknowledgesWhatItWrote(t *testing.T) {
+	log := logtest.New(t)
+	if _, err := commands.Bootstrap(t.Context(), behind{log}, rootSecret(t, 1), t0); err != nil {
+		t.Fatal(err)
+	}
+	nodes, err := log.Nodes(t.Context(), 0)
+	if n := len(log.Records()); err != nil || int(nodes.Floor.Size) != n {
+		t.Errorf("the floor is %d after %d events, %v", nodes.Floor.Size, n, err)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // Create asks for a new key.
@@ -21,23 +23,23 @@ type Create struct {
 	Resources   []events.Resource `json:"resources,omitempty"`  // none = the whole tenant
 	Allowlist   []string          `json:"allowlist,omitempty"`  // addresses and networks; none = any address
 	ExpiryWish
-	Limit    *events.Limit     `json:"limit,omitzero"` // absent: the keyspace's default
+	Limit    *keyspace.Limit   `json:"limit,omitzero"` // absent: the keyspace's default
 	Metadata map[string]string `json:"metadata,omitempty"`
 	Reason   string            `json:"reason,omitzero"`
 }
 
 // KeyType returns the type and the environment of the key that the request asks
 // for. Its faults are among those of Decide.
-func (c *Create) KeyType(d *events.Definition) (t *events.KeyType, environment string, err error) {
-	var f events.FieldErrors
+func (c *Create) KeyType(d *keyspace.Definition) (t *keyspace.KeyType, environment string, err error) {
+	var f input.FieldErrors
 	if t, environment = c.keyType(&f, d); t != nil {
 		return t, environment, nil
 	}
 	return nil, "", f
 }
 
-func (c *Create) keyType(f *events.FieldErrors, d *events.Definition) (*events.KeyType, string) {
-	in := func(t *events.KeyType) (string, bool) {
+func (c *Create) keyType(f *input.FieldErrors, d *keyspace.Definition) (*keyspace.KeyType, string) {
+	in := func(t *keyspace.KeyType) (string, bool) {
 		if c.Environment == "" {
 			return t.Environment(), true
 		}
@@ -49,27 +51,27 @@ func (c *Create) keyType(f *events.FieldErrors, d *events.Definition) (*events.K
 				return &d.KeyTypes[i], env
 			}
 		}
-		f.Add("environment", "unknown_environment", fmt.Sprintf("no key type has environment %q", clip(c.Environment)))
+		f.Add("environment", "unknown_environment", fmt.Sprintf("no key type has environment %s", input.Echo(c.Environment)))
 		return nil, ""
 	}
 	t, ok := d.Type(c.Type)
 	if !ok {
-		f.Add("type", "unknown_type", fmt.Sprintf("key type %q is not defined in the keyspace", clip(c.Type)))
+		f.Add("type", "unknown_type", fmt.Sprintf("key type %s is not defined in the keyspace", input.Echo(c.Type)))
 		return nil, ""
 	}
 	env, ok := in(t)
 	if !ok {
-		f.Add("environment", "unknown_environment", fmt.Sprintf("key type %q has no environment %q: want one of %s", t.Name, clip(c.Environment), cmp.Or(strings.Join(t.Environments, ", "), "none")))
+		f.Add("environment", "unknown_environment", fmt.Sprintf("key type %s has no environment %s: want one of %s", input.Quote(t.Name), input.Echo(c.Environment), cmp.Or(strings.Join(t.Environments, ", "), "none")))
 		return nil, ""
 	}
 	return t, env
 }
 
-// Decide returns the creation, or every bad field (events.FieldErrors), or a
+// Decide returns the creation, or every bad field (input.FieldErrors), or a
 // *Refusal. The secret was drawn for the type that KeyType returns; only its
 // digest and hint come in.
 func (c *Create) Decide(r *Rules, now events.Time, digest events.Digest, hint string) (*events.KeyCreated, error) {
-	var f events.FieldErrors
+	var f input.FieldErrors
 	if err := c.Tenant.Validate(); err != nil {
 		f.Add("tenant", "invalid", err.Error())
 	}
@@ -78,7 +80,7 @@ func (c *Create) Decide(r *Rules, now events.Time, digest events.Digest, hint st
 	g := events.Grant{Roles: c.Roles}
 	if c.Scopes != nil {
 		g.Scopes = *c.Scopes
-	} else if len(c.Roles) == 0 && c.Permissions == nil && t != nil && r.Definition.Grants.By != events.GrantsByRoles {
+	} else if len(c.Roles) == 0 && c.Permissions == nil && t != nil && r.Definition.Grants.By != keyspace.GrantsByRoles {
 		g.Scopes = t.Defaults
 	}
 	r.checkGrant(&f, t, g, c.Resources)
@@ -90,7 +92,12 @@ func (c *Create) Decide(r *Rules, now events.Time, digest events.Digest, hint st
 	if r.AnyExpiry {
 		policy.Choices = nil
 	}
-	expires := c.resolve(&f, policy, now, now)
+	expires := events.Time(0)
+	if r.Ended {
+		expires = c.ended(&f)
+	} else {
+		expires = c.resolve(&f, policy, now, now)
+	}
 	r.checkLimit(&f, c.Limit)
 	checkMetadata(&f, c.Metadata)
 	checkReason(&f, c.Reason)
@@ -113,8 +120,8 @@ func (c *Create) Decide(r *Rules, now events.Time, digest events.Digest, hint st
 	}, nil
 }
 
-func checkReason(f *events.FieldErrors, reason string) {
-	if err := events.CheckText(reason, 500); err != nil {
+func checkReason(f *input.FieldErrors, reason string) {
+	if err := input.CheckText(reason, 500); err != nil {
 		f.Add("reason", "invalid", err.Error())
 	}
 }

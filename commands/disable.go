@@ -1,6 +1,9 @@
 package commands
 
-import "github.com/keytrail/keytrail/events"
+import (
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+)
 
 // Disable stops a key until it is enabled again.
 type Disable struct {
@@ -13,7 +16,7 @@ func (c *Disable) Decide(k *events.Key, _ *Rules, now events.Time) ([]events.Dat
 }
 
 // end decides the commands that only move the key's status.
-func end(k *events.Key, data events.Data, reason string, f events.FieldErrors, now events.Time) ([]events.Data, error) {
+func end(k *events.Key, data events.Data, reason string, f input.FieldErrors, now events.Time) ([]events.Data, error) {
 	checkReason(&f, reason)
 	if err := f.OrNil(); err != nil {
 		return nil, err

@@ -14,27 +14,34 @@
 //	C2  One request is one Append: all of its events or none. The expectation is
 //	    the end of the history that was decided on, so nothing is decided on a
 //	    history that has moved on. An import is as many commands as it has keys.
-//	C3  Every decision stands on a view at least as new as the log's end when the
-//	    request came in, on whichever node that end was written. So does the
-//	    caller's own power: a key that was ended or narrowed since the door let it
-//	    in is refused.
+//	C3  Every decision stands on a view that holds the history that was loaded, and
+//	    everything that was acknowledged before, on whichever node. So does the
+//	    caller's own power: it is rebuilt from that view and never more than the
+//	    endpoint saw (caller, in power.go).
 //	C4  A secret exists from the draw to the one reply that shows it. The log gets
-//	    its SHA-256 digest; a replayed reply carries no secret.
-//	C5  Nobody gives or touches what is beyond their own power: outside its
-//	    keyspaces and tenants a principal sees nothing, and a key or role of the
-//	    built-in keyspace is written only by one who holds all that it could do
-//	    before and could do after. What it makes or changes there neither outlives
-//	    its own key nor may be used from where its own may not. (Only lifting is
-//	    bounded: a principal may always disable or revoke the key it came with.)
-//	    Rate limits are no power, but that of a tenant of the built-in keyspace is
-//	    an administrator's to set: a low one shuts administrators out.
+//	    its SHA-256 digest; a replayed reply carries no secret. No text of a batch
+//	    holds the secret of a key (guard_text.go).
+//	C5  Nobody gives or touches what is beyond their own power. Outside its
+//	    keyspaces and tenants a principal sees nothing. In the built-in keyspace a
+//	    key gains, by whichever command, only what the caller itself holds: scopes,
+//	    reach, lifetime, addresses and rate. And no command leaves Keytrail without
+//	    an administrator that nothing can shut out. guard asks all of it, once, of
+//	    all events of a command (guard.go). A principal may always disable or revoke
+//	    the key that it came with, unless that is the last administrator's.
 //	C6  Rotation never lengthens the old key's life.
 //	C7  A field that is wrong is refused together with every other that is wrong;
 //	    nothing is silently dropped, cut or switched off.
-//	C8  No definition takes power from keys that live, or leaves them where none
-//	    could be made, unless the request says that this is meant (review.go). The
-//	    keys themselves stay as they are; what they may do follows the definition.
+//	C8  No definition takes power from keys that live, gives them power, or leaves
+//	    them where none could be made, and no deleted role comes back to keys that
+//	    hold it still, unless the request says that this is meant (review.go, unheld).
+//	    The keys themselves stay as they are; what they may do follows the definition.
 //	    Best effort, as names are, for a key that is made in the same moment.
+//	C9  No command is acknowledged before the floor of the leases holds its events,
+//	    nor is a replay, nor what changed nothing: from then on no node renews its
+//	    lease without them. Answers that show a resource, and refusals, rest on a
+//	    renewal of this node's own lease, which a node that is cut off from the
+//	    log's majority does not get; and what they show is acknowledged first. Else
+//	    the answer is 503, within seconds (proof.go).
 //
 // # Idempotency
 //
@@ -64,10 +71,10 @@
 // A name is unique among the active and disabled keys of a tenant in a keyspace.
 // One control node is exact (C3, and requests for one name wait for each other);
 // two nodes that give one name within the same few milliseconds may both succeed,
-// because no history is common to both. Ids, not names, identify keys. The guard
-// against revoking the last administrator is of the same strength. A digest that
+// because no history is common to both. Ids, not names, identify keys. The guard of
+// the last administrator is of the same strength. A digest that
 // two nodes import for two tenants at once belongs to the first on the log; see
 // Handler.Import.
 //
-// Read on in this order: create.go, rules.go, run.go, handler.go, http.go.
+// Read on in this order: create.go, rules.go, run.go, proof.go, power.go, guard.go, handler.go, http.go.
 package commands

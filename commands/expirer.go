@@ -11,15 +11,18 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/projections"
 )
 
 // ExpirerConfig is what an Expirer works with.
 type ExpirerConfig struct {
-	Log    events.Log       // required
-	Timers events.Timers    // required
-	Now    func() time.Time // default time.Now
-	Node   events.NodeID    // names this process in the events' source
-	Logger *slog.Logger     // default slog.Default
+	Log    events.Log             // required
+	Leases events.Leases          // required
+	Timers events.Timers          // required
+	Dir    *projections.Directory // required; somebody else lets it follow Log
+	Now    func() time.Time       // default time.Now
+	Node   events.NodeID          // names this process in the events' source
+	Logger *slog.Logger           // default slog.Default
 }
 
 // Expirer records that keys have expired, each exactly once, however many
@@ -28,6 +31,7 @@ type ExpirerConfig struct {
 type Expirer struct {
 	cfg     ExpirerConfig
 	source  string
+	most    int // settings of one Set; fewer in tests
 	expired prometheus.Counter
 }
 
@@ -41,6 +45,7 @@ func NewExpirer(cfg ExpirerConfig) *Expirer {
 	}
 	return &Expirer{
 		cfg:    cfg,
+		most:   events.MaxTimers,
 		source: "/keytrail/control/" + string(cfg.Node),
 		expired: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "keytrail_expirer_recorded_total",
@@ -57,51 +62,10 @@ func (x *Expirer) Collectors() []prometheus.Collector { return []prometheus.Coll
 func (x *Expirer) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
-	wg.Go(func() { stop(x.cfg.Timers.Changes(ctx, x.changed)) })
+	wg.Go(func() { stop(x.feed(ctx)) })
 	wg.Go(func() { stop(x.cfg.Timers.Due(ctx, x.due)) })
 	wg.Wait()
 	return context.Cause(ctx) // ctx's own, or that of whichever failed first
-}
-
-// changed sets or clears the key's timer after one of its events. An error hands
-// the event in again.
-func (x *Expirer) changed(ctx context.Context, r *events.Recorded) error {
-	ref := events.KeyRef{Keyspace: r.Aggregate.Keyspace, Tenant: r.Aggregate.Tenant, Key: r.Key()}
-	var err error
-	switch d := r.Data.(type) {
-	case *events.KeyCreated:
-		err = x.set(ctx, ref, d.ExpiresAt)
-	case *events.KeyImported:
-		err = x.set(ctx, ref, d.ExpiresAt)
-	case *events.KeyExpiryChanged, *events.KeyRotated:
-		// This event may come again after a later one; what counts is how the key
-		// stands now.
-		err = x.sync(ctx, ref)
-	case *events.KeyRevoked, *events.KeyExpired:
-		err = x.cfg.Timers.Clear(ctx, ref)
-	}
-	if err != nil {
-		return x.failed(ctx, "set a timer", ref, err)
-	}
-	return nil
-}
-
-func (x *Expirer) set(ctx context.Context, ref events.KeyRef, at events.Time) error {
-	if at == 0 {
-		return nil
-	}
-	return x.cfg.Timers.Set(ctx, ref, at)
-}
-
-func (x *Expirer) sync(ctx context.Context, ref events.KeyRef) error {
-	k, err := x.load(ctx, ref)
-	if err != nil {
-		return err
-	}
-	if k.May(&events.KeyExpired{}) != nil {
-		return x.cfg.Timers.Clear(ctx, ref)
-	}
-	return x.cfg.Timers.Set(ctx, ref, k.ExpiresAt)
 }
 
 func (x *Expirer) load(ctx context.Context, ref events.KeyRef) (events.Key, error) {
@@ -116,6 +80,9 @@ func (x *Expirer) load(ctx context.Context, ref events.KeyRef) (events.Key, erro
 func (x *Expirer) due(ctx context.Context, ref events.KeyRef) error {
 	for range maxTries {
 		k, err := x.load(ctx, ref)
+		if err == nil {
+			err = x.cfg.Dir.Wait(ctx, k.Chain.Seq) // it stays at 0 when the log is of another history than this node has followed
+		}
 		if err != nil {
 			return x.failed(ctx, "load", ref, err)
 		}
@@ -124,22 +91,27 @@ func (x *Expirer) due(ctx context.Context, ref events.KeyRef) error {
 		if data == nil {
 			if k.May(&events.KeyExpired{}) == nil {
 				// Its time has moved, or this clock is behind the timers'. In the second
-				// case the timer fires again at once: the pause keeps that from spinning.
+				// case the timer fires again at once: the pause keeps that from spinning. In
+				// the first, the server that fires a timer removes it, and may have removed
+				// the one that was set meanwhile.
 				pause(ctx, min(time.Second, time.Duration(k.ExpiresAt-now)*time.Millisecond))
-				err = x.cfg.Timers.Set(ctx, ref, k.ExpiresAt)
+				err = x.rearm(ctx, ref)
 			}
 			if err != nil {
 				return x.failed(ctx, "set a timer", ref, err)
 			}
 			return nil
 		}
-		b := &batch{now: now, seal: sealSystem("expirer", x.source, now)}
+		b := &batch{now: now, readers: x.cfg.Log.Readers(), seal: sealSystem("expirer", x.source, now)}
 		if _, err := b.key(ref.Aggregate(), &k, data); err != nil {
 			return x.failed(ctx, "decide", ref, err)
 		}
 		// crash here: the timer is handed in again and the history says whether the
 		// expiry is on it.
 		seq, err := store(ctx, x.cfg.Log, b.writes)
+		if err == nil {
+			err = acknowledge(ctx, x.cfg.Log, x.cfg.Leases, x.cfg.Dir, seq)
+		}
 		if err == nil {
 			x.expired.Inc()
 			x.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "key expired", slog.String("key_id", ref.Key.String()), slog.String("tenant", string(ref.Tenant)), slog.Uint64("seq", uint64(seq)))

@@ -12,14 +12,15 @@ import (
 	"github.com/keytrail/keytrail/commands"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/logtest"
+	"github.com/keytrail/keytrail/projections"
 )
 
 // expirers runs n of them on the world's log until stop. Time is the bubble's.
-func expirers(w *world, n int) (stop func()) {
+func expirers(w *world, dir *projections.Directory, n int) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	for i := range n {
-		x := commands.NewExpirer(commands.ExpirerConfig{Log: w.log, Timers: w.log, Node: events.NodeID(string(rune('a' + i))), Logger: slog.New(slog.NewJSONHandler(w.out, nil))})
+		x := commands.NewExpirer(commands.ExpirerConfig{Log: w.log, Leases: w.log, Timers: w.log, Dir: dir, Node: events.NodeID(string(rune('a' + i))), Logger: slog.New(slog.NewJSONHandler(w.out, nil))})
 		wg.Go(func() {
 			if err := x.Run(ctx); !errors.Is(err, context.Canceled) {
 				w.Errorf("expirer: %v", err)
@@ -82,7 +83,7 @@ func TestExpirer(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorldAt(t, new(clock))
 				n := w.node("one")
-				defer expirers(w, 3)()
+				defer expirers(w, n.dir, 3)()
 				w.define(n, "acme", acme)
 				born := w.clock.at()
 				key := w.create(n, "acme", commands.Create{Tenant: "t1", Name: "a", ExpiryWish: commands.ExpiryWish{ExpiresIn: ptr("60s")}}).Key
@@ -130,7 +131,7 @@ func TestExpirerStartsLate(t *testing.T) {
 		b := w.create(n, "acme", commands.Create{Tenant: "t1", Name: "b", ExpiryWish: in}).Key
 		must(t, n, w, b.ID, new(commands.Revoke))
 		sleep(2 * time.Minute)
-		defer expirers(w, 2)()
+		defer expirers(w, n.dir, 2)()
 		sleep(2 * time.Second)
 		if _, history := w.load(&a); count(history) != 1 {
 			t.Errorf("expired %d times", count(history))
@@ -149,7 +150,7 @@ func TestExpirerClockBehind(t *testing.T) {
 		w.log.SetClock(func() time.Time { return time.Now().Add(5 * time.Second) })
 		n := w.node("one")
 		w.define(n, "acme", acme)
-		defer expirers(w, 2)()
+		defer expirers(w, n.dir, 2)()
 		key := w.create(n, "acme", commands.Create{Tenant: "t1", Name: "a", ExpiryWish: commands.ExpiryWish{ExpiresIn: ptr("60s")}}).Key
 		sleep(time.Minute - time.Millisecond)
 		if _, history := w.load(&key); count(history) != 0 {

@@ -7,11 +7,13 @@ import (
 	"time"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // ExpiryWish is how a request says when a key shall expire: an instant, null for
 // never, or a duration from now. With neither, the keyspace's default applies.
-// There is no number that means "never": a zero is refused. Where the regime has
+// There is no number that means "never": a zero is refused. Where the keyspace has
 // choices, the duration is one of them, counted from the request.
 type ExpiryWish struct {
 	ExpiresAt Opt[string] `json:"expires_at,omitzero"` // RFC 3339, or null for never
@@ -23,7 +25,7 @@ func (w ExpiryWish) Given() bool { return w.ExpiresAt.Set || w.ExpiresIn != nil 
 
 // resolve returns the expiry wished for, 0 for never. The policy bounds the life
 // from born, which is now for a new key. Faults go to f.
-func (w ExpiryWish) resolve(f *events.FieldErrors, p events.ExpiryPolicy, born, now events.Time) events.Time {
+func (w ExpiryWish) resolve(f *input.FieldErrors, p keyspace.ExpiryPolicy, born, now events.Time) events.Time {
 	var at events.Time
 	field := "expires_at"
 	switch {
@@ -41,11 +43,11 @@ func (w ExpiryWish) resolve(f *events.FieldErrors, p events.ExpiryPolicy, born, 
 			return 0
 		}
 		at = t
-	case w.ExpiresIn != nil && *w.ExpiresIn == string(events.Never):
+	case w.ExpiresIn != nil && *w.ExpiresIn == string(keyspace.Never):
 		field = "expires_in"
 	case w.ExpiresIn != nil:
 		field = "expires_in"
-		d, err := events.ParseSpan(*w.ExpiresIn)
+		d, err := keyspace.ParseSpan(*w.ExpiresIn)
 		if err != nil || d < time.Millisecond {
 			f.Add(field, "invalid", "want a positive duration of at most 100 years, as 90s, 720h or 30d")
 			return 0
@@ -71,17 +73,32 @@ func (w ExpiryWish) resolve(f *events.FieldErrors, p events.ExpiryPolicy, born, 
 	return at
 }
 
-// chosen reports whether the wish is one of the choices. An instant is none, even
-// where it falls on one.
-func (w ExpiryWish) chosen(list []events.Span) bool {
-	if w.ExpiresIn == nil || *w.ExpiresIn == string(events.Never) {
-		return (w.ExpiresIn != nil || w.ExpiresAt.Null) && slices.Contains(list, events.Never)
+// ended returns the expiry of a key whose life is over, 0 for none. Faults go to f.
+func (w ExpiryWish) ended(f *input.FieldErrors) events.Time {
+	switch {
+	case w.ExpiresIn != nil:
+		f.Add("expires_in", "ended", "the key has ended: want the instant at which it would have expired as expires_at, or nothing")
+	case w.ExpiresAt.Set && !w.ExpiresAt.Null:
+		at, err := events.ParseTimeLenient(w.ExpiresAt.Value)
+		if err != nil {
+			f.Add("expires_at", "invalid", err.Error())
+		}
+		return at
 	}
-	d, err := events.ParseSpan(*w.ExpiresIn)
-	return err == nil && slices.ContainsFunc(list, func(c events.Span) bool { return c != events.Never && c.Duration() == d })
+	return 0
 }
 
-func choices(list []events.Span) string {
+// chosen reports whether the wish is one of the choices. An instant is none, even
+// where it falls on one.
+func (w ExpiryWish) chosen(list []keyspace.Span) bool {
+	if w.ExpiresIn == nil || *w.ExpiresIn == string(keyspace.Never) {
+		return (w.ExpiresIn != nil || w.ExpiresAt.Null) && slices.Contains(list, keyspace.Never)
+	}
+	d, err := keyspace.ParseSpan(*w.ExpiresIn)
+	return err == nil && slices.ContainsFunc(list, func(c keyspace.Span) bool { return c != keyspace.Never && c.Duration() == d })
+}
+
+func choices(list []keyspace.Span) string {
 	s := make([]string, len(list))
 	for i, c := range list {
 		s[i] = string(c)

@@ -5,30 +5,50 @@ import (
 	"crypto/rand"
 	"io"
 	"log/slog"
-	"sync/atomic"
 	"time"
 
+	"github.com/keytrail/keytrail/commands/receipts"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/projections"
 )
 
 // Config is what a Handler works with.
 type Config struct {
-	Log    events.Log             // required
-	Dir    *projections.Directory // required; somebody else lets it follow Log
-	Now    func() time.Time       // default time.Now
-	Rand   io.Reader              // default crypto/rand; safe for concurrent use
-	Node   events.NodeID          // names this process in the events' source
-	Logger *slog.Logger           // default slog.Default
+	Log      events.Log             // required
+	Leases   events.Leases          // required: no command is acknowledged before the floor holds it
+	Nodes    *receipts.Observer     // default one on Leases, of which somebody else lets Run go on
+	Receipts *receipts.Issuer       // default one on Nodes that asks nobody and signs nothing
+	Dir      *projections.Directory // required; somebody else lets it follow Log
+	Now      func() time.Time       // default time.Now
+	Rand     io.Reader              // default crypto/rand; safe for concurrent use
+	Node     events.NodeID          // names this process in the events' source
+	Logger   *slog.Logger           // default slog.Default
+
+	// WriteRelease is the release whose events are written once every process has it
+	// (RunRelease). Default the one of this program; none newer is possible.
+	WriteRelease events.Release
+
+	// Confirm returns a floor that was proved after it was called, as
+	// verifier.Node.Confirm does: every command that was acknowledged before is among
+	// its Size events. Required. Answers and refusals rest on it.
+	Confirm func(context.Context) (events.Floor, error)
 
 	// LastUsed tells when keys were last used, for reading answers; best effort.
 	// nil: never known.
 	LastUsed func(context.Context, []events.KeyID) (map[events.KeyID]events.Time, error)
 
-	// Record writes down that someone is about to read a key's history: reading
-	// the record is itself on the record. When it fails nothing is read. nil: it
-	// is not written down.
-	Record func(context.Context, *events.Principal, events.Data) error
+	// Recording returns nil, or why no floor can be raised now: a command is not begun
+	// then, since it could not be acknowledged. Optional.
+	Recording func() error
+	// Reserved returns nil, or why the log takes only what takes power away: it is
+	// nearly full. The error is answered as the log's own. nil: it takes all.
+	Reserved func() error
+
+	// Walk writes down that someone is about to read a key's history: reading the
+	// record is itself on the record, once for all pages of a walk. The sequence is 0
+	// for the first page, and for a later one what the page before it returned. When it
+	// fails nothing is read. nil: it is not written down.
+	Walk func(context.Context, *events.Principal, events.Seq, *events.AuditQueried) (events.Seq, error)
 }
 
 // Handler carries out commands. It is safe for concurrent use and any number of
@@ -37,7 +57,6 @@ type Handler struct {
 	cfg     Config
 	source  string
 	names   names
-	wrote   atomic.Uint64 // the highest sequence that this node was told of by an append
 	metrics *metrics
 }
 
@@ -52,6 +71,15 @@ func New(cfg Config) *Handler {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	if cfg.Nodes == nil {
+		cfg.Nodes = receipts.NewObserver(cfg.Leases, cfg.Logger)
+	}
+	if cfg.WriteRelease == "" || events.ThisRelease().Before(cfg.WriteRelease) {
+		cfg.WriteRelease = events.ThisRelease()
+	}
+	if cfg.Receipts == nil {
+		cfg.Receipts = receipts.NewIssuer(receipts.IssuerConfig{Nodes: cfg.Nodes, Leases: cfg.Leases, Control: cfg.Node, Now: cfg.Now, Logger: cfg.Logger})
+	}
 	return &Handler{cfg: cfg, source: "/keytrail/control/" + string(cfg.Node), metrics: newMetrics()}
 }
 
@@ -60,6 +88,10 @@ type Call struct {
 	Principal events.Principal
 	Reason    string // the events' reason; the command has checked it
 	Command   string // CommandID, "" without an idempotency key
+
+	// If is what the resource's present revision must be; a replay of a command
+	// that was carried out is answered all the same.
+	If Precondition
 }
 
 // Done is the outcome of a command on a key.
@@ -71,12 +103,12 @@ type Done struct {
 }
 
 // Change is a command on one existing key. Decide is pure (C1): the events, none
-// when all is as asked, or events.FieldErrors, or a *Refusal.
+// when all is as asked, or input.FieldErrors, or a *Refusal.
 type Change interface {
 	Decide(k *events.Key, r *Rules, now events.Time) ([]events.Data, error)
 }
 
-// Create makes a key in the keyspace. Errors: events.FieldErrors, *Refusal, and
+// Create makes a key in the keyspace. Errors: input.FieldErrors, *Refusal, and
 // the classes of events.Log.
 func (h *Handler) Create(ctx context.Context, call *Call, ks events.KeyspaceID, c *Create) (done Done, err error) {
 	defer h.observe(ctx, call, "create", h.cfg.Now(), &done, &err)
@@ -85,20 +117,6 @@ func (h *Handler) Create(ctx context.Context, call *Call, ks events.KeyspaceID, 
 		return done, err
 	}
 	defer release()
-	if err := h.catchUp(ctx); err != nil {
-		return done, err
-	}
-	r, err := h.rules(&call.Principal, ks, c.Tenant)
-	if err != nil {
-		return done, err
-	}
-	if c.Tenant.Validate() != nil {
-		_, err := c.Decide(r, events.At(h.cfg.Now()), events.Digest{}, "")
-		return done, err
-	}
-	if ks != events.Builtin && !call.Principal.Reaches(ks, c.Tenant) {
-		return done, refuse(CodeBeyondOwnPower, "tenant", "tenant %q is out of the reach of your own key", c.Tenant)
-	}
 	id, err := h.newKeyID(call, ks, c.Tenant)
 	if err != nil {
 		return done, err
@@ -106,16 +124,17 @@ func (h *Handler) Create(ctx context.Context, call *Call, ks events.KeyspaceID, 
 	agg := events.KeyAggregate(ks, c.Tenant, id)
 	var secret events.Secret
 	out, err := run(ctx, h, call, task[events.Key]{
+		scope:     events.ScopeKeysWrite,
 		aggregate: agg,
 		fold:      events.FoldKey,
-		decide: func(b *batch, k *events.Key) (events.Key, error) {
-			r, err := h.rules(&call.Principal, ks, c.Tenant)
+		decide: func(own *power, b *batch, k *events.Key) (events.Key, error) {
+			r, err := h.rules(ks, c.Tenant)
 			if err != nil {
 				return *k, err
 			}
 			// The same command on another node may have made this very key since the
 			// load; then the append conflicts and the history answers.
-			if holder := h.holder(&call.Principal, ks, c.Tenant, c.Name, b.now); holder != id {
+			if holder := h.holder(&own.Principal, ks, c.Tenant, c.Name, b.now); holder != id {
 				r.NameHolder = holder
 			}
 			r.NewKey = id
@@ -130,17 +149,13 @@ func (h *Handler) Create(ctx context.Context, call *Call, ks events.KeyspaceID, 
 			if err != nil {
 				return *k, err
 			}
-			if err := h.addRole(b, &call.Principal, r, c.Role()); err != nil {
-				return *k, err
+			// The role comes first: whoever reads that the key holds it can look it up.
+			if role := c.Role(); role != nil {
+				if _, err := b.role(events.RoleAggregate(ks, c.Tenant, dedicated(id)), new(events.Role), role); err != nil {
+					return *k, err
+				}
 			}
-			after, err := b.key(agg, k, data)
-			if err != nil {
-				return *k, err
-			}
-			if err := mayTouch(&call.Principal, r, &after); err != nil {
-				return after, err
-			}
-			return after, h.mayGive(&call.Principal, k, &after)
+			return b.key(agg, k, data)
 		},
 	})
 	if err != nil {
@@ -156,9 +171,9 @@ func (h *Handler) Create(ctx context.Context, call *Call, ks events.KeyspaceID, 
 // Change carries out a command on a key. Errors as for Create.
 func (h *Handler) Change(ctx context.Context, call *Call, command string, id events.KeyID, c Change) (done Done, err error) {
 	defer h.observe(ctx, call, command, h.cfg.Now(), &done, &err)
-	decide := func(b *batch, agg events.Aggregate, k *events.Key, r *Rules) (events.Key, error) {
+	decide := func(own *power, b *batch, agg events.Aggregate, k *events.Key, r *Rules) (events.Key, error) {
 		if p, ok := c.(*Patch); ok && p.Name != nil {
-			r.NameHolder = h.holder(&call.Principal, k.Keyspace, k.Tenant, *p.Name, b.now)
+			r.NameHolder = h.holder(&own.Principal, k.Keyspace, k.Tenant, *p.Name, b.now)
 		}
 		datas, err := c.Decide(k, r, b.now)
 		if err != nil {
@@ -170,16 +185,13 @@ func (h *Handler) Change(ctx context.Context, call *Call, command string, id eve
 				return *k, err
 			}
 		}
-		if administers(k, b.now) && !administers(&after, b.now) && !h.otherAdmin(k.ID, b.now) {
-			return *k, refuse(CodeLastAdmin, "", "no other active key of keyspace %q has scope %q without a restriction: make one first", events.Builtin, events.ScopeAdmin)
-		}
 		return after, nil
 	}
 	if p, ok := c.(*Patch); ok && p.Name != nil {
-		if err := h.catchUp(ctx); err != nil {
+		ref, err := h.find(ctx, id)
+		if err != nil {
 			return done, err
 		}
-		ref, _ := h.cfg.Dir.Ref(id) // when there is none, change says so
 		release, err := h.names.take(ctx, name{ref.Keyspace, ref.Tenant, *p.Name})
 		if err != nil {
 			return done, err
@@ -195,7 +207,7 @@ func (h *Handler) Rotate(ctx context.Context, call *Call, id events.KeyID, c *Ro
 	defer h.observe(ctx, call, "rotate", h.cfg.Now(), &done, &err)
 	var successor events.Key
 	var secret events.Secret
-	old, err := h.change(ctx, call, id, func(b *batch, agg events.Aggregate, k *events.Key, r *Rules) (events.Key, error) {
+	old, err := h.change(ctx, call, id, func(_ *power, b *batch, agg events.Aggregate, k *events.Key, r *Rules) (events.Key, error) {
 		var hint string
 		if t, ok := r.Definition.Type(k.KeyType); ok {
 			var err error
@@ -217,9 +229,6 @@ func (h *Handler) Rotate(ctx context.Context, call *Call, id events.KeyID, c *Ro
 		if successor, err = b.key(events.KeyAggregate(k.Keyspace, k.Tenant, next), new(events.Key), created); err != nil {
 			return *k, err
 		}
-		if err := h.mayGive(&call.Principal, new(events.Key), &successor); err != nil {
-			return *k, err
-		}
 		return b.key(agg, k, rotated)
 	})
 	if err != nil {
@@ -236,54 +245,45 @@ func (h *Handler) Rotate(ctx context.Context, call *Call, id events.KeyID, c *Ro
 	return Done{Key: successor, Seq: old.Seq, Replayed: true}, err
 }
 
-// change is what all commands on one key have in common: find it, see whether
-// the caller may, decide, and see whether the caller may what comes of it.
-func (h *Handler) change(ctx context.Context, call *Call, id events.KeyID, decide func(*batch, events.Aggregate, *events.Key, *Rules) (events.Key, error)) (Done, error) {
-	if err := h.catchUp(ctx); err != nil {
+// change is what all commands on one key have in common.
+func (h *Handler) change(ctx context.Context, call *Call, id events.KeyID, decide func(*power, *batch, events.Aggregate, *events.Key, *Rules) (events.Key, error)) (Done, error) {
+	ref, err := h.find(ctx, id)
+	if err != nil {
 		return Done{}, err
 	}
-	ref, ok := h.cfg.Dir.Ref(id)
-	if !ok {
-		return Done{}, noKey(id)
-	}
 	agg := ref.Aggregate()
-	p := &call.Principal
-	own := p.Actor == events.Actor{Kind: events.ActorKey, ID: id.String()}
 	out, err := run(ctx, h, call, task[events.Key]{
+		scope:     events.ScopeKeysWrite,
 		aggregate: agg,
+		existing:  true,
 		fold:      events.FoldKey,
-		guard: func(k *events.Key) error {
-			if !k.Exists() || !sees(p, k) {
-				return noKey(id)
-			}
-			return nil
-		},
-		decide: func(b *batch, k *events.Key) (events.Key, error) {
-			r, err := h.rulesOf(ref.Keyspace, ref.Tenant)
+		decide: func(own *power, b *batch, k *events.Key) (events.Key, error) {
+			r, err := h.rules(ref.Keyspace, ref.Tenant)
 			if err != nil {
 				return *k, err
 			}
-			touch := mayTouch(p, r, k)
-			if touch != nil && !own {
-				return *k, touch
-			}
-			after, err := decide(b, agg, k, r)
-			if err != nil {
-				return *k, err
-			}
-			if touch == nil {
-				touch = mayTouch(p, r, &after)
-			}
-			if touch != nil && !b.onlyStops() {
-				return *k, touch
-			}
-			return after, h.mayGive(p, k, &after)
+			return decide(own, b, agg, k, r)
 		},
 	})
 	return Done{Key: out.state, Seq: out.seq, Replayed: out.replayed}, err
 }
 
-func noKey(id events.KeyID) error { return refuse(CodeNotFound, "", "there is no key %s", id) }
+// find returns where the key's history is. A key that the view does not hold may
+// have been created on another node just now.
+func (h *Handler) find(ctx context.Context, id events.KeyID) (events.KeyRef, error) {
+	if ref, ok := h.cfg.Dir.Ref(id); ok {
+		return ref, nil
+	}
+	if _, err := h.catchUp(ctx); err != nil {
+		return events.KeyRef{}, err
+	}
+	if ref, ok := h.cfg.Dir.Ref(id); ok {
+		return ref, nil
+	}
+	return events.KeyRef{}, noKey(id, false)
+}
+
+func noKey(id events.KeyID, hides bool) error { return notFound(hides, "there is no key %s", id) }
 
 // newKeyID returns the id of the key that the call makes: derived from the
 // command when it has an id, else drawn.

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
 )
 
 // importAtOnce is how many keys of one import are appended side by side: enough
@@ -31,22 +32,23 @@ const importAtOnce = 16
 func (h *Handler) Import(ctx context.Context, call *Call, ks events.KeyspaceID, c *Import) (out []ImportResult, done Done, err error) {
 	defer h.observe(ctx, call, "import", h.cfg.Now(), &done, &err)
 	if ks == events.Builtin {
-		return nil, done, refuse(CodeBuiltinProtected, "", "keyspace %q guards Keytrail itself: its keys are created here and not imported", ks)
+		return nil, done, refuse(CodeBuiltinProtected, "", "keyspace %s guards Keytrail itself: its keys are created here and not imported", input.Quote(ks))
 	}
-	if err := h.catchUp(ctx); err != nil {
+	if _, err := h.catchUp(ctx); err != nil {
 		return nil, done, err
 	}
-	if _, err := h.rules(&call.Principal, ks, ""); err != nil {
+	own, err := h.caller(&call.Principal, events.ScopeKeysWrite, events.At(h.cfg.Now()))
+	if err != nil {
+		return nil, done, err
+	}
+	if err := h.known(&own.Principal, ks); err != nil {
 		return nil, done, err
 	}
 	if err := c.check(); err != nil {
 		return nil, done, err
 	}
-	if err := h.standing(&call.Principal, events.At(h.cfg.Now())); err != nil {
-		return nil, done, err
-	}
 	m := &importer{
-		Handler: h, Import: c, call: call, keyspace: ks,
+		Handler: h, Import: c, call: call, own: own, keyspace: ks,
 		results:        make([]importing, len(c.Keys)),
 		plannedDigests: map[events.Digest]events.KeyID{}, plannedNames: map[name]events.KeyID{},
 	}
@@ -58,6 +60,9 @@ func (h *Handler) Import(ctx context.Context, call *Call, ks events.KeyspaceID, 
 		done.Seq = max(done.Seq, m.results[i].seq)
 	}
 	if err := m.settle(ctx, done.Seq); err != nil {
+		return nil, done, err
+	}
+	if err := h.acknowledge(ctx, false, h.cfg.Dir.At()); err != nil { // the view has settled what the results say
 		return nil, done, err
 	}
 	out = make([]ImportResult, len(m.results))
@@ -73,6 +78,7 @@ type importer struct {
 	*Handler
 	*Import
 	call     *Call
+	own      *power // the caller's when the import began; each key is decided on the present one
 	keyspace events.KeyspaceID
 	results  []importing // each written by the one goroutine that works on it
 
@@ -128,7 +134,9 @@ func (m *importer) nameOf(i int) name { return name{m.keyspace, m.Keys[i].Tenant
 func (m *importer) plan(i int) {
 	if r := &m.results[i]; r.Status == ImportAcceptable {
 		m.plannedDigests[r.digest] = r.ID
-		m.plannedNames[m.nameOf(i)] = r.ID
+		if !m.Keys[i].ended() {
+			m.plannedNames[m.nameOf(i)] = r.ID
+		}
 	}
 }
 
@@ -142,12 +150,12 @@ func (m *importer) one(ctx context.Context, i int) error {
 
 // refused makes a refusal of a key its result, and returns any other error.
 func (r *importing) refused(err error) error {
-	var f events.FieldErrors
+	var f input.FieldErrors
 	switch refusal, ok := errors.AsType[*Refusal](err); {
 	case err == nil:
 		return nil
 	case ok:
-		f = events.FieldErrors{{Field: refusal.Field, Code: string(refusal.Code), Message: refusal.Detail}}
+		f = input.FieldErrors{{Field: refusal.Field, Code: string(refusal.Code), Message: refusal.Detail}}
 	case !errors.As(err, &f):
 		return err
 	}
@@ -157,28 +165,25 @@ func (r *importing) refused(err error) error {
 
 // key decides one key and appends it, and puts into res what is there then.
 func (m *importer) key(ctx context.Context, c *ImportKey, res *importing) error {
-	p := &m.call.Principal
+	if len(c.unread) > 0 {
+		return c.unread
+	}
 	digest, ok := ParseDigest(c.Digest)
-	if !ok || c.Tenant.Validate() != nil { // there is no history to ask
-		r, err := m.rules(p, m.keyspace, c.Tenant)
+	var id events.KeyID // stays zero when there is no history to ask: Decide says what is wrong
+	if ok && c.Tenant.Validate() == nil {
+		if !m.own.Reaches(m.keyspace, c.Tenant) { // before anything is told of the key
+			return m.reaches(&m.own.Principal, events.KeyAggregate(m.keyspace, c.Tenant, id))
+		}
+		release, err := m.hold(ctx, digest, name{m.keyspace, c.Tenant, c.Name})
 		if err != nil {
 			return err
 		}
-		_, err = c.Decide(r, events.At(m.cfg.Now()), m.ImportedFrom)
-		return err
-	}
-	if !p.Reaches(m.keyspace, c.Tenant) {
-		return refuse(CodeBeyondOwnPower, "tenant", "tenant %q is out of the reach of your own key", c.Tenant)
-	}
-	release, err := m.hold(ctx, digest, name{m.keyspace, c.Tenant, c.Name})
-	if err != nil {
-		return err
-	}
-	defer release()
-	id := importedKey(m.keyspace, c.Tenant, digest)
-	res.digest, res.ID = digest, id
-	if m.already(res) { // most keys of an import that is carried on: no need to ask the log
-		return nil
+		defer release()
+		id = importedKey(m.keyspace, c.Tenant, digest)
+		res.digest, res.ID = digest, id
+		if m.already(res) { // most keys of an import that is carried on: no need to ask the log
+			return nil
+		}
 	}
 	call := *m.call
 	call.Command = "" // the digest says which ask it is
@@ -187,20 +192,22 @@ func (m *importer) key(ctx context.Context, c *ImportKey, res *importing) error 
 	}
 	agg := events.KeyAggregate(m.keyspace, c.Tenant, id)
 	out, err := run(ctx, m.Handler, &call, task[events.Key]{
+		scope:     events.ScopeKeysWrite,
 		aggregate: agg,
 		fold:      events.FoldKey,
-		decide: func(b *batch, k *events.Key) (events.Key, error) {
+		batched:   true,
+		decide: func(own *power, b *batch, k *events.Key) (events.Key, error) {
 			// Another node may have imported this very key since the load; the view
 			// may hold that by now.
-			if k.Exists() || m.plannedDigests[digest] == id || m.already(res) {
+			if k.Exists() || !id.IsZero() && m.plannedDigests[digest] == id || m.already(res) {
 				res.Status = ImportAlready
 				return *k, nil
 			}
-			r, err := m.rules(p, m.keyspace, c.Tenant)
+			r, err := m.rules(m.keyspace, c.Tenant)
 			if err != nil {
 				return *k, err
 			}
-			m.holders(r, c, digest, b.now)
+			m.holders(own, r, c, digest, b.now)
 			data, err := c.Decide(r, b.now, m.ImportedFrom)
 			if err != nil {
 				return *k, err
@@ -228,10 +235,9 @@ func (m *importer) already(res *importing) bool {
 	return true
 }
 
-// hold waits until nobody else on this node works with the digest or the name,
-// and until this node's view holds all that this node has written. So one node
-// is exact without asking the log for its end once for each key. The digest comes
-// first, always: who waits for a name waits for nobody who waits for a digest.
+// hold waits until nobody else on this node works with the digest or the name. The
+// digest comes first, always, so that nobody who waits for a name holds up somebody
+// who waits for a digest.
 func (m *importer) hold(ctx context.Context, d events.Digest, n name) (release func(), err error) {
 	releaseDigest, err := m.names.take(ctx, name{name: hex.EncodeToString(d[:])}) // of no tenant: no key's name
 	if err != nil {
@@ -242,39 +248,24 @@ func (m *importer) hold(ctx context.Context, d events.Digest, n name) (release f
 		releaseDigest()
 		return nil, err
 	}
-	release = func() { releaseName(); releaseDigest() }
-	if err := m.see(ctx, events.Seq(m.wrote.Load())); err != nil {
-		release()
-		return nil, err
-	}
-	return release, nil
-}
-
-// see waits until this node's view holds the event.
-func (m *importer) see(ctx context.Context, seq events.Seq) error {
-	ctx, cancel := context.WithTimeout(ctx, catchUpBudget)
-	defer cancel()
-	if err := m.cfg.Dir.Wait(ctx, seq); err != nil {
-		return fmt.Errorf("%w: this node's view stands at %d, before event %d: %w", events.ErrUnavailable, m.cfg.Dir.At(), seq, err)
-	}
-	return nil
+	return func() { releaseName(); releaseDigest() }, nil
 }
 
 // holders fills in who has the digest and the name.
-func (m *importer) holders(r *Rules, c *ImportKey, d events.Digest, now events.Time) {
+func (m *importer) holders(own *power, r *Rules, c *ImportKey, d events.Digest, now events.Time) {
 	if holder, ok := m.cfg.Dir.Digest(d); ok {
-		r.DigestHolder = new(m.known(holder))
+		r.DigestHolder = new(m.named(own, holder))
 	} else if holder, ok := m.plannedDigests[d]; ok {
 		r.DigestHolder = &holder
 	}
-	if r.NameHolder = m.holder(&m.call.Principal, m.keyspace, c.Tenant, c.Name, now); r.NameHolder.IsZero() {
+	if r.NameHolder = m.holder(&own.Principal, m.keyspace, c.Tenant, c.Name, now); r.NameHolder.IsZero() {
 		r.NameHolder = m.plannedNames[name{m.keyspace, c.Tenant, c.Name}]
 	}
 }
 
-// known returns the id, zero when the caller may not know of the key.
-func (m *importer) known(id events.KeyID) events.KeyID {
-	if k, ok := m.cfg.Dir.Key(id); ok && sees(&m.call.Principal, &k) {
+// named returns the id, zero when the caller may not know of the key.
+func (m *importer) named(own *power, id events.KeyID) events.KeyID {
+	if k, ok := m.cfg.Dir.Key(id); ok && sees(&own.Principal, &k) {
 		return id
 	}
 	return events.KeyID{}
@@ -296,7 +287,7 @@ func (m *importer) settle(ctx context.Context, last events.Seq) error {
 			return fmt.Errorf("key %s stands at %d, and this node's view at %d does not know its digest", r.ID, r.seq, m.cfg.Dir.At())
 		}
 		if holder != r.ID {
-			late := digestKnown(m.known(holder))
+			late := digestKnown(m.named(m.own, holder))
 			late.Detail += fmt.Sprintf("; key %s, imported at the same moment, came later in the log and is never answered for: revoke it", r.ID)
 			if err := r.refused(late); err != nil {
 				return err

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -21,9 +20,11 @@ import (
 
 	"github.com/keytrail/keytrail/commands"
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/events/logtest"
+	"github.com/keytrail/keytrail/internal/api"
 	"github.com/keytrail/keytrail/projections"
-	"github.com/keytrail/keytrail/schemas/api"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -69,8 +70,9 @@ func (d *dice) Read(p []byte) (int, error) {
 // node is one control process.
 type node struct {
 	*commands.Handler
-	dir *projections.Directory
-	mux *http.ServeMux
+	dir  *projections.Directory
+	mux  *http.ServeMux
+	uses *[]string // what its callers' uses are on the record, as dirAuth has them
 }
 
 // world is a log with a bootstrapped root key, and control nodes on it.
@@ -128,32 +130,31 @@ func newWorldOn(t testing.TB, c *clock, log *logtest.MemLog) *world {
 func (w *world) checkSecrets() {
 	logtest.CheckNoSecrets(w, w.out.bytes(), w.secrets...)
 	for _, r := range w.log.Records() {
-		m, err := events.Encode(&r.Event)
-		if err != nil {
-			w.Error(err)
-		}
-		logtest.CheckNoSecrets(w, []byte(fmt.Sprint(m.Subject, m.Header, string(m.Data))), w.secrets...)
+		logtest.CheckNoSecrets(w, []byte(r.Aggregate.Subject()+string(r.Document)), w.secrets...)
 	}
 }
 
 // node starts a control node and stops it with the test.
 func (w *world) node(name string) *node { w.Helper(); return w.nodeWith(name, nil) }
 
-// nodeWith is a node that writes readings down by record.
-func (w *world) nodeWith(name string, record func(context.Context, *events.Principal, events.Data) error) *node {
+// nodeWith is a node whose configuration is changed.
+func (w *world) nodeWith(name string, change func(*commands.Config)) *node {
 	w.Helper()
-	n := &node{dir: projections.NewDirectory(), mux: http.NewServeMux()}
-	n.Handler = commands.New(commands.Config{
-		Record: record,
-		Log:    w.log, Dir: n.dir, Now: w.clock.now, Rand: newDice(name[0]), Node: events.NodeID(name),
+	n := &node{dir: projections.NewDirectory(), mux: http.NewServeMux(), uses: new([]string)}
+	cfg := commands.Config{
+		Log: w.log, Leases: w.log, Dir: n.dir, Confirm: confirms(w.log, name), Now: w.clock.now, Rand: newDice(name[0]), Node: events.NodeID(name),
 		Logger: slog.New(slog.NewJSONHandler(w.out, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	})
-	n.Routes(n.mux, dirAuth{n.dir, w.clock})
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	n.Handler = commands.New(cfg)
+	n.Routes(n.mux, dirAuth{n.dir, w.clock, n.uses})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := projections.Follow(ctx, w.log, 0, n.dir); !errors.Is(err, context.Canceled) {
+		if err := projections.Follow(ctx, w.log, n.dir); !errors.Is(err, context.Canceled) {
 			w.Errorf("the directory stopped: %v", err)
 		}
 	}()
@@ -168,21 +169,42 @@ func (w *world) nodeWith(name string, record func(context.Context, *events.Princ
 	return n
 }
 
+// confirms returns what proves the floor for a node.
+func confirms(log *logtest.MemLog, name string) func(context.Context) (events.Floor, error) {
+	lease := logtest.Lease(log.ID(), events.NodeID(name))
+	return func(ctx context.Context) (events.Floor, error) {
+		g, err := log.Renew(ctx, lease)
+		return g.Floor, err
+	}
+}
+
+// fromHeader says where a request of a test comes from.
+const fromHeader = "X-Test-From"
+
 // dirAuth finds the principal behind a bearer secret in the directory, as the
 // verifier finds it in its own view.
 type dirAuth struct {
 	dir   *projections.Directory
 	clock *clock
+	uses  *[]string // "METHOD /pattern reason" of each call that is let in
 }
 
-func (a dirAuth) Authenticate(r *http.Request) (events.Principal, error) {
+func (a dirAuth) FindSecret(text string) (start, end int, ok bool) { return a.dir.FindSecret(text) }
+
+func (a dirAuth) Knows(r *http.Request) bool {
+	bearer, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	_, ok := a.dir.Digest(events.NewSecret(bearer).Digest())
+	return ok
+}
+
+func (a dirAuth) Authenticate(r *http.Request, scope, endpoint string) (*api.Caller, error) {
 	bearer, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	id, ok := a.dir.Digest(events.NewSecret(bearer).Digest())
 	k, _ := a.dir.Key(id)
 	if !ok || k.Keyspace != events.Builtin || k.StatusAt(a.clock.at()) != events.StatusActive {
-		return events.Principal{}, api.Errorf(http.StatusUnauthorized, "key_unknown", "want a key of keyspace %q", events.Builtin)
+		return new(api.Caller), api.Errorf(http.StatusUnauthorized, "key_unknown", "want a key of keyspace %q", events.Builtin)
 	}
-	def := events.BuiltinDefinition()
+	rules := keyspace.Compile(events.BuiltinDefinition(), nil)
 	scopes := k.Grant.Scopes
 	for _, id := range k.Grant.Roles {
 		role, _ := a.dir.Role(k.Keyspace, k.Tenant, id)
@@ -190,20 +212,19 @@ func (a dirAuth) Authenticate(r *http.Request) (events.Principal, error) {
 	}
 	p := events.Principal{
 		Actor:  events.Actor{Kind: events.ActorKey, ID: k.ID.String()},
-		Scopes: def.Effective(k.KeyType, scopes), IP: netip.MustParseAddr("192.0.2.1"), UserAgent: r.UserAgent(), RequestID: api.RequestID(r),
+		Scopes: rules.Effective(k.KeyType, scopes), IP: netip.MustParseAddr("192.0.2.1"), UserAgent: r.UserAgent(), RequestID: api.RequestID(r),
 	}
-	for _, x := range k.Resources {
-		switch x.Kind {
-		case events.ResourceKeyspace:
-			p.Keyspaces = append(p.Keyspaces, events.KeyspaceID(x.ID))
-		case events.ResourceTenant:
-			p.Tenants = append(p.Tenants, events.TenantID(x.ID))
-		}
+	if from := r.Header.Get(fromHeader); from != "" {
+		p.IP = netip.MustParseAddr(from)
 	}
-	return p, nil
+	p.Restrict(k.Resources)
+	if !p.Has(scope) {
+		return api.NewCaller(p, nil, nil), api.ScopeMissing(scope)
+	}
+	return api.NewCaller(p, nil, func(outcome events.Reason) { *a.uses = append(*a.uses, endpoint+" "+outcome.String()) }), nil
 }
 
-// rootPrincipal is the root key at the door.
+// rootPrincipal is the root key at the endpoint.
 func (w *world) rootPrincipal() events.Principal {
 	def := events.BuiltinDefinition()
 	return events.Principal{
@@ -222,20 +243,20 @@ func (w *world) call(key, what string) *commands.Call {
 }
 
 // acme is the keyspace of the tests.
-var acme = events.Definition{
-	KeyTypes: []events.KeyType{
+var acme = keyspace.Definition{
+	KeyTypes: []keyspace.KeyType{
 		{Name: "secret", Environments: []string{"live"}, Prefix: "sk_live_", Defaults: []string{"read"}},
 		{Name: "publishable", Environments: []string{"live"}, Prefix: "pk_live_", Ceiling: []string{"upload"}},
-		{Name: "secret_test", Environments: []string{"test"}, Prefix: "sk_test_", Alphabet: events.Hex},
+		{Name: "secret_test", Environments: []string{"test"}, Prefix: "sk_test_", Alphabet: keyspace.Hex},
 	},
-	Scopes: []events.ScopeDef{
+	Scopes: []keyspace.ScopeDef{
 		{Name: "read"}, {Name: "write", Implies: []string{"read"}}, {Name: "upload"}, {Name: "deploy", Level: "division"},
 	},
 	Resources: []string{"project", "division"},
-	Plans:     []events.Plan{{Name: "pro", PerMinute: 600, Burst: 60}},
+	Plans:     []keyspace.Plan{{Name: "pro", PerMinute: 600, Burst: 60}},
 }
 
-func (w *world) define(n *node, id events.KeyspaceID, d events.Definition) {
+func (w *world) define(n *node, id events.KeyspaceID, d keyspace.Definition) {
 	w.Helper()
 	if _, _, err := n.DefineKeyspace(w.Context(), w.call("", ""), id, &commands.DefineKeyspace{Definition: d}); err != nil {
 		w.Fatal(err)
@@ -300,7 +321,7 @@ func ptr[T any](v T) *T { return &v }
 // every bad field.
 func codeOf(err error) string {
 	var r *commands.Refusal
-	var f events.FieldErrors
+	var f input.FieldErrors
 	switch {
 	case err == nil:
 		return "ok"

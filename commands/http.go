@@ -1,37 +1,48 @@
 package commands
 
 import (
-	"bufio"
-	"io"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
-	"unicode/utf8"
+	"time"
 
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/schemas/api"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/internal/api"
 )
 
-// Routes puts the control door on mux. Every route authenticates first. Bodies
-// and query parameters are read strictly: what a route does not know is refused.
+// Routes adds control's endpoints to mux.
 func (h *Handler) Routes(mux *http.ServeMux, auth api.Authenticator) {
-	route := func(pattern, scope, params string, serve func(*request) (*answer, error)) {
-		known := strings.Fields(params)
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			who, err := api.Authorize(auth, r, scope)
-			var a *answer
-			if err == nil {
-				a, err = h.serve(&request{r, who}, known, serve)
+	routes := &api.Routes{Mux: mux, Auth: auth, Fail: h.fail}
+	route := func(pattern, scope, query string, body api.Body, serve func(*request) (*answer, error)) {
+		e := api.Endpoint{Pattern: pattern, Scope: scope, Query: query, Body: body, Bounds: bounds}
+		routes.Handle(e, func(w http.ResponseWriter, r *api.Request) error {
+			if r.Query.Has("wait") {
+				// The answer may hold a secret. It comes after the command and the wait, which
+				// may take longer than the server's own deadline.
+				_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(waitMax + time.Minute))
 			}
+			a, err := h.current(scope, serve)(&request{r})
 			if err != nil {
-				h.fail(w, r, &who, problem(err))
-				return
+				if refusal, ok := errors.AsType[*Refusal](err); ok && refusal.etag != "" {
+					w.Header().Set("ETag", refusal.etag)
+				}
+				return err
 			}
 			if a.replayed {
 				w.Header().Set(ReplayedHeader, "true")
 			}
-			api.WriteJSON(w, r, a.status, a.body)
+			if a.etag != "" {
+				w.Header().Set("ETag", a.etag)
+			}
+			api.WriteJSON(w, r.Request, a.status, a.body)
+			return nil
 		})
+	}
+	// waits is route for a command that can wait for its receipt.
+	waits := func(pattern, query string, scope string, body api.Body, serve func(*request) (*answer, error)) {
+		route(pattern, scope, strings.TrimSpace(query+waitQuery), body, h.waiting(serve))
 	}
 	const (
 		keyspace = "/v1/keyspaces/{keyspace}"
@@ -39,104 +50,81 @@ func (h *Handler) Routes(mux *http.ServeMux, auth api.Authenticator) {
 		tenant   = keyspace + "/tenants/{tenant}"
 		role     = tenant + "/roles/{role}"
 	)
-	route("GET /v1/keyspaces", events.ScopeKeyspacesRead, "", h.listKeyspaces)
-	route("GET "+keyspace, events.ScopeKeyspacesRead, "", h.getKeyspace)
-	route("PUT "+keyspace, events.ScopeKeyspacesWrite, "dry_run accept_violations", h.putKeyspace)
+	route("GET /v1/keyspaces", events.ScopeKeyspacesRead, "", api.NoBody, h.listKeyspaces)
+	route("GET "+keyspace, events.ScopeKeyspacesRead, "", api.NoBody, h.getKeyspace)
+	waits("PUT "+keyspace, "dry_run accept_violations accept_widening", events.ScopeKeyspacesWrite, api.RequiredBody, h.putKeyspace)
 
-	route("POST "+keyspace+"/keys", events.ScopeKeysWrite, "", h.postKey)
-	route("POST "+keyspace+"/keys/import", events.ScopeKeysWrite, "", h.postImport)
-	route("GET "+keyspace+"/keys", events.ScopeKeysRead, "tenant status name cursor limit", h.listKeys)
-	route("GET "+key, events.ScopeKeysRead, "as_of", h.getKey)
-	route("GET "+key+"/history", events.ScopeKeysRead, "cursor limit", h.getHistory)
-	route("PATCH "+key, events.ScopeKeysWrite, "", changes("patch", h, func(c *Patch) string { return c.Reason }))
-	route("PUT "+key+"/scopes", events.ScopeKeysWrite, "", changes("scopes", h, func(c *AssignScopes) string { return c.Reason }))
-	route("PUT "+key+"/resources", events.ScopeKeysWrite, "", changes("resources", h, func(c *AssignResources) string { return c.Reason }))
-	route("PUT "+key+"/allowlist", events.ScopeKeysWrite, "", changes("allowlist", h, func(c *SetAllowlist) string { return c.Reason }))
-	route("PUT "+key+"/limit", events.ScopeKeysWrite, "", changes("limit", h, func(c *SetLimit) string { return c.Reason }))
-	route("POST "+key+"/disable", events.ScopeKeysWrite, "", changes("disable", h, func(c *Disable) string { return c.Reason }))
-	route("POST "+key+"/enable", events.ScopeKeysWrite, "", changes("enable", h, func(c *Enable) string { return c.Reason }))
-	route("DELETE "+key, events.ScopeKeysWrite, "code reason", changes("revoke", h, func(c *Revoke) string { return c.Reason }))
-	route("POST "+key+"/rotate", events.ScopeKeysWrite, "", h.postRotate)
+	route("POST "+keyspace+"/keys", events.ScopeKeysWrite, "", api.RequiredBody, h.postKey)
+	route("POST "+keyspace+"/keys/import", events.ScopeKeysWrite, "", api.RequiredBody, h.postImport)
+	route("GET "+keyspace+"/keys", events.ScopeKeysRead, "tenant status name created_by cursor limit", api.NoBody, h.listKeys)
+	route("GET /v1/keys", events.ScopeKeysRead, "tenant status name created_by cursor limit", api.NoBody, h.listKeys)
+	waits("POST /v1/keys/revoke", "", events.ScopeKeysWrite, api.RequiredBody, h.postRevokeMany)
+	route("GET "+key, events.ScopeKeysRead, "as_of", api.NoBody, h.getKey)
+	for _, of := range []string{key, role, tenant, keyspace} {
+		scope := events.ScopeKeysRead
+		if of == keyspace {
+			scope = events.ScopeKeyspacesRead
+		}
+		route("GET "+of+receiptSuffix, scope, strings.TrimSpace(waitQuery), api.NoBody, h.getReceipt)
+	}
+	route("GET "+key+"/history", events.ScopeKeysRead, "cursor limit", api.NoBody, h.getHistory)
+	waits("PATCH "+key, "", events.ScopeKeysWrite, api.RequiredBody, changes("patch", h, func(c *Patch) string { return c.Reason }))
+	waits("PUT "+key+"/scopes", "", events.ScopeKeysWrite, api.RequiredBody, changes("scopes", h, func(c *AssignScopes) string { return c.Reason }))
+	waits("PUT "+key+"/resources", "", events.ScopeKeysWrite, api.RequiredBody, changes("resources", h, func(c *AssignResources) string { return c.Reason }))
+	waits("PUT "+key+"/allowlist", "", events.ScopeKeysWrite, api.RequiredBody, changes("allowlist", h, func(c *SetAllowlist) string { return c.Reason }))
+	waits("PUT "+key+"/limit", "", events.ScopeKeysWrite, api.RequiredBody, changes("limit", h, func(c *SetLimit) string { return c.Reason }))
+	waits("POST "+key+"/disable", "", events.ScopeKeysWrite, api.OptionalBody, changes("disable", h, func(c *Disable) string { return c.Reason }))
+	route("POST "+key+"/enable", events.ScopeKeysWrite, "", api.OptionalBody, changes("enable", h, func(c *Enable) string { return c.Reason }))
+	waits("DELETE "+key, "code reason", events.ScopeKeysWrite, api.OptionalBody, changes("revoke", h, func(c *Revoke) string { return c.Reason }))
+	waits("POST "+key+"/rotate", "", events.ScopeKeysWrite, api.OptionalBody, h.postRotate)
 
-	route("GET "+tenant, events.ScopeKeysRead, "", h.getTenant)
-	route("PUT "+tenant+"/limit", events.ScopeKeysWrite, "", h.putTenantLimit)
-	route("GET "+tenant+"/roles", events.ScopeKeysRead, "", h.listRoles)
-	route("GET "+role, events.ScopeKeysRead, "", h.getRole)
-	route("PUT "+role, events.ScopeKeysWrite, "", h.putRole)
-	route("DELETE "+role, events.ScopeKeysWrite, "reason", h.deleteRole)
+	route("GET /v1/nodes", events.ScopeKeysRead, "", api.NoBody, h.listNodes)
+
+	route("GET "+tenant, events.ScopeKeysRead, "", api.NoBody, h.getTenant)
+	waits("PUT "+tenant+"/limit", "", events.ScopeKeysWrite, api.RequiredBody, h.putTenantLimit)
+	route("GET "+tenant+"/roles", events.ScopeKeysRead, "", api.NoBody, h.listRoles)
+	route("GET "+role, events.ScopeKeysRead, "", api.NoBody, h.getRole)
+	waits("PUT "+role, "accept_holders", events.ScopeKeysWrite, api.RequiredBody, h.putRole)
+	waits("DELETE "+role, "reason", events.ScopeKeysWrite, api.OptionalBody, h.deleteRole)
 }
 
-// request is what a route works on: the HTTP request and who stands behind it.
-type request struct {
-	*http.Request
-	who events.Principal
-}
+// bounds says how much the bodies of control's endpoints may hold.
+var bounds = api.Bounds{Lists: map[string]int{"keys": MaxImport}}
+
+// request is what an endpoint works on.
+type request struct{ *api.Request }
 
 type answer struct {
 	status   int
 	body     any
+	etag     string // of the one resource that the body shows as it is now, else ""
 	replayed bool
+	seq      events.Seq // where a command's events are
 }
 
-func (h *Handler) serve(r *request, params []string, serve func(*request) (*answer, error)) (*answer, error) {
-	if err := checkQuery(r.Request, params); err != nil {
-		return nil, err
-	}
-	return serve(r)
-}
-
-// fail answers err: as a problem, or in the words of the regime that the request
+// fail answers err: as a problem, or in the words of the keyspace that the request
 // is about where it says "Prefer: envelope=regime". That is the keyspace of the
-// path or of the key in the path, if the caller may know of it; whom the door did
-// not let in is told nothing in its words.
-func (h *Handler) fail(w http.ResponseWriter, r *http.Request, who *events.Principal, err error) {
-	if who.Actor == (events.Actor{}) || !api.Prefers(r.Header, "envelope", "regime") {
-		api.Write(w, r, err)
+// path or of the key in the path, if the caller may know of it. A caller that the
+// endpoint did not let in is told nothing in its words.
+func (h *Handler) fail(w http.ResponseWriter, r *api.Request, err error) {
+	err = problem(err)
+	if r.Who.Actor == (events.Actor{}) || !api.Prefers(r.Header, "envelope", "regime") {
+		api.Write(w, r.Request, err)
 		return
 	}
 	id := events.KeyspaceID(r.PathValue("keyspace"))
 	if key, err := events.ParseKeyID(r.PathValue("id")); err == nil {
-		if k, ok := h.cfg.Dir.Key(key); ok && sees(who, &k) {
+		if k, ok := h.cfg.Dir.Key(key); ok && sees(&r.Who, &k) {
 			id = k.Keyspace
 		}
 	}
-	ks, ok := h.cfg.Dir.Keyspace(id)
-	if !ok || !seesKeyspace(who, id) {
-		api.Write(w, r, err)
+	rules := h.cfg.Dir.Rules(id)
+	if rules == nil || !seesKeyspace(&r.Who, id) {
+		api.Write(w, r.Request, err)
 		return
 	}
-	var envelope *events.Envelope
-	if e := ks.Definition.Errors.Envelope; e != nil {
-		envelope, _ = events.CompileEnvelope(e) // what is stored is valid
-	}
 	w.Header().Set("Preference-Applied", "envelope=regime")
-	api.WriteFailure(w, r, &ks.Definition, envelope, api.AsProblem(r, err).Failure())
-}
-
-// checkQuery refuses parameters that the route does not have, that stand twice,
-// or that are no text.
-func checkQuery(r *http.Request, known []string) error {
-	bad := func(name, detail string, args ...any) error { return refuse(CodeQuery, clip(name), detail, args...) }
-	query := r.URL.Query()
-	names := make([]string, 0, len(query))
-	for name := range query {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		values := query[name]
-		switch {
-		case !slices.Contains(known, name) && len(known) == 0:
-			return bad(name, "query parameter %q is unknown here: this route has none", clip(name))
-		case !slices.Contains(known, name):
-			return bad(name, "query parameter %q is unknown here: want %s", clip(name), strings.Join(known, ", "))
-		case len(values) > 1:
-			return bad(name, "query parameter %q stands %d times: want it once", name, len(values))
-		case !utf8.ValidString(values[0]):
-			return bad(name, "query parameter %q: want UTF-8", name)
-		}
-	}
-	return nil
+	api.WriteFailure(w, r.Request, rules, api.AsProblem(r.Request, err).Failure())
 }
 
 // call makes what comes with a command, once the command is decoded.
@@ -145,24 +133,14 @@ func (r *request) call(command any, reason string) (*Call, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Call{Principal: r.who, Reason: reason}
+	c := &Call{Principal: r.Who, Reason: reason}
+	if c.If, err = precondition(r.Header); err != nil {
+		return nil, err
+	}
 	if key != "" {
-		c.Command = CommandID(r.who.Actor, key, r.Method, r.URL.Path, canonical(command))
+		c.Command = CommandID(r.Who.Actor, key, r.Method, r.URL.Path, canonical(command))
 	}
 	return c, nil
-}
-
-// decodeOptional is api.Decode for bodies that may be left out.
-func (r *request) decodeOptional(v any) error {
-	body := bufio.NewReader(r.Body)
-	if _, err := body.Peek(1); err == io.EOF {
-		return nil
-	}
-	r.Body = struct {
-		io.Reader
-		io.Closer
-	}{body, r.Body}
-	return api.Decode(r.Request, v)
 }
 
 // keyID reads the key's id from the path. What is no id names no key.
@@ -176,20 +154,42 @@ func (r *request) keyID() (events.KeyID, error) {
 
 func (r *request) keyspace() events.KeyspaceID { return events.KeyspaceID(r.PathValue("keyspace")) }
 
-func (h *Handler) written(status int, data any, done *Done) *answer {
-	pos := events.Position{Log: h.cfg.Log.ID(), Seq: done.Seq}
-	return &answer{status: status, body: api.One{Data: data, Position: &pos}, replayed: done.Replayed}
+// written answers a write with the resource, which stands at rev, and the
+// position of its events.
+func (h *Handler) written(status int, data any, rev uint64, done *Done) *answer {
+	return &answer{status: status, body: api.One{Data: data, Position: h.position(done.Seq)}, etag: etag(rev), replayed: done.Replayed, seq: done.Seq}
+}
+
+// position returns the position of what was written at seq and is acknowledged. Of what
+// was written so long ago that the view does not know its fingerprint any more, it
+// returns the view's own, which holds it too.
+func (h *Handler) position(seq events.Seq) *events.Position {
+	history, ok := h.cfg.Dir.Fingerprint(seq)
+	if at := h.cfg.Dir.At(); !ok && at > seq {
+		seq = at
+		history, ok = h.cfg.Dir.Fingerprint(seq)
+	}
+	if !ok {
+		return nil
+	}
+	return &events.Position{Log: h.cfg.Log.ID(), Seq: seq, History: history}
 }
 
 func (h *Handler) writtenKey(status int, done *Done) *answer {
 	v := ViewKey(&done.Key, events.At(h.cfg.Now()))
 	v.Key = done.Secret.Reveal()
-	return h.written(status, v, done)
+	if status == http.StatusCreated && !done.Replayed {
+		v.LastUsedAt = Used(0)
+	} // a change does not wait for the record of uses
+	return h.written(status, v, v.Rev, done)
 }
 
 func (h *Handler) postKey(r *request) (*answer, error) {
 	var c Create
-	if err := api.Decode(r.Request, &c); err != nil {
+	if err := r.Decode(&c); err != nil {
+		return nil, err
+	}
+	if err := noPrecondition(r.Header); err != nil {
 		return nil, err
 	}
 	call, err := r.call(&c, c.Reason)
@@ -207,7 +207,10 @@ func (h *Handler) postKey(r *request) (*answer, error) {
 // each key is in the list. It needs no Idempotency-Key: each digest is one.
 func (h *Handler) postImport(r *request) (*answer, error) {
 	var c Import
-	if err := api.Decode(r.Request, &c); err != nil {
+	if err := r.Decode(&c); err != nil {
+		return nil, err
+	}
+	if err := noPrecondition(r.Header); err != nil {
 		return nil, err
 	}
 	call, err := r.call(&c, c.Reason)
@@ -218,7 +221,17 @@ func (h *Handler) postImport(r *request) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return h.written(http.StatusOK, results, &done), nil
+	if slices.ContainsFunc(results, func(k ImportResult) bool { return beyondPower(k.Errors) }) {
+		r.Record(&Refusal{Code: CodeBeyondOwnPower}) // the answer is 200, and the caller was refused all the same
+	}
+	a := h.written(http.StatusOK, results, 0, &done)
+	a.etag = "" // a list of many
+	return a, nil
+}
+
+// beyondPower reports whether one of many was refused for want of power.
+func beyondPower(f input.FieldErrors) bool {
+	return slices.ContainsFunc(f, func(e input.FieldError) bool { return e.Code == string(CodeBeyondOwnPower) })
 }
 
 // changes makes the route of a command on one key. Only status commands, which
@@ -249,34 +262,31 @@ func changes[C any, P interface {
 }
 
 func decodeChange(r *request, c Change) error {
-	switch c := c.(type) {
-	case *Disable, *Enable:
-		return r.decodeOptional(c)
-	case *Revoke:
-		if err := r.decodeOptional(c); err != nil {
-			return err
-		}
-		var f events.FieldErrors
-		code := string(c.Code)
-		fromQuery(r, &f, "code", &code)
-		fromQuery(r, &f, "reason", &c.Reason)
-		c.Code = events.RevokeCode(code)
-		return f.OrNil()
+	if err := r.Decode(c); err != nil {
+		return err
 	}
-	return api.Decode(r.Request, c)
+	revoke, ok := c.(*Revoke)
+	if !ok {
+		return nil
+	}
+	var f input.FieldErrors
+	code := string(revoke.Code)
+	fromQuery(r, &f, "code", &code)
+	fromQuery(r, &f, "reason", &revoke.Reason)
+	revoke.Code = events.RevokeCode(code)
+	return f.OrNil()
 }
 
 // fromQuery fills a member from the query parameter of the same name. One that
 // stands in the body too is refused: either would be dropped silently (C7).
-func fromQuery(r *request, f *events.FieldErrors, name string, member *string) {
-	query := r.URL.Query()
-	if !query.Has(name) {
+func fromQuery(r *request, f *input.FieldErrors, name string, member *string) {
+	if !r.Query.Has(name) {
 		return
 	}
 	if *member != "" {
 		f.Add(name, "conflict", "want it in the body or in the query, not in both")
 	}
-	*member = query.Get(name)
+	*member = r.Query.Get(name)
 }
 
 func (h *Handler) postRotate(r *request) (*answer, error) {
@@ -285,7 +295,7 @@ func (h *Handler) postRotate(r *request) (*answer, error) {
 		return nil, err
 	}
 	var c Rotate
-	if err := r.decodeOptional(&c); err != nil {
+	if err := r.Decode(&c); err != nil {
 		return nil, err
 	}
 	call, err := r.call(&c, c.Reason)
@@ -301,14 +311,18 @@ func (h *Handler) postRotate(r *request) (*answer, error) {
 
 func (h *Handler) putKeyspace(r *request) (*answer, error) {
 	var c DefineKeyspace
-	if err := api.Decode(r.Request, &c); err != nil {
+	if err := r.Decode(&c); err != nil {
 		return nil, err
 	}
-	var f events.FieldErrors
-	dry := r.flag(&f, "dry_run")
-	c.AcceptViolations = r.flag(&f, "accept_violations")
+	var f input.FieldErrors
+	dry := r.Query.Flag(&f, "dry_run")
+	c.AcceptViolations = r.Query.Flag(&f, "accept_violations")
+	c.AcceptWidening = r.Query.Flag(&f, "accept_widening")
 	if dry && c.AcceptViolations {
 		f.Add("accept_violations", "conflict", "want either dry_run or accept_violations, not both")
+	}
+	if dry && c.AcceptWidening {
+		f.Add("accept_widening", "conflict", "want either dry_run or accept_widening, not both")
 	}
 	if len(f) > 0 {
 		return nil, f
@@ -328,17 +342,7 @@ func (h *Handler) putKeyspace(r *request) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return h.written(http.StatusOK, viewKeyspace(&ks), &done), nil
-}
-
-// flag reads a query parameter that is true or false; absent is false.
-func (r *request) flag(f *events.FieldErrors, name string) bool {
-	query := r.URL.Query()
-	v := query.Get(name)
-	if query.Has(name) && v != "true" && v != "false" {
-		f.Add(name, "invalid", "want true or false")
-	}
-	return v == "true"
+	return h.written(http.StatusOK, viewKeyspace(&ks), ks.Rev, &done), nil
 }
 
 func (r *request) roleRef() RoleRef {
@@ -347,26 +351,30 @@ func (r *request) roleRef() RoleRef {
 
 func (h *Handler) putRole(r *request) (*answer, error) {
 	var c DefineRole
-	if err := api.Decode(r.Request, &c); err != nil {
+	if err := r.Decode(&c); err != nil {
 		return nil, err
 	}
 	call, err := r.call(&c, c.Reason)
 	if err != nil {
 		return nil, err
 	}
+	var f input.FieldErrors
+	if c.AcceptHolders = r.Query.Flag(&f, "accept_holders"); len(f) > 0 {
+		return nil, f
+	}
 	role, done, err := h.DefineRole(r.Context(), call, r.roleRef(), &c)
 	if err != nil {
 		return nil, err
 	}
-	return h.written(http.StatusOK, viewRole(&role), &done), nil
+	return h.written(http.StatusOK, viewRole(&role), role.Rev, &done), nil
 }
 
 func (h *Handler) deleteRole(r *request) (*answer, error) {
 	var c DeleteRole
-	if err := r.decodeOptional(&c); err != nil {
+	if err := r.Decode(&c); err != nil {
 		return nil, err
 	}
-	var f events.FieldErrors
+	var f input.FieldErrors
 	if fromQuery(r, &f, "reason", &c.Reason); len(f) > 0 {
 		return nil, f
 	}
@@ -378,5 +386,5 @@ func (h *Handler) deleteRole(r *request) (*answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return h.written(http.StatusOK, viewRole(&role), &done), nil
+	return h.written(http.StatusOK, viewRole(&role), role.Rev, &done), nil
 }

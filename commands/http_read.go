@@ -12,8 +12,9 @@ import (
 	"time"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/internal/api"
 	"github.com/keytrail/keytrail/projections"
-	"github.com/keytrail/keytrail/schemas/api"
 )
 
 // pageDefault and pageMax bound the entries of one page.
@@ -25,10 +26,15 @@ const (
 // lastUsedBudget is how long an answer waits to learn when keys were last used.
 const lastUsedBudget = 500 * time.Millisecond
 
+// read answers one resource as it is now.
+func (h *Handler) read(data any, rev uint64) *answer {
+	return &answer{status: http.StatusOK, body: api.One{Data: data}, etag: etag(rev)}
+}
+
 func (h *Handler) listKeyspaces(r *request) (*answer, error) {
 	out := []KeyspaceView{}
 	for _, ks := range h.cfg.Dir.Keyspaces() {
-		if seesKeyspace(&r.who, ks.ID) {
+		if seesKeyspace(&r.Who, ks.ID) {
 			out = append(out, viewKeyspace(&ks))
 		}
 	}
@@ -37,24 +43,28 @@ func (h *Handler) listKeyspaces(r *request) (*answer, error) {
 
 func (h *Handler) getKeyspace(r *request) (*answer, error) {
 	ks, ok := h.cfg.Dir.Keyspace(r.keyspace())
-	if !ok || !seesKeyspace(&r.who, ks.ID) {
-		return nil, noKeyspace(r.keyspace())
+	if !ok || !seesKeyspace(&r.Who, ks.ID) {
+		return nil, noKeyspace(r.keyspace(), ok)
 	}
-	return &answer{status: http.StatusOK, body: api.One{Data: viewKeyspace(&ks)}}, nil
+	return h.read(viewKeyspace(&ks), ks.Rev), nil
 }
 
+// listKeys lists the keys of one keyspace, or those of all where the path names
+// none.
 func (h *Handler) listKeys(r *request) (*answer, error) {
 	ks := r.keyspace()
-	if _, err := h.rules(&r.who, ks, ""); err != nil {
-		return nil, err
+	if ks != "" {
+		if err := h.known(&r.Who, ks); err != nil {
+			return nil, err
+		}
 	}
 	now := events.At(h.cfg.Now())
-	query := r.URL.Query()
+	query := r.Query
 	q := projections.ListQuery{
 		Keyspace: ks, Now: now,
 		Tenant: events.TenantID(query.Get("tenant")), Status: events.Status(query.Get("status")), Name: query.Get("name"),
 	}
-	var f events.FieldErrors
+	var f input.FieldErrors
 	if query.Has("tenant") && q.Tenant.Validate() != nil {
 		f.Add("tenant", "invalid", q.Tenant.Validate().Error())
 	}
@@ -65,15 +75,21 @@ func (h *Handler) listKeys(r *request) (*answer, error) {
 			f.Add("status", "invalid", "want active, disabled, revoked or expired")
 		}
 	}
-	if err := events.CheckText(q.Name, 100); err != nil {
+	if err := input.CheckText(q.Name, 100); err != nil {
 		f.Add("name", "invalid", err.Error())
 	}
-	p, err := h.page(&f, r, "keys", string(ks), string(q.Tenant), string(q.Status), q.Name)
+	if query.Has("created_by") {
+		var err error
+		if q.CreatedBy, err = events.ParseKeyID(query.Get("created_by")); err != nil {
+			f.Add("created_by", "invalid", err.Error())
+		}
+	}
+	p, err := h.page(&f, r, "keys", string(ks), string(q.Tenant), string(q.Status), q.Name, q.CreatedBy.String())
 	if err != nil {
 		return nil, err
 	}
-	if ks != events.Builtin {
-		q.Tenants = r.who.Tenants
+	if ks != events.Builtin && ks != "" {
+		q.Tenants = r.Who.Tenants
 	}
 	q.After = p.after
 	out := []KeyView{}
@@ -81,7 +97,7 @@ func (h *Handler) listKeys(r *request) (*answer, error) {
 		q.Limit = p.limit - len(out)
 		keys, next := h.cfg.Dir.List(q)
 		for i := range keys {
-			if sees(&r.who, &keys[i]) {
+			if sees(&r.Who, &keys[i]) {
 				out = append(out, ViewKey(&keys[i], now))
 			}
 		}
@@ -100,27 +116,27 @@ func (h *Handler) getKey(r *request) (*answer, error) {
 		return nil, err
 	}
 	k, ok := h.cfg.Dir.Key(id)
-	if !ok || !sees(&r.who, &k) {
-		return nil, noKey(id)
+	if !ok || !sees(&r.Who, &k) {
+		return nil, noKey(id, ok)
 	}
-	if r.URL.Query().Has("as_of") {
+	if r.Query.Has("as_of") {
 		return h.getKeyAsOf(r, &k)
 	}
 	view := []KeyView{ViewKey(&k, events.At(h.cfg.Now()))}
 	h.fillLastUsed(r.Context(), view)
-	return &answer{status: http.StatusOK, body: api.One{Data: view[0]}}, nil
+	return h.read(view[0], k.Rev), nil
 }
 
 // getKeyAsOf answers the key as its events up to the instant say.
 func (h *Handler) getKeyAsOf(r *request, k *events.Key) (*answer, error) {
-	at, err := events.ParseTimeLenient(r.URL.Query().Get("as_of"))
+	at, err := events.ParseTimeLenient(r.Query.Get("as_of"))
 	if err != nil {
-		return nil, events.FieldErrors{{Field: "as_of", Code: "invalid", Message: err.Error()}}
+		return nil, input.FieldErrors{{Field: "as_of", Code: "invalid", Message: err.Error()}}
 	}
 	if now := events.At(h.cfg.Now()); at > now {
-		return nil, events.FieldErrors{{Field: "as_of", Code: "future", Message: "want an instant that has passed"}}
+		return nil, input.FieldErrors{{Field: "as_of", Code: "future", Message: "want an instant that has passed"}}
 	}
-	history, err := h.cfg.Log.Load(r.Context(), events.KeyAggregate(k.Keyspace, k.Tenant, k.ID))
+	history, err := h.history(r.Context(), k)
 	if err != nil {
 		return nil, err
 	}
@@ -144,21 +160,21 @@ func (h *Handler) getHistory(r *request) (*answer, error) {
 		return nil, err
 	}
 	k, ok := h.cfg.Dir.Key(id)
-	if !ok || !sees(&r.who, &k) {
-		return nil, noKey(id)
+	if !ok || !sees(&r.Who, &k) {
+		return nil, noKey(id, ok)
 	}
-	var f events.FieldErrors
+	var f input.FieldErrors
 	p, err := h.page(&f, r, "history", id.String())
 	if err != nil {
 		return nil, err
 	}
-	if h.cfg.Record != nil {
+	if h.cfg.Walk != nil {
 		read := &events.AuditQueried{Kind: "history", Filter: map[string]string{"key": id.String()}}
-		if err := h.cfg.Record(r.Context(), &r.who, read); err != nil {
+		if p.walk, err = h.cfg.Walk(r.Context(), &r.Who, p.walk, read); err != nil {
 			return nil, err
 		}
 	}
-	history, err := h.cfg.Log.Load(r.Context(), events.KeyAggregate(k.Keyspace, k.Tenant, k.ID))
+	history, err := h.history(r.Context(), &k)
 	if err != nil {
 		return nil, err
 	}
@@ -172,18 +188,52 @@ func (h *Handler) getHistory(r *request) (*answer, error) {
 			next = history[i-1].Seq
 			break
 		}
-		out = append(out, api.ViewEvent(&history[i]))
+		e := api.ViewEvent(&history[i])
+		e.Actor.Name = h.nameOf(&r.Who, e.Actor.Actor)
+		out = append(out, e)
 	}
 	return &answer{status: http.StatusOK, body: api.List{Data: out, NextCursor: p.next(next)}}, nil
 }
 
-func (h *Handler) listRoles(r *request) (*answer, error) {
-	ref := r.roleRef()
-	if _, err := h.rules(&r.who, ref.Keyspace, ref.Tenant); err != nil {
+// history loads the history of a key of the view, which is caught up: what does not
+// reach the view's key is of a server that is behind.
+func (h *Handler) history(ctx context.Context, k *events.Key) ([]events.Recorded, error) {
+	ctx, cancel := context.WithTimeout(ctx, proofBudget)
+	defer cancel()
+	history, err := h.cfg.Log.Load(ctx, events.KeyAggregate(k.Keyspace, k.Tenant, k.ID))
+	if err == nil && uint64(len(history)) < k.Rev {
+		err = fmt.Errorf("%w: the log answers with %d of %d events of key %s", events.ErrUnavailable, len(history), k.Rev, k.ID)
+	}
+	if err != nil {
 		return nil, err
 	}
+	return history, h.see(ctx, history[len(history)-1].Seq)
+}
+
+// nameOf returns the present name of a key that is an actor, "" for a component and
+// for a key that the principal may not know of.
+func (h *Handler) nameOf(p *events.Principal, actor events.Actor) string {
+	id, err := events.ParseKeyID(actor.ID)
+	if err != nil {
+		return ""
+	}
+	k, ok := h.cfg.Dir.Key(id)
+	if !ok || !sees(p, &k) {
+		return ""
+	}
+	return k.Label.Name
+}
+
+func (h *Handler) listRoles(r *request) (*answer, error) {
+	ref := r.roleRef()
+	if err := h.known(&r.Who, ref.Keyspace); err != nil {
+		return nil, err
+	}
+	if ref.Tenant.Validate() != nil {
+		return nil, refuse(CodeNotFound, "", "there is no such tenant")
+	}
 	out := []RoleView{}
-	if seesRoles(&r.who, ref.Keyspace, ref.Tenant) {
+	if seesRoles(&r.Who, ref.Keyspace, ref.Tenant) {
 		for _, role := range h.cfg.Dir.Roles(ref.Keyspace, ref.Tenant) {
 			out = append(out, viewRole(&role))
 		}
@@ -194,14 +244,15 @@ func (h *Handler) listRoles(r *request) (*answer, error) {
 func (h *Handler) getRole(r *request) (*answer, error) {
 	ref := r.roleRef()
 	role, ok := h.cfg.Dir.Role(ref.Keyspace, ref.Tenant, ref.Role)
-	if !ok || !role.Exists() || !seesRoles(&r.who, ref.Keyspace, ref.Tenant) {
-		return nil, refuse(CodeNotFound, "", "there is no such role")
+	if !ok || !role.Exists() || !seesRoles(&r.Who, ref.Keyspace, ref.Tenant) {
+		return nil, notFound(ok && role.Exists(), "there is no such role")
 	}
-	return &answer{status: http.StatusOK, body: api.One{Data: viewRole(&role)}}, nil
+	return h.read(viewRole(&role), role.Rev), nil
 }
 
 // fillLastUsed tells when the keys were last used, where that can be learned in
-// time. It never fails an answer: the record of uses lives elsewhere.
+// time. It never fails an answer: the record of uses lives elsewhere, and while it
+// cannot be asked the answer leaves the member out.
 func (h *Handler) fillLastUsed(ctx context.Context, views []KeyView) {
 	if h.cfg.LastUsed == nil || len(views) == 0 {
 		return
@@ -218,29 +269,30 @@ func (h *Handler) fillLastUsed(ctx context.Context, views []KeyView) {
 		return
 	}
 	for i := range views {
-		views[i].LastUsedAt = null(used[views[i].ID])
+		views[i].LastUsedAt = Used(used[views[i].ID])
 	}
 }
 
 // page is one page of one listing, by a cursor that fits no other.
 type page struct {
 	after   events.Seq
+	walk    events.Seq // of the first page's event in the read log; 0 where none is written
 	limit   int
 	listing [32]byte
 }
 
-// cursorSum is how many bytes of checksum follow the sequence in a cursor.
+// cursorSum is how many bytes of checksum follow the two sequences in a cursor.
 const cursorSum = 8
 
 // page reads cursor and limit, after which all faults of the query are known.
-func (h *Handler) page(f *events.FieldErrors, r *request, listing ...string) (*page, error) {
+func (h *Handler) page(f *input.FieldErrors, r *request, listing ...string) (*page, error) {
 	id := h.cfg.Log.ID()
 	p := &page{limit: pageDefault, listing: digest(append([]string{"keytrail/cursor/v1", string(id[:])}, listing...)...)}
-	query := r.URL.Query()
+	query := r.Query
 	if query.Has("limit") {
 		n, err := strconv.Atoi(query.Get("limit"))
 		if err != nil || n < 1 || n > pageMax {
-			f.Add("limit", "invalid", fmt.Sprintf("want 1 to %d", pageMax))
+			f.Add("limit", "invalid", fmt.Sprintf("want an integer from 1 to %d", pageMax))
 		}
 		p.limit = n
 	}
@@ -250,12 +302,17 @@ func (h *Handler) page(f *events.FieldErrors, r *request, listing ...string) (*p
 	if !query.Has("cursor") {
 		return p, nil
 	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(query.Get("cursor"))
-	if err != nil || len(b) != 8+cursorSum || subtle.ConstantTimeCompare(b[8:], p.sum(b[:8])) != 1 {
-		return nil, refuse(CodeCursor, "cursor", "want a next_cursor of this very listing, with the same filters")
+	return p, p.read(query.Get("cursor"))
+}
+
+// read reads a cursor of this listing.
+func (p *page) read(cursor string) error {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(cursor)
+	if err != nil || len(b) != 16+cursorSum || subtle.ConstantTimeCompare(b[16:], p.sum(b[:16])) != 1 {
+		return refuse(CodeCursor, "cursor", "want a next_cursor of this very listing, with the same filters")
 	}
-	p.after = events.Seq(binary.BigEndian.Uint64(b))
-	return p, nil
+	p.after, p.walk = events.Seq(binary.BigEndian.Uint64(b)), events.Seq(binary.BigEndian.Uint64(b[8:]))
+	return nil
 }
 
 // next returns the cursor of the page after seq, null for 0.
@@ -263,14 +320,14 @@ func (p *page) next(seq events.Seq) *string {
 	if seq == 0 {
 		return nil
 	}
-	b := binary.BigEndian.AppendUint64(nil, uint64(seq))
+	b := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, uint64(seq)), uint64(p.walk))
 	s := base64.RawURLEncoding.EncodeToString(append(b, p.sum(b)...))
 	return &s
 }
 
-// sum ties a sequence to the listing. It tells a mistake, it is no signature:
+// sum ties what a cursor says to the listing. It tells a mistake, it is no signature:
 // what a reader may see is asked anew on every page.
-func (p *page) sum(seq []byte) []byte {
-	d := digest(string(p.listing[:]), string(seq))
+func (p *page) sum(says []byte) []byte {
+	d := digest(string(p.listing[:]), string(says))
 	return d[:cursorSum]
 }

@@ -18,7 +18,7 @@ import (
 
 var update = flag.Bool("update", false, "write the answers that the stories get into them")
 
-// TestStories plays testdata/*.txt: requests to the control door and the exact
+// TestStories plays testdata/*.txt: requests to the control endpoint and the exact
 // answers. A line is
 //
 //	# a comment
@@ -169,7 +169,7 @@ func (s *story) fill(text string) string {
 }
 
 var (
-	positionRE = regexp.MustCompile(`"position":"([A-Za-z0-9_-]{39})"`)
+	positionRE = regexp.MustCompile(`"position":"([A-Za-z0-9_-]{50})"`)
 	cursorRE   = regexp.MustCompile(`"next_cursor":"[^"{]*"`)
 	ulidRE     = regexp.MustCompile(`\b[0-9A-HJKMNP-TV-Z]{26}\b`)
 	hexRE      = regexp.MustCompile(`\b[0-9a-f]{64}\b`)
@@ -185,8 +185,8 @@ func (s *story) show(text string) string {
 	}
 	text = positionRE.ReplaceAllStringFunc(text, func(m string) string {
 		p, err := events.ParsePosition(positionRE.FindStringSubmatch(m)[1])
-		if err != nil || p.Log != s.log.ID() {
-			s.Errorf("%s: not a position of this log: %v", m, err)
+		if want := logtest.PositionAt(s.log.ID(), s.log.Records(), p.Seq); err != nil || p != want {
+			s.Errorf("%s: not a position of this log: %v, %v, want %v", m, err, p, want)
 		}
 		return fmt.Sprintf(`"position":"{at %d}"`, p.Seq)
 	})

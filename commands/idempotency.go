@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
 )
 
 // IdempotencyHeader makes the retry of a write safe; ReplayedHeader marks the
@@ -87,7 +88,7 @@ func idempotencyKey(h http.Header) (string, error) {
 		bad = key[i] < '!' || key[i] > '~'
 	}
 	if bad {
-		return "", events.FieldErrors{{Field: IdempotencyHeader, Code: "invalid", Message: fmt.Sprintf("want one %s of 1 to 255 visible ASCII characters", IdempotencyHeader)}}
+		return "", input.FieldErrors{{Field: IdempotencyHeader, Code: "invalid", Message: fmt.Sprintf("want one %s of 1 to 255 visible ASCII characters", IdempotencyHeader)}}
 	}
 	return key, nil
 }

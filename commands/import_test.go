@@ -17,6 +17,7 @@ import (
 
 	"github.com/keytrail/keytrail/commands"
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/events/logtest"
 )
 
@@ -108,7 +109,7 @@ func TestDecideImport(t *testing.T) {
 			"digest:invalid hint:invalid tenant:invalid name:required scopes[0]:unknown_scope reason:invalid"},
 		{"above the ceiling", key(func(c *commands.ImportKey) { c.Type, c.Scopes = "publishable", &[]string{"read"} }), rules(), "scopes[0]:above_ceiling"},
 		{"a life from now", key(func(c *commands.ImportKey) { c.ExpiresAt = commands.Some("2026-02-06T10:00:00Z") }),
-			rules(policy(events.ExpiryPolicy{Max: "30d"})), "expires_at:too_late"},
+			rules(policy(keyspace.ExpiryPolicy{Max: "30d"})), "expires_at:too_late"},
 		{"known", key(func(*commands.ImportKey) {}), rules(held(events.KeyID{2})), "digest_known"},
 		{"known to others", key(func(*commands.ImportKey) {}), rules(held(events.KeyID{})), "digest_known"},
 		{"bad fields before what is known", hint("\x00"), rules(held(events.KeyID{2}), named), "hint:invalid"},
@@ -140,8 +141,8 @@ func TestDecideImport(t *testing.T) {
 // same key is refused for.
 func TestImportAsksWhatCreateAsks(t *testing.T) {
 	typ := reflect.TypeFor[commands.ImportKey]()
-	if f, ok := typ.FieldByName("Create"); !ok || !f.Anonymous || typ.NumField() != 3 {
-		t.Fatal("an ImportKey is no longer digest, hint and Create")
+	if f, ok := typ.FieldByName("Create"); !ok || !f.Anonymous || typ.NumField() != 7 {
+		t.Fatal("an ImportKey is no longer digest, hint, Create how the key stands, and why it cannot be read")
 	}
 	rapid.Check(t, func(rt *rapid.T) {
 		word := rapid.SampledFrom([]string{"", "read", "upload", "fly", "secret", "publishable", "live", "moon", "\x00", "project", "30d", "10.0.0.1/8", "10.0.0.0/8"})
@@ -312,7 +313,7 @@ func TestImportPower(t *testing.T) {
 	if _, _, err := n.Import(t.Context(), call, "zeta", c); codeOf(err) != "not_found" {
 		t.Errorf("another keyspace: %v", err)
 	}
-	// The key behind the caller ends after the door has let it in.
+	// The key behind the caller ends after the endpoint has let it in.
 	own, err := events.ParseKeyID(call.Principal.Actor.ID)
 	if err != nil {
 		t.Fatal(err)
@@ -330,11 +331,11 @@ func TestImportPower(t *testing.T) {
 // the log exactly once.
 func TestImportFaults(t *testing.T) {
 	const keys = 40
-	for opName, op := range map[string]logtest.Op{"append": logtest.OpAppend, "load": logtest.OpLoad, "last": logtest.OpLast} {
+	for opName, op := range map[string]logtest.Op{"append": logtest.OpAppend, "load": logtest.OpLoad, "raise": logtest.OpRaise, "confirm": logtest.OpRenew} {
 		for faultName, fault := range map[string]logtest.Fault{"unavailable": logtest.Unavailable, "full": logtest.Full,
 			"unknown, not stored": logtest.UnknownNotStored, "unknown, stored": logtest.UnknownStored} {
 			for _, retrySucceeds := range []bool{false, true} {
-				if op != logtest.OpAppend && (fault != logtest.Unavailable || retrySucceeds) {
+				if op == logtest.OpLoad && (fault != logtest.Unavailable || retrySucceeds) || op == logtest.OpRaise && fault == logtest.Full {
 					continue // such a call has one way to fail
 				}
 				t.Run(fmt.Sprintf("%s/%s/%t", opName, faultName, retrySucceeds), func(t *testing.T) {
@@ -347,7 +348,7 @@ func TestImportFaults(t *testing.T) {
 						stored := func() int { return len(w.log.Records()) - before }
 
 						p := w.log.PauseNext(op, logtest.BeforeEffect) // its middle: the others go on meanwhile
-						if op == logtest.OpLast {
+						if op == logtest.OpRenew {
 							p.Resume()
 						}
 						w.log.FailNext(op, fault)
@@ -360,7 +361,8 @@ func TestImportFaults(t *testing.T) {
 						synctest.Wait()
 						p.Resume()
 						wg.Wait()
-						settled := op == logtest.OpAppend && (fault == logtest.UnknownStored || fault == logtest.UnknownNotStored)
+						settled := op == logtest.OpAppend && (fault == logtest.UnknownStored || fault == logtest.UnknownNotStored) ||
+							op == logtest.OpRaise || op == logtest.OpRenew && fault != logtest.Full
 						switch {
 						case settled && (err != nil || strings.Count(outcomes(out), "imported") != keys || stored() != keys):
 							t.Fatalf("%d events, %s, %v", stored(), outcomes(out), err)

@@ -8,16 +8,22 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // DefineKeyspace makes a keyspace or replaces its definition.
 type DefineKeyspace struct {
-	events.Definition
+	keyspace.Definition
 	Reason string `json:"reason,omitzero"`
 
 	// AcceptViolations applies the definition although live keys do not fit it.
 	// Without it such a definition is refused.
 	AcceptViolations bool `json:"-"`
+
+	// AcceptWidening applies the definition although live keys gain power by it.
+	// Without it such a definition is refused.
+	AcceptWidening bool `json:"-"`
 }
 
 // maxDefinition bounds a definition in bytes: the event that replaces it holds
@@ -25,10 +31,10 @@ type DefineKeyspace struct {
 const maxDefinition = 500 << 10
 
 // Decide returns the definition as an event, nil when it stands as asked, or why
-// not. The built-in keyspace is never defined through a door.
+// not. The built-in keyspace is never defined through an endpoint.
 func (c *DefineKeyspace) Decide(ks *events.Keyspace, id events.KeyspaceID) (*events.KeyspaceDefined, error) {
 	if id == events.Builtin {
-		return nil, refuse(CodeBuiltinProtected, "", "keyspace %q guards Keytrail itself and cannot be defined anew", id)
+		return nil, refuse(CodeBuiltinProtected, "", "keyspace %s guards Keytrail itself and cannot be defined anew", input.Quote(id))
 	}
 	f := c.Definition.Validate()
 	if len(canonical(&c.Definition)) > maxDefinition {
@@ -45,7 +51,7 @@ func (c *DefineKeyspace) Decide(ks *events.Keyspace, id events.KeyspaceID) (*eve
 }
 
 // redefine returns the event that makes d the definition, nil when it is already.
-func redefine(ks *events.Keyspace, d events.Definition) *events.KeyspaceDefined {
+func redefine(ks *events.Keyspace, d keyspace.Definition) *events.KeyspaceDefined {
 	data := &events.KeyspaceDefined{Definition: d}
 	if ks.Exists() {
 		if bytes.Equal(canonical(&ks.Definition), canonical(&d)) {

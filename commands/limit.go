@@ -2,17 +2,19 @@ package commands
 
 import (
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // SetLimit replaces a key's own limit.
 type SetLimit struct {
-	Limit  Opt[events.Limit] `json:"limit,omitzero"` // null = the keyspace's default
-	Reason string            `json:"reason,omitzero"`
+	Limit  Opt[keyspace.Limit] `json:"limit,omitzero"` // null = the keyspace's default
+	Reason string              `json:"reason,omitzero"`
 }
 
 // Decide returns the update, nothing when the limit stands as asked, or why not.
 func (c *SetLimit) Decide(k *events.Key, r *Rules, now events.Time) ([]events.Data, error) {
-	var f events.FieldErrors
+	var f input.FieldErrors
 	checkReason(&f, c.Reason)
 	after := limitOf(&f, r, &c.Limit)
 	if err := f.OrNil(); err != nil {
@@ -26,7 +28,7 @@ func (c *SetLimit) Decide(k *events.Key, r *Rules, now events.Time) ([]events.Da
 }
 
 // limitOf returns the limit asked for, nil for the keyspace's own; faults go to f.
-func limitOf(f *events.FieldErrors, r *Rules, o *Opt[events.Limit]) *events.Limit {
+func limitOf(f *input.FieldErrors, r *Rules, o *Opt[keyspace.Limit]) *keyspace.Limit {
 	switch {
 	case !o.Set:
 		f.Add("limit", "required", "want a plan, or per_minute and burst; null gives the keyspace's default back")
@@ -37,6 +39,6 @@ func limitOf(f *events.FieldErrors, r *Rules, o *Opt[events.Limit]) *events.Limi
 	return nil
 }
 
-func sameLimit(a, b *events.Limit) bool {
+func sameLimit(a, b *keyspace.Limit) bool {
 	return a == nil && b == nil || a != nil && b != nil && *a == *b
 }

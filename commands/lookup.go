@@ -2,28 +2,30 @@ package commands
 
 import (
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/projections"
+	"github.com/keytrail/keytrail/events/input"
 )
 
-// rules returns the rules of a keyspace and tenant that the principal may know of.
-func (h *Handler) rules(p *events.Principal, ks events.KeyspaceID, tenant events.TenantID) (*Rules, error) {
-	if !seesKeyspace(p, ks) {
-		return nil, noKeyspace(ks)
-	}
-	return h.rulesOf(ks, tenant)
-}
-
-func (h *Handler) rulesOf(ks events.KeyspaceID, tenant events.TenantID) (*Rules, error) {
+// rules returns the rules of a keyspace and tenant.
+func (h *Handler) rules(ks events.KeyspaceID, tenant events.TenantID) (*Rules, error) {
 	space, ok := h.cfg.Dir.Keyspace(ks)
 	if !ok {
-		return nil, noKeyspace(ks)
+		return nil, noKeyspace(ks, false)
 	}
 	roles := func(id events.RoleID) (events.Role, bool) { return h.cfg.Dir.Role(ks, tenant, id) }
 	return &Rules{Keyspace: ks, Tenant: tenant, Definition: &space.Definition, Roles: roles}, nil
 }
 
-func noKeyspace(ks events.KeyspaceID) error {
-	return refuse(CodeNotFound, "", "there is no keyspace %q", clip(string(ks)))
+// known refuses a keyspace that does not exist, or that the principal may not know
+// of.
+func (h *Handler) known(p *events.Principal, ks events.KeyspaceID) error {
+	if _, ok := h.cfg.Dir.Keyspace(ks); !ok || !seesKeyspace(p, ks) {
+		return noKeyspace(ks, ok)
+	}
+	return nil
+}
+
+func noKeyspace(ks events.KeyspaceID, hides bool) error {
+	return notFound(hides, "there is no keyspace %s", input.Echo(ks))
 }
 
 // holder returns the active or disabled key of the tenant that has the name, of
@@ -35,21 +37,4 @@ func (h *Handler) holder(p *events.Principal, ks events.KeyspaceID, tenant event
 		}
 	}
 	return events.KeyID{}
-}
-
-// otherAdmin reports whether a key besides id can administer all of Keytrail.
-func (h *Handler) otherAdmin(id events.KeyID, now events.Time) bool {
-	q := projections.ListQuery{Keyspace: events.Builtin, Status: events.StatusActive, Limit: pageMax, Now: now}
-	for {
-		keys, next := h.cfg.Dir.List(q)
-		for i := range keys {
-			if keys[i].ID != id && administers(&keys[i], now) {
-				return true
-			}
-		}
-		if next == 0 {
-			return false
-		}
-		q.After = next
-	}
 }

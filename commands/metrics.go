@@ -9,12 +9,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
 )
 
 type metrics struct {
 	commands *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	imported *prometheus.CounterVec
+	receipts *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -32,18 +34,22 @@ func newMetrics() *metrics {
 			Name: "keytrail_imported_keys_total",
 			Help: "Keys of answered imports by what became of them. A rise of refused means that an import meets keys which break the keyspace's rules or are known already.",
 		}, []string{"status"}),
+		receipts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "keytrail_receipts_total",
+			Help: "Receipts by outcome. incomplete: a node had not said that it holds the change, and its lease was not over; not_made: the nodes' leases could not be read.",
+		}, []string{"outcome"}),
 	}
 }
 
 // Collectors returns the handler's metrics; the caller registers them.
 func (h *Handler) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{h.metrics.commands, h.metrics.seconds, h.metrics.imported}
+	return []prometheus.Collector{h.metrics.commands, h.metrics.seconds, h.metrics.imported, h.metrics.receipts}
 }
 
 // outcomeOf names how a command ended, from a closed set.
 func outcomeOf(replayed bool, err error) string {
 	_, refused := errors.AsType[*Refusal](err)
-	_, invalid := errors.AsType[events.FieldErrors](err)
+	_, invalid := errors.AsType[input.FieldErrors](err)
 	switch {
 	case err == nil && replayed:
 		return "replayed"

@@ -22,6 +22,9 @@ func Null[T any]() Opt[T] { return Opt[T]{Set: true, Null: true} }
 // IsZero reports whether the member is absent, for omitzero.
 func (o Opt[T]) IsZero() bool { return !o.Set }
 
+// AcceptsNull says that null is a value of the member, for the reader of bodies.
+func (o *Opt[T]) AcceptsNull() {}
+
 // UnmarshalJSONFrom reads the member with the options of the body around it.
 func (o *Opt[T]) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	*o = Opt[T]{Set: true}

@@ -4,6 +4,7 @@ import (
 	"maps"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
 )
 
 // Patch changes a key's label, its expiry, or both in one step. What is absent
@@ -17,7 +18,7 @@ type Patch struct {
 
 // Decide returns the changes, nothing when all stands as asked, or why not.
 func (c *Patch) Decide(k *events.Key, r *Rules, now events.Time) ([]events.Data, error) {
-	var f events.FieldErrors
+	var f input.FieldErrors
 	checkReason(&f, c.Reason)
 	if c.Name == nil && c.Metadata == nil && !c.Given() {
 		f.Add("body", "required", "want at least one of name, metadata, expires_at and expires_in")

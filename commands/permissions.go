@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // Permissions are what a new key may do, written down with it: a role of its own
@@ -31,7 +33,7 @@ func ofKey(id events.RoleID) bool {
 
 // checkPermissions reports what is wrong with the permissions and returns the
 // roles of the grant with the one that is made for them.
-func (c *Create) checkPermissions(f *events.FieldErrors, r *Rules, t *events.KeyType, g events.Grant) []events.RoleID {
+func (c *Create) checkPermissions(f *input.FieldErrors, r *Rules, t *keyspace.KeyType, g events.Grant) []events.RoleID {
 	p := c.Permissions
 	if p == nil {
 		return g.Roles
@@ -40,34 +42,34 @@ func (c *Create) checkPermissions(f *events.FieldErrors, r *Rules, t *events.Key
 	case r.NewKey.IsZero():
 		f.Add("permissions", "unsupported", "not possible here: define a role first, and name it in roles")
 		return g.Roles
-	case r.Definition.Grants.By == events.GrantsByScopes:
-		f.Add("permissions", "not_by_roles", fmt.Sprintf("keys of keyspace %q hold scopes, not roles: use scopes", r.Keyspace))
+	case r.Definition.Grants.By == keyspace.GrantsByScopes:
+		f.Add("permissions", "not_by_roles", fmt.Sprintf("keys of keyspace %s hold scopes, not roles: use scopes", input.Quote(r.Keyspace)))
 		return g.Roles
 	}
-	if len(g.Scopes) > 0 && r.Definition.Grants.By != events.GrantsByRoles { // which says so itself
+	if len(g.Scopes) > 0 && r.Definition.Grants.By != keyspace.GrantsByRoles { // which says so itself
 		f.Add("scopes", "conflict", "want either scopes or permissions: a key with permissions holds roles only")
 	}
-	level := cmp.Or(p.Level, events.LevelTenant)
+	level := cmp.Or(p.Level, keyspace.LevelTenant)
 	switch {
 	case !atResource(level):
 	case !slices.Contains(r.Definition.Resources, level):
-		f.Add("permissions.level", "unknown_kind", fmt.Sprintf("level %q: want %s or a resource kind of keyspace %q", clip(level), events.LevelTenant, r.Keyspace))
+		f.Add("permissions.level", "unknown_kind", fmt.Sprintf("level %s: want %s or a resource kind of keyspace %s", input.Echo(level), keyspace.LevelTenant, input.Quote(r.Keyspace)))
 	case !slices.ContainsFunc(c.Resources, func(x events.Resource) bool { return x.Kind == level }):
-		f.Add("permissions.level", "role_level", fmt.Sprintf("permissions of level %q: the key must be restricted to a %s", level, level))
+		f.Add("permissions.level", "role_level", fmt.Sprintf("permissions of level %s: the key must be restricted to a %s", input.Quote(level), level))
 	}
 	if p.Scopes == nil || len(*p.Scopes) == 0 {
 		f.Add("permissions.scopes", "required", "want at least one scope")
 	} else {
-		var of events.FieldErrors
+		var of input.FieldErrors
 		r.checkGrant(&of, t, events.Grant{Scopes: *p.Scopes}, nil)
 		r.checkLevel(&of, "scopes", level, *p.Scopes)
 		f.Merge("permissions", of)
 	}
-	if err := events.CheckText(p.Description, 500); err != nil {
+	if err := input.CheckText(p.Description, 500); err != nil {
 		f.Add("permissions.description", "invalid", err.Error())
 	}
-	if len(g.Roles) == events.MaxScopes {
-		f.Add("roles", "invalid", fmt.Sprintf("want at most %d, with the one that is made for the permissions", events.MaxScopes))
+	if len(g.Roles) == keyspace.MaxScopes {
+		f.Add("roles", "invalid", fmt.Sprintf("want at most %d, with the one that is made for the permissions", keyspace.MaxScopes))
 	}
 	return append(slices.Clone(g.Roles), dedicated(r.NewKey))
 }
@@ -79,37 +81,8 @@ func (c *Create) Role() *events.RoleDefined {
 		return nil
 	}
 	return &events.RoleDefined{
-		Level:       cmp.Or(c.Permissions.Level, events.LevelTenant),
+		Level:       cmp.Or(c.Permissions.Level, keyspace.LevelTenant),
 		Description: c.Permissions.Description,
 		Scopes:      sorted(*c.Permissions.Scopes, cmp.Compare),
 	}
-}
-
-// addRole puts the role of the key r.NewKey before the key's own events: whoever
-// reads that the key holds it can look it up. From here on r knows the role, so
-// that what the key could do is judged with it (C5). data may be nil.
-func (h *Handler) addRole(b *batch, p *events.Principal, r *Rules, data *events.RoleDefined) error {
-	if data == nil {
-		return nil
-	}
-	if !seesRoles(p, r.Keyspace, r.Tenant) {
-		return refuse(CodeBeyondOwnPower, "permissions", "roles of tenant %q of keyspace %q are out of the reach of your own key", r.Tenant, r.Keyspace)
-	}
-	id := dedicated(r.NewKey)
-	rec, err := b.add(events.RoleAggregate(r.Keyspace, r.Tenant, id), events.Chain{}, 0, data)
-	if err != nil {
-		return err
-	}
-	role, err := new(events.Role).Next(&rec)
-	if err != nil {
-		return err
-	}
-	others := r.Roles
-	r.Roles = func(other events.RoleID) (events.Role, bool) {
-		if other == id {
-			return role, true
-		}
-		return others(other)
-	}
-	return mayTouchRole(p, r, &role)
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
 )
 
 // AssignResources replaces what a key is restricted to inside its tenant.
@@ -15,7 +16,7 @@ type AssignResources struct {
 
 // Decide returns the assignment, nothing when the list stands as asked, or why not.
 func (c *AssignResources) Decide(k *events.Key, r *Rules, now events.Time) ([]events.Data, error) {
-	var f events.FieldErrors
+	var f input.FieldErrors
 	checkReason(&f, c.Reason)
 	var after []events.Resource
 	if c.Resources == nil {
@@ -27,7 +28,7 @@ func (c *AssignResources) Decide(k *events.Key, r *Rules, now events.Time) ([]ev
 			role, _ := r.role(id)
 			level := role.Level
 			if atResource(level) && !slices.ContainsFunc(after, func(x events.Resource) bool { return x.Kind == level }) {
-				f.Add("resources", "role_level", fmt.Sprintf("the key holds role %q of level %q: want a resource of that kind", id, level))
+				f.Add("resources", "role_level", fmt.Sprintf("the key holds role %s of level %s: want a resource of that kind", input.Quote(id), input.Quote(level)))
 			}
 		}
 	}

@@ -1,19 +1,12 @@
 package commands
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"iter"
-	"maps"
-	"reflect"
 	"slices"
-	"strings"
-
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // MaxViolations bounds the list of a Review; the counts go on.
@@ -22,63 +15,134 @@ const MaxViolations = 1000
 // Review is what a new definition of a keyspace would do to the keys that live in
 // it. Keys are never changed with the definition: what they may do follows it.
 type Review struct {
-	Changes    []string    `json:"changes"`    // paths of what differs; elements of lists by name, as scopes[read].implies
-	Violations []Violation `json:"violations"` // at most MaxViolations, keys in the order of their creation; none for a caller without keys:read
-	Violating  int         `json:"violating"`  // keys with a violation, the unlisted ones included
-	Keys       int         `json:"keys"`       // keys that live
+	Changes    []string    `json:"changes"`           // paths of what differs; elements of lists by name, as scopes[read].implies
+	Violations []Violation `json:"violations"`        // at most MaxViolations: of every key, of tenants, of keys in the order of their creation; those of no tenant or key only, for a caller without keys:read
+	Violating  int         `json:"violating"`         // keys with a violation, their tenant's and the unlisted ones included
+	Tenants    int         `json:"violating_tenants"` // tenants with a limit of their own that have a violation
+	Widening   []Widening  `json:"widening"`          // at most MaxViolations, what concerns every key first; none of a key for a caller without keys:read
+	Widened    int         `json:"widened"`           // keys that gain power, the unlisted ones included
+	Keys       int         `json:"keys"`              // keys that live
 }
 
-// Violation is one thing of a live key that the new definition does not admit
-// or takes from it, where the present one does not. What a key has been let off
-// once is not held against it again.
+// Widening is one thing by which a live key, or every one, gains power.
+type Widening struct {
+	KeyID   events.KeyID    `json:"key_id,omitzero"` // absent: every live key
+	Tenant  events.TenantID `json:"tenant,omitzero"`
+	Name    string          `json:"name,omitzero"`
+	Field   string          `json:"field"` // of the key, or of the definition
+	Code    string          `json:"code"`
+	Message string          `json:"message"`
+}
+
+// Violation is one thing of a live key, of a tenant or of every key that the new
+// definition does not admit or takes away, where the present one does not. What a
+// key has been let off once is not held against it again.
 type Violation struct {
-	KeyID   events.KeyID    `json:"key_id"`
-	Tenant  events.TenantID `json:"tenant"`
-	Name    string          `json:"name"`
-	Field   string          `json:"field"`
+	KeyID   events.KeyID    `json:"key_id,omitzero"` // absent: every live key, of the tenant if there is one
+	Tenant  events.TenantID `json:"tenant,omitzero"`
+	Name    string          `json:"name,omitzero"`
+	Field   string          `json:"field"` // of the key, of the tenant, or of the definition
 	Code    string          `json:"code"`
 	Message string          `json:"message"`
 }
 
 // ReviewDefinition holds the live keys of a keyspace against its next definition,
 // in one pass. It is pure.
-func ReviewDefinition(before, after *events.Definition, keys iter.Seq[*events.Key], role func(events.TenantID, events.RoleID) (events.Role, bool), now events.Time) *Review {
-	r := &Review{Changes: changedPaths(before, after), Violations: []Violation{}}
-	v := reviewer{before: before, after: after, role: role, terms: map[string]events.FieldErrors{}}
-	for k := range keys {
-		if s := k.StatusAt(now); s != events.StatusActive && s != events.StatusDisabled {
+func ReviewDefinition(ks *events.Keyspace, after *keyspace.Definition, of Holders, now events.Time) *Review {
+	before := &ks.Definition
+	r := &Review{Changes: changedPaths(before, after), Violations: []Violation{}, Widening: widenedForAll(before, after)}
+	v := reviewer{before: keyspace.Compile(*before, ks.Retired), after: keyspace.Compile(*after, before.Retire(after, ks.Retired)), role: of.Role, terms: map[string]verdict{}}
+	forAll, tenants := narrowedForAll(before, after), v.tenants(of.Tenants)
+	for _, loses := range tenants.own {
+		if loses {
+			r.Tenants++
+		}
+	}
+	r.Violations = append(r.Violations, tenants.violations[:min(len(tenants.violations), MaxViolations)]...)
+	othersLose := false
+	for k := range of.Keys {
+		if !lives(k, now) {
 			continue
 		}
 		r.Keys++
-		faults := v.key(k)
-		if len(faults) == 0 {
-			continue
+		found := v.key(k)
+		_, own := tenants.own[k.Tenant]
+		othersLose = othersLose || !own && tenants.others != nil
+		if len(found.faults) > 0 || len(forAll) > 0 || tenants.concerns(k.Tenant) {
+			r.Violating++
 		}
-		r.Violating++
-		for _, f := range faults {
+		for _, f := range found.faults {
 			if len(r.Violations) < MaxViolations {
 				r.Violations = append(r.Violations, Violation{k.ID, k.Tenant, k.Label.Name, f.Field, f.Code, f.Message})
 			}
 		}
+		if len(found.gains) > 0 {
+			r.Widened++
+		}
+		for _, f := range found.gains {
+			if len(r.Widening) < MaxViolations {
+				r.Widening = append(r.Widening, Widening{k.ID, k.Tenant, k.Label.Name, f.Field, f.Code, f.Message})
+			}
+		}
+	}
+	if othersLose {
+		forAll = append(forAll, *tenants.others)
+	}
+	if r.Keys > 0 { // else there is nobody to lose
+		r.Violations = slices.Insert(r.Violations, 0, forAll...)
+		r.Violations = r.Violations[:min(len(r.Violations), MaxViolations)]
+	}
+	switch forAll := len(r.Widening) > 0 && r.Widening[0].KeyID.IsZero(); {
+	case forAll && r.Keys > 0:
+		r.Widened = r.Keys
+	case forAll: // there is nobody to gain
+		r.Widening = []Widening{}
 	}
 	return r
+}
+
+// widenedForAll says by what every key of the keyspace gains.
+func widenedForAll(before, after *keyspace.Definition) []Widening {
+	out := []Widening{}
+	add := func(field, code, format string, args ...any) {
+		out = append(out, Widening{Field: field, Code: code, Message: fmt.Sprintf(format, args...)})
+	}
+	if before.HTTPSOnly && !after.HTTPSOnly {
+		add("https_only", "plain_http", "every key could be used over plain HTTP")
+	}
+	if allows := func(d *keyspace.Definition) bool { return d.Staleness.OnStale == "allow" }; allows(after) && !allows(before) {
+		add("staleness.on_stale", "on_stale", "a verifier that is cut off would go on accepting every key, also after its end")
+	}
+	if was, next := before.Staleness.MaxStaleness(), after.Staleness.MaxStaleness(); next > was {
+		add("staleness.max_millis", "max_millis", "a verifier that is cut off would go on accepting every key for %s instead of %s", next, was)
+	}
+	return out
 }
 
 // reviewer compares what two definitions say of keys. Most keys hold what many
 // others hold, so the verdict on that is kept.
 type reviewer struct {
-	before, after *events.Definition
+	before, after *keyspace.Compiled // with the plans that each has retired
 	role          func(events.TenantID, events.RoleID) (events.Role, bool)
-	terms         map[string]events.FieldErrors // by what the verdict depends on
+	terms         map[string]verdict // by what the verdict depends on
 	buf           []byte
 }
 
-func (v *reviewer) key(k *events.Key) events.FieldErrors {
+// verdict is what a definition takes from a key or does not admit of it, and what
+// it gives to the key.
+type verdict struct{ faults, gains input.FieldErrors }
+
+func (v *reviewer) key(k *events.Key) verdict {
 	const end = 0 // no name holds it
 	b := append(append(v.buf[:0], k.KeyType...), end)
 	b = append(append(b, k.Environment...), end)
-	if k.Limit != nil {
+	switch {
+	case k.Limit == nil: // the keyspace's
+		b = append(b, end)
+	case k.Limit.Plan != "":
 		b = append(b, k.Limit.Plan...)
+	default: // numbers, which no definition changes
+		b = append(b, '=')
 	}
 	b = append(b, end)
 	kind := ""
@@ -99,46 +163,44 @@ func (v *reviewer) key(k *events.Key) events.FieldErrors {
 		}
 	}
 	v.buf = b
-	faults, known := v.terms[string(b)]
+	found, known := v.terms[string(b)]
 	if !known {
-		faults = v.judge(k)
-		v.terms[string(b)] = faults
+		found = verdict{v.judge(k), v.gains(k)}
+		v.terms[string(b)] = found
 	}
 	if f := expiryFault(&v.after.Expiry, k); f != nil && expiryFault(&v.before.Expiry, k) == nil {
-		faults = append(slices.Clip(faults), *f)
+		found.faults = append(slices.Clip(found.faults), *f)
 	}
-	return faults
+	return found
 }
 
 // judge says all but the expiry.
-func (v *reviewer) judge(k *events.Key) (f events.FieldErrors) {
+func (v *reviewer) judge(k *events.Key) (f input.FieldErrors) {
 	t, ok := v.after.Type(k.KeyType)
 	if !ok {
-		f.Add("type", "unknown_type", fmt.Sprintf("key type %q would be gone: the key could do nothing", k.KeyType))
+		f.Add("type", "unknown_type", fmt.Sprintf("key type %s would be gone: the key could do nothing", input.Quote(k.KeyType)))
 		return f
 	}
 	had, _ := v.before.Type(k.KeyType)
-	if has := func(t *events.KeyType) bool {
+	if has := func(t *keyspace.KeyType) bool {
 		return k.Environment == t.Environment() || slices.Contains(t.Environments, k.Environment)
 	}; !has(t) && (had == nil || has(had)) {
-		f.Add("environment", "unknown_environment", fmt.Sprintf("key type %q would not have environment %q", t.Name, k.Environment))
+		f.Add("environment", "unknown_environment", fmt.Sprintf("key type %s would not have environment %s", input.Quote(t.Name), input.Quote(k.Environment)))
 	}
 	v.power(&f, k, t)
 	kind := ""
 	for _, x := range k.Resources {
 		if x.Kind != kind && !slices.Contains(v.after.Resources, x.Kind) && slices.Contains(v.before.Resources, x.Kind) {
-			f.Add("resources", "unknown_kind", fmt.Sprintf("resource kind %q would be gone", x.Kind))
+			f.Add("resources", "unknown_kind", fmt.Sprintf("resource kind %s would be gone", input.Quote(x.Kind)))
 		}
 		kind = x.Kind
 	}
-	if len(v.after.CheckLimit(k.Limit)) > 0 && len(v.before.CheckLimit(k.Limit)) == 0 {
-		f.Add("limit.plan", "unknown_plan", fmt.Sprintf("plan %q would be gone: the key would keep its last numbers", k.Limit.Plan))
-	}
-	var held, was events.FieldErrors
-	(&Rules{Keyspace: k.Keyspace, Definition: v.after}).checkHeld(&held, k.Grant)
-	(&Rules{Keyspace: k.Keyspace, Definition: v.before}).checkHeld(&was, k.Grant)
+	v.narrowedLimit(&f, "the key", k.Limit, (*keyspace.Definition).KeyLimit)
+	var held, was input.FieldErrors
+	(&Rules{Keyspace: k.Keyspace, Definition: &v.after.Definition}).checkHeld(&held, k.Grant)
+	(&Rules{Keyspace: k.Keyspace, Definition: &v.before.Definition}).checkHeld(&was, k.Grant)
 	for _, x := range held {
-		if !slices.ContainsFunc(was, func(y events.FieldError) bool { return x.Code == y.Code }) {
+		if !slices.ContainsFunc(was, func(y input.FieldError) bool { return x.Code == y.Code }) {
 			f = append(f, x)
 		}
 	}
@@ -147,194 +209,77 @@ func (v *reviewer) judge(k *events.Key) (f events.FieldErrors) {
 
 // power reports every scope that the key could use so far and could not use, or
 // not for the whole tenant, afterwards.
-func (v *reviewer) power(f *events.FieldErrors, k *events.Key, t *events.KeyType) {
-	scopes := slices.Clone(k.Grant.Scopes)
-	for _, id := range k.Grant.Roles {
-		if role, ok := v.role(k.Tenant, id); ok && role.Exists() {
-			scopes = append(scopes, role.Scopes...)
-		}
-	}
+func (v *reviewer) power(f *input.FieldErrors, k *events.Key, t *keyspace.KeyType) {
+	scopes := v.granted(k)
 	after := v.after.Effective(k.KeyType, scopes)
 	reached := v.after.Expand(scopes)
 	for _, s := range v.before.Effective(k.KeyType, scopes) {
 		level := v.after.ScopeLevel(s)
 		switch {
 		case !v.after.HasScope(s):
-			f.Add(v.holder(k, s), "unknown_scope", fmt.Sprintf("scope %q would be gone from the catalogue", s))
+			f.Add(holder(v.before, v.role, k, s), "unknown_scope", fmt.Sprintf("scope %s would be gone from the catalogue", input.Quote(s)))
 		case !slices.Contains(reached, s):
-			f.Add(v.holder(k, s), "not_implied", fmt.Sprintf("nothing that the key holds would imply scope %q any more", s))
+			f.Add(holder(v.before, v.role, k, s), "not_implied", fmt.Sprintf("nothing that the key holds would imply scope %s any more", input.Quote(s)))
 		case !slices.Contains(after, s):
-			f.Add(v.holder(k, s), "above_ceiling", fmt.Sprintf("keys of type %q could not hold scope %q", t.Name, s))
+			f.Add(holder(v.before, v.role, k, s), "above_ceiling", fmt.Sprintf("keys of type %s could not hold scope %s", input.Quote(t.Name), input.Quote(s)))
 		case level != "" && level != v.before.ScopeLevel(s):
-			f.Add(v.holder(k, s), "scope_level", fmt.Sprintf("to use scope %q a request would have to name a %s", s, level))
+			f.Add(holder(v.before, v.role, k, s), "scope_level", fmt.Sprintf("to use scope %s a request would have to name a %s", input.Quote(s), level))
 		}
 	}
 }
 
-// holder names the member by which the key has the scope so far.
-func (v *reviewer) holder(k *events.Key, scope string) string {
+// gains reports every scope that the key could not use so far, or not there, and
+// could use afterwards.
+func (v *reviewer) gains(k *events.Key) (f input.FieldErrors) {
+	scopes := v.granted(k)
+	before := v.before.Effective(k.KeyType, scopes)
+	for _, s := range v.after.Effective(k.KeyType, scopes) {
+		was, level := v.before.ScopeLevel(s), v.after.ScopeLevel(s)
+		switch {
+		case !slices.Contains(before, s):
+			f.Add(holder(v.after, v.role, k, s), "scope_gained", fmt.Sprintf("the key could use scope %s", input.Quote(s)))
+		case was == level || len(k.Resources) == 0:
+		case level == "":
+			f.Add(holder(v.after, v.role, k, s), "scope_level", fmt.Sprintf("the key could use scope %s without naming a %s that it is restricted to", input.Quote(s), was))
+		case was != "" && slices.ContainsFunc(k.Resources, func(x events.Resource) bool { return x.Kind == level }):
+			f.Add(holder(v.after, v.role, k, s), "scope_level", fmt.Sprintf("the key could use scope %s with a %s instead of a %s", input.Quote(s), level, was))
+		}
+	}
+	return f
+}
+
+// granted returns the scopes of the key and of its roles.
+func (v *reviewer) granted(k *events.Key) []string {
+	scopes := slices.Clone(k.Grant.Scopes)
+	for _, id := range k.Grant.Roles {
+		if role, ok := v.role(k.Tenant, id); ok && role.Exists() {
+			scopes = append(scopes, role.Scopes...)
+		}
+	}
+	return scopes
+}
+
+// holder names the member by which the key has the scope under d.
+func holder(d *keyspace.Compiled, role func(events.TenantID, events.RoleID) (events.Role, bool), k *events.Key, scope string) string {
 	for i := range k.Grant.Scopes {
-		if slices.Contains(v.before.Expand(k.Grant.Scopes[i:i+1]), scope) {
+		if slices.Contains(d.Expand(k.Grant.Scopes[i:i+1]), scope) {
 			return fmt.Sprintf("scopes[%d]", i)
 		}
 	}
 	for i, id := range k.Grant.Roles {
-		if role, ok := v.role(k.Tenant, id); ok && role.Exists() && slices.Contains(v.before.Expand(role.Scopes), scope) {
+		if role, ok := role(k.Tenant, id); ok && role.Exists() && slices.Contains(d.Expand(role.Scopes), scope) {
 			return fmt.Sprintf("roles[%d]", i)
 		}
 	}
 	return "scopes"
 }
 
-func expiryFault(p *events.ExpiryPolicy, k *events.Key) *events.FieldError {
+func expiryFault(p *keyspace.ExpiryPolicy, k *events.Key) *input.FieldError {
 	switch {
 	case k.ExpiresAt == 0 && p.MustEnd():
-		return &events.FieldError{Field: "expires_at", Code: "required", Message: "the key never expires, and every key would have to"}
+		return &input.FieldError{Field: "expires_at", Code: "required", Message: "the key never expires, and every key would have to"}
 	case k.ExpiresAt != 0 && p.Max != "" && k.ExpiresAt > k.CreatedAt.Add(p.Longest()):
-		return &events.FieldError{Field: "expires_at", Code: "too_late", Message: fmt.Sprintf("the key expires later than %s after its creation", p.Max)}
+		return &input.FieldError{Field: "expires_at", Code: "too_late", Message: fmt.Sprintf("the key expires later than %s after its creation", p.Max)}
 	}
 	return nil
-}
-
-// changedPaths returns the paths at which two definitions differ.
-func changedPaths(before, after *events.Definition) []string {
-	var a, b any
-	for v, d := range map[*any]*events.Definition{&a: before, &b: after} {
-		if err := json.Unmarshal(canonical(d), v, asWritten); err != nil {
-			panic("commands: a definition does not read back: " + err.Error())
-		}
-	}
-	out := differ(nil, "", a, b)
-	slices.Sort(out)
-	return append([]string{}, out...)
-}
-
-// asWritten keeps numbers as their text: an envelope may hold any number, and a
-// float64 holds neither all of them nor all of their digits.
-var asWritten = json.WithUnmarshalers(json.UnmarshalFromFunc(func(dec *jsontext.Decoder, v *any) error {
-	if dec.PeekKind() != '0' {
-		return errors.ErrUnsupported // the default does it
-	}
-	number, err := dec.ReadValue()
-	*v = string(number)
-	return err
-}))
-
-func differ(out []string, path string, a, b any) []string {
-	if am, ok := a.(map[string]any); ok {
-		if bm, ok := b.(map[string]any); ok {
-			return differMembers(out, am, bm, func(name string) string { return strings.TrimPrefix(path+"."+name, ".") })
-		}
-	}
-	an, aOrder, aok := byName(a)
-	bn, bOrder, bok := byName(b)
-	if aok && bok {
-		in := func(m map[string]any) func(string) bool {
-			return func(name string) bool { _, ok := m[name]; return !ok }
-		}
-		if !slices.Equal(slices.DeleteFunc(aOrder, in(bn)), slices.DeleteFunc(bOrder, in(an))) {
-			out = append(out, path) // the order of what both have
-		}
-		return differMembers(out, an, bn, func(name string) string { return path + "[" + name + "]" })
-	}
-	if !reflect.DeepEqual(a, b) {
-		out = append(out, path)
-	}
-	return out
-}
-
-func differMembers(out []string, a, b map[string]any, path func(string) string) []string {
-	all := maps.Clone(a)
-	maps.Copy(all, b)
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		x, inA := a[name]
-		y, inB := b[name]
-		if inA && inB {
-			out = differ(out, path(name), x, y)
-		} else {
-			out = append(out, path(name))
-		}
-	}
-	return out
-}
-
-// byName reads a list of objects that each have a name of their own.
-func byName(v any) (m map[string]any, order []string, ok bool) {
-	list, ok := v.([]any)
-	m = map[string]any{}
-	for _, x := range list {
-		o, _ := x.(map[string]any)
-		name, _ := o["name"].(string)
-		if name == "" || m[name] != nil {
-			return nil, nil, false
-		}
-		m[name] = x
-		order = append(order, name)
-	}
-	return m, order, ok
-}
-
-// review holds the live keys of the keyspace against the definition. Who may not
-// read keys is told how many do not fit, and not which.
-func (h *Handler) review(p *events.Principal, ks *events.Keyspace, id events.KeyspaceID, after *events.Definition, now events.Time) *Review {
-	role := func(tenant events.TenantID, role events.RoleID) (events.Role, bool) {
-		return h.cfg.Dir.Role(id, tenant, role)
-	}
-	r := ReviewDefinition(&ks.Definition, after, h.cfg.Dir.All(id), role, now)
-	if !p.Has(events.ScopeKeysRead) {
-		r.Violations = []Violation{}
-	}
-	return r
-}
-
-// fits refuses a definition that live keys do not fit.
-func (r *Review) fits() error {
-	if r.Violating == 0 {
-		return nil
-	}
-	var first []string
-	for i, v := range r.Violations {
-		if i > 0 && v.KeyID == r.Violations[i-1].KeyID {
-			continue // one thing of each key
-		}
-		if len(first) == 3 {
-			first = append(first, "…")
-			break
-		}
-		first = append(first, fmt.Sprintf("%s (%s): %s", v.KeyID, v.Field, v.Message))
-	}
-	as, lists := "", ""
-	if len(first) > 0 {
-		as, lists = ", as "+strings.Join(first, "; "), "?dry_run=true lists them; "
-	}
-	return refuse(CodeViolations, "", "%d of %d live keys do not fit this definition%s. Nothing was written. %s?accept_violations=true applies it all the same",
-		r.Violating, r.Keys, as, lists)
-}
-
-// ReviewKeyspace tells what DefineKeyspace would do, and does nothing: the
-// keyspace as it would be, and what that means for its keys. Errors as there.
-func (h *Handler) ReviewKeyspace(ctx context.Context, call *Call, id events.KeyspaceID, c *DefineKeyspace) (ks events.Keyspace, review *Review, err error) {
-	defer h.observe(ctx, call, "review_keyspace", h.cfg.Now(), new(Done), &err)
-	if err := h.mayDefine(ctx, call, id, c); err != nil {
-		return ks, nil, err
-	}
-	b := h.batch(call)
-	if err := h.standing(&call.Principal, b.now); err != nil {
-		return ks, nil, err
-	}
-	ks, _ = h.cfg.Dir.Keyspace(id) // caught up; the zero one when there is none
-	data, err := c.Decide(&ks, id)
-	if err != nil {
-		return ks, nil, err
-	}
-	review = h.review(&call.Principal, &ks, id, &c.Definition, b.now)
-	if data == nil {
-		return ks, review, nil
-	}
-	rec, err := b.add(events.KeyspaceAggregate(id), ks.Chain, ks.UpdatedAt, data)
-	if err != nil {
-		return ks, nil, err
-	}
-	ks, err = ks.Next(&rec)
-	return ks, review, err
 }

@@ -1,6 +1,9 @@
 package commands
 
-import "github.com/keytrail/keytrail/events"
+import (
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+)
 
 // Revoke ends a key's life for good.
 type Revoke struct {
@@ -10,7 +13,7 @@ type Revoke struct {
 
 // Decide returns the revocation, or why not.
 func (c *Revoke) Decide(k *events.Key, _ *Rules, now events.Time) ([]events.Data, error) {
-	var f events.FieldErrors
+	var f input.FieldErrors
 	code := c.Code
 	if code == "" {
 		code = events.RevokeUnspecified

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // Rotate gives a key a successor with a new secret and the same power, and ends
@@ -21,12 +23,12 @@ type Rotate struct {
 // Decide returns the successor's creation and the end of the old key, or why
 // not. The secret was drawn for the old key's type; only digest and hint come in.
 func (c *Rotate) Decide(k *events.Key, r *Rules, now events.Time, successor events.KeyID, digest events.Digest, hint string) (*events.KeyCreated, *events.KeyRotated, error) {
-	var f events.FieldErrors
+	var f input.FieldErrors
 	checkReason(&f, c.Reason)
 	var overlap time.Duration
 	if c.Overlap != nil {
 		var err error
-		if overlap, err = events.ParseSpan(*c.Overlap); err != nil {
+		if overlap, err = keyspace.ParseSpan(*c.Overlap); err != nil {
 			f.Add("overlap", "invalid", "want a duration of 0 to 100 years, as 0s, 24h or 7d")
 		}
 	}
@@ -36,7 +38,7 @@ func (c *Rotate) Decide(k *events.Key, r *Rules, now events.Time, successor even
 		f.Add("type", "unknown_type", "the key's type is no longer defined in the keyspace")
 	}
 	if ok && k.Environment != t.Environment() && !slices.Contains(t.Environments, k.Environment) {
-		f.Add("environment", "unknown_environment", fmt.Sprintf("key type %q no longer has the key's environment %q", t.Name, k.Environment))
+		f.Add("environment", "unknown_environment", fmt.Sprintf("key type %s no longer has the key's environment %s", input.Quote(t.Name), input.Quote(k.Environment)))
 	}
 	r.checkGrant(&f, t, k.Grant, k.Resources)
 	r.checkHeld(&f, k.Grant)
@@ -69,17 +71,17 @@ func (c *Rotate) Decide(k *events.Key, r *Rules, now events.Time, successor even
 // given, shortened to the policy's longest; a key without expiry gets one only
 // where the policy wants it. Where there are choices it is the longest of them
 // within the old key's life, or the shortest of all.
-func (c *Rotate) successorExpiry(f *events.FieldErrors, k *events.Key, p events.ExpiryPolicy, now events.Time) events.Time {
+func (c *Rotate) successorExpiry(f *input.FieldErrors, k *events.Key, p keyspace.ExpiryPolicy, now events.Time) events.Time {
 	if c.Given() {
 		return c.resolve(f, p, now, now)
 	}
 	if len(p.Choices) > 0 {
-		if life := sameChoice(&p, k); life != events.Never {
+		if life := sameChoice(&p, k); life != keyspace.Never {
 			return now.Add(life.Duration())
 		}
 		return 0
 	}
-	longest := cmp.Or(p.Longest(), events.MaxSpan)
+	longest := cmp.Or(p.Longest(), keyspace.MaxSpan)
 	if k.ExpiresAt != 0 {
 		// In milliseconds: a life until the year 9999 is more than a Duration holds.
 		return min(now+k.ExpiresAt-k.CreatedAt, now.Add(longest))
@@ -95,9 +97,9 @@ func (c *Rotate) successorExpiry(f *events.FieldErrors, k *events.Key, p events.
 
 // sameChoice returns the longest choice that is no longer than the life that k was
 // given; where all are longer, the shortest.
-func sameChoice(p *events.ExpiryPolicy, k *events.Key) events.Span {
-	length := func(c events.Span) int64 {
-		if c == events.Never {
+func sameChoice(p *keyspace.ExpiryPolicy, k *events.Key) keyspace.Span {
+	length := func(c keyspace.Span) int64 {
+		if c == keyspace.Never {
 			return math.MaxInt64
 		}
 		return c.Duration().Milliseconds()

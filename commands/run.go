@@ -4,31 +4,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/oklog/ulid/v2"
 
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/schemas/api"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/internal/api"
 )
 
 // maxTries bounds how often a command is decided again because the history moved
 // on. Each conflict means that another command went through.
 const maxTries = 32
 
-// catchUpBudget is how long a command waits for this node's own view, and
-// applyBudget how long an answer waits for it to hold what was written.
-const (
-	catchUpBudget = 5 * time.Second
-	applyBudget   = time.Second
-)
-
 // task is one command on one aggregate whose events fold into an S.
 type task[S any] struct {
+	scope     string // of the built-in keyspace, which the caller must hold
 	aggregate events.Aggregate
+	existing  bool // it is about a key that is there; who may not see the key is told that there is none
+	batched   bool // the caller acknowledges it, together with others
 	fold      func([]events.Recorded) (S, error)
-	guard     func(*S) error // nil, or why the caller may not know of it; may be nil itself
-	decide    func(*batch, *S) (S, error)
+	decide    func(own *power, b *batch, s *S) (S, error)
 }
 
 type outcome[S any] struct {
@@ -37,56 +32,135 @@ type outcome[S any] struct {
 	replayed bool
 }
 
-// run is the loop of every command: load, answer a replay, decide, append, and
-// again when the history has moved on. The caller has caught up (C3).
-func run[S any](ctx context.Context, h *Handler, call *Call, t task[S]) (out outcome[S], err error) {
-	for range maxTries {
-		history, err := h.cfg.Log.Load(ctx, t.aggregate)
+// run is the one pipeline of every command: load, catch up, take the caller's
+// power as it is now, answer a replay, decide, guard, hold the precondition,
+// append, and again when the history has moved on; then acknowledge, also what a
+// refusal tells. The view is caught up with after the load, so the decision stands on a view that is not older
+// than the history (C3).
+//
+// Commands on the built-in keyspace take turns on this node: a guard judges all of
+// its keys and roles, and an append holds the history of one. Otherwise two
+// administrators who disable each other at one moment would both be the other's
+// last one.
+func run[S any, P interface {
+	*S
+	revised
+}](ctx context.Context, h *Handler, call *Call, t task[S]) (out outcome[S], err error) {
+	if t.aggregate.Keyspace == events.Builtin {
+		release, err := h.names.take(ctx, name{keyspace: events.Builtin}) // of no key; held after a key's name, never before
 		if err != nil {
 			return out, err
+		}
+		defer release()
+	}
+	defer func() {
+		var fields input.FieldErrors
+		if _, refused := errors.AsType[*Refusal](err); !t.batched && (refused || errors.As(err, &fields)) {
+			if unproved := h.shown(ctx); unproved != nil { // "already revoked" says that it is
+				err = unproved
+			}
+		}
+	}()
+	for range maxTries {
+		var history []events.Recorded
+		if t.aggregate.Validate() == nil { // else it has none, and Decide says what is wrong with it
+			if history, err = h.cfg.Log.Load(ctx, t.aggregate); err != nil {
+				return out, err
+			}
 		}
 		state, err := t.fold(history)
 		if err != nil {
 			return out, err
 		}
-		if t.guard != nil {
-			if err := t.guard(&state); err != nil {
-				return out, err
-			}
+		if _, err := h.catchUp(ctx); err != nil {
+			return out, err
+		}
+		var seq events.Seq // where the history ends
+		if n := len(history); n > 0 {
+			seq = history[n-1].Seq
+		}
+		if err := h.see(ctx, seq); err != nil { // it may end in what is not acknowledged yet
+			return out, err
+		}
+		b := h.batch(call)
+		own, err := h.caller(&call.Principal, t.scope, b.now)
+		if err != nil {
+			return out, err
+		}
+		if err := mayAsk(h, own, &t, &state); err != nil {
+			return out, err
 		}
 		if r, err := replayed(history, call.Command); err != nil {
 			return out, err
 		} else if r != nil {
-			return outcome[S]{state, r.Seq, true}, nil
+			return outcome[S]{state, r.Seq, true}, h.acknowledge(ctx, t.batched, seq)
 		}
-		b := h.batch(call)
-		if err := h.standing(&call.Principal, b.now); err != nil {
-			return out, err
+		after, err := t.decide(own, b, &state)
+		if err != nil && h.outran(t.aggregate, seq) {
+			continue
 		}
-		after, err := t.decide(b, &state)
 		if err != nil {
 			return out, err
 		}
-		if len(b.writes) == 0 {
-			var seq events.Seq
-			if n := len(history); n > 0 {
-				seq = history[n-1].Seq
+		if len(b.writes) > 0 {
+			if err := h.guard(own, b); err != nil {
+				return out, err
 			}
-			return outcome[S]{state, seq, false}, nil
 		}
-		seq, err := store(ctx, h.cfg.Log, b.writes)
+		// RFC 9110, section 13.2.1: what would be refused anyway is refused as that.
+		if err := call.If.check(P(&state)); err != nil {
+			return out, err
+		}
+		if len(b.writes) > 0 {
+			if err := h.reserved(b); err != nil {
+				return out, err
+			}
+		}
+		if len(b.writes) == 0 {
+			return outcome[S]{state, seq, false}, h.acknowledge(ctx, t.batched, seq)
+		}
+		// crash here: nothing is stored.
+		seq, err = store(ctx, h.cfg.Log, b.writes)
+		// crash here: the events are stored and not acknowledged; verifiers apply them
+		// all the same, and the command's retry acknowledges them.
 		if err == nil {
+			if err := h.acknowledge(ctx, t.batched, seq); err != nil {
+				return out, err
+			}
 			h.applied(ctx, seq)
 			return outcome[S]{after, seq, false}, nil
 		}
 		if !errors.Is(err, events.ErrConflict) {
 			return out, err
 		}
-		if err := h.catchUp(ctx); err != nil {
-			return out, err
-		}
 	}
 	return out, fmt.Errorf("decided %d times: %w", maxTries, events.ErrConflict)
+}
+
+// outran reports whether the view holds more of a key than its history, which was
+// loaded before and ends at seq. A refusal may then be of what this very command has
+// done in another try, or on another node: the name that is taken is the key's own.
+func (h *Handler) outran(a events.Aggregate, seq events.Seq) bool {
+	if a.Kind != events.KindKey {
+		return false
+	}
+	id, err := events.ParseKeyID(a.ID)
+	if err != nil {
+		return false
+	}
+	k, ok := h.cfg.Dir.Key(id)
+	return ok && k.Seq > seq
+}
+
+// mayAsk refuses a caller that may not know of the task's key or aggregate.
+func mayAsk[S any](h *Handler, own *power, t *task[S], state *S) error {
+	if k, ok := any(state).(*events.Key); ok && t.existing {
+		if !k.Exists() || !sees(&own.Principal, k) {
+			return notFound(k.Exists(), "there is no key %s", t.aggregate.ID)
+		}
+		return nil
+	}
+	return h.reaches(&own.Principal, t.aggregate)
 }
 
 func foldKeyspace(history []events.Recorded) (ks events.Keyspace, err error) {
@@ -111,7 +185,7 @@ func foldRole(history []events.Recorded) (role events.Role, err error) {
 func (h *Handler) batch(call *Call) *batch {
 	p := &call.Principal
 	now := events.At(h.cfg.Now())
-	return &batch{now: now, seal: func(e *events.Event) error {
+	return &batch{now: now, readers: h.cfg.Log.Readers(), seal: func(e *events.Event) error {
 		id, err := h.ulid(now)
 		e.ID = events.EventID(id)
 		e.Source = h.source
@@ -131,29 +205,4 @@ func (h *Handler) ulid(now events.Time) (ulid.ULID, error) {
 		return id, fmt.Errorf("draw an id: %w", err)
 	}
 	return id, nil
-}
-
-// catchUp waits until this node's view holds everything that the log held when
-// it was called (C3).
-func (h *Handler) catchUp(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, catchUpBudget)
-	defer cancel()
-	last, err := h.cfg.Log.Last(ctx)
-	if err != nil {
-		return err
-	}
-	if err := h.cfg.Dir.Wait(ctx, last); err != nil {
-		return fmt.Errorf("%w: this node's view stands at %d of %d: %w", events.ErrUnavailable, h.cfg.Dir.At(), last, err)
-	}
-	return nil
-}
-
-// applied waits a little for this node's view to hold what was just written, so
-// that a list read next shows it. It does not have to: the position says when.
-func (h *Handler) applied(ctx context.Context, seq events.Seq) {
-	for old := h.wrote.Load(); old < uint64(seq) && !h.wrote.CompareAndSwap(old, uint64(seq)); old = h.wrote.Load() {
-	}
-	ctx, cancel := context.WithTimeout(ctx, applyBudget)
-	defer cancel()
-	_ = h.cfg.Dir.Wait(ctx, seq) // the write is durable either way
 }

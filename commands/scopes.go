@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
 )
 
 // AssignScopes replaces a key's scopes, its roles, or both. What is absent stays.
@@ -18,9 +19,9 @@ type AssignScopes struct {
 // not. Where grants are fixed there is no assignment, not even of what stands.
 func (c *AssignScopes) Decide(k *events.Key, r *Rules, now events.Time) ([]events.Data, error) {
 	if r.Definition.Grants.Fixed {
-		return nil, refuse(CodeScopesFixed, "", "what a key of keyspace %q holds never changes: create another key", r.Keyspace)
+		return nil, refuse(CodeScopesFixed, "", "what a key of keyspace %s holds never changes: create another key", input.Quote(r.Keyspace))
 	}
-	var f events.FieldErrors
+	var f input.FieldErrors
 	checkReason(&f, c.Reason)
 	after := k.Grant
 	if c.Scopes == nil && c.Roles == nil {

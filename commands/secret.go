@@ -6,12 +6,13 @@ import (
 	"math/bits"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // NewSecret draws a secret of the type's form: its prefix in the environment,
 // random characters of its alphabet, each equally likely, and its checksum. An
 // error of rand is returned; nothing weaker is used instead.
-func NewSecret(t *events.KeyType, environment string, rand io.Reader) (events.Secret, error) {
+func NewSecret(t *keyspace.KeyType, environment string, rand io.Reader) (events.Secret, error) {
 	chars := t.Alphabet.Chars()
 	mask := byte(1)<<bits.Len(uint(len(chars)-1)) - 1 // the smallest 2^n-1 that holds every index
 	out := []byte(t.PrefixIn(environment))

@@ -4,10 +4,11 @@ import (
 	"net/netip"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
-// KeyView is a key as the door shows it: never the secret or its digest. What
-// the key does not have is null, so that every key has the same members.
+// KeyView is a key as an endpoint shows it: never the secret or its digest. What
+// the key does not have is null; only what is not known is absent.
 type KeyView struct {
 	ID           events.KeyID       `json:"id"`
 	Key          string             `json:"key,omitzero"` // the secret, in the one answer that shows it (C4)
@@ -22,7 +23,7 @@ type KeyView struct {
 	Roles        []events.RoleID    `json:"roles"`
 	Resources    []events.Resource  `json:"resources"` // none = the whole tenant
 	Allowlist    []netip.Prefix     `json:"allowlist"` // none = any address
-	Limit        *events.Limit      `json:"limit"`     // null = the keyspace's default
+	Limit        *keyspace.Limit    `json:"limit"`     // null = the keyspace's default
 	ExpiresAt    *events.Time       `json:"expires_at"`
 	Metadata     map[string]string  `json:"metadata"`
 	CreatedAt    events.Time        `json:"created_at"`
@@ -33,8 +34,26 @@ type KeyView struct {
 	RevokedAt    *events.Time       `json:"revoked_at"`
 	RevokeCode   *events.RevokeCode `json:"revoke_code"`
 	RevokeReason *string            `json:"revoke_reason"`
-	LastUsedAt   *events.Time       `json:"last_used_at"` // null when never or not known right now
+	LastUsedAt   LastUse            `json:"last_used_at,omitzero"` // null when never; absent when not known
 	Rev          uint64             `json:"rev"`
+}
+
+// LastUse is when a key was last used. Zero means that it is not known.
+type LastUse struct {
+	known bool
+	at    events.Time // 0 = never
+}
+
+// Used says that the key was last used at the instant, never when that is 0.
+func Used(at events.Time) LastUse { return LastUse{true, at} }
+
+// MarshalJSON prints the instant, or null for a key that was never used. What is
+// not known is left out of an answer.
+func (u LastUse) MarshalJSON() ([]byte, error) {
+	if u.at == 0 {
+		return []byte("null"), nil
+	}
+	return []byte(`"` + u.at.String() + `"`), nil
 }
 
 // ViewKey returns the key as it stands at the instant.
@@ -52,22 +71,22 @@ func ViewKey(k *events.Key, at events.Time) KeyView {
 	}
 }
 
-// KeyspaceView is a keyspace as the door shows it. Its definition is what PUT
+// KeyspaceView is a keyspace as the endpoint shows it. Its definition is what PUT
 // takes.
 type KeyspaceView struct {
-	ID             events.KeyspaceID  `json:"id"`
-	Definition     *events.Definition `json:"definition"`
-	SecretPatterns []SecretPattern    `json:"secret_patterns"` // one for each key type
-	Rev            uint64             `json:"rev"`
-	CreatedAt      events.Time        `json:"created_at"`
-	UpdatedAt      events.Time        `json:"updated_at"`
+	ID             events.KeyspaceID    `json:"id"`
+	Definition     *keyspace.Definition `json:"definition"`
+	SecretPatterns []SecretPattern      `json:"secret_patterns"` // one for each key type
+	Rev            uint64               `json:"rev"`
+	CreatedAt      events.Time          `json:"created_at"`
+	UpdatedAt      events.Time          `json:"updated_at"`
 }
 
 // SecretPattern finds secrets of one key type in text, for secret scanners.
 type SecretPattern struct {
-	Type     string          `json:"type"`
-	Pattern  *string         `json:"pattern"`           // null: without a prefix nothing tells a secret from other text
-	Checksum events.Checksum `json:"checksum,omitzero"` // how the last characters tell a find from chance
+	Type     string            `json:"type"`
+	Pattern  *string           `json:"pattern"`           // null: without a prefix nothing tells a secret from other text
+	Checksum keyspace.Checksum `json:"checksum,omitzero"` // how the last characters tell a find from chance
 }
 
 func viewKeyspace(ks *events.Keyspace) KeyspaceView {
@@ -86,11 +105,11 @@ type reviewAnswer struct {
 	Review
 }
 
-// TenantView is what holds for a tenant as a whole, as the door shows it.
+// TenantView is what holds for a tenant as a whole, as the endpoint shows it.
 type TenantView struct {
 	ID        events.TenantID   `json:"id"`
 	Keyspace  events.KeyspaceID `json:"keyspace"`
-	Limit     *events.Limit     `json:"limit"`     // its own; null = the keyspace's tenant_limit
+	Limit     *keyspace.Limit   `json:"limit"`     // its own; null = the keyspace's tenant_limit
 	Effective *EffectiveLimit   `json:"effective"` // what holds for all its keys together; null = no limit
 	Rev       uint64            `json:"rev"`       // 0 when nothing was ever set for it
 	UpdatedAt *events.Time      `json:"updated_at"`
@@ -103,7 +122,7 @@ type EffectiveLimit struct {
 	Burst     int64  `json:"burst"`
 }
 
-// RoleView is a role as the door shows it.
+// RoleView is a role as the endpoint shows it.
 type RoleView struct {
 	ID          events.RoleID     `json:"id"`
 	Keyspace    events.KeyspaceID `json:"keyspace"`

@@ -1,0 +1,152 @@
+package commands
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
+)
+
+// guardText refuses a batch that would store a secret, or text that cannot be
+// seen (input.Visible), for ever. It reads every text of every event that the
+// command brings, so that neither a new command nor a new member can forget it.
+// What an event repeats of the record is not asked about: the state before, and
+// all that a rotation's successor takes from the old key.
+func guardText(known events.SecretFinder, writes []events.Write) error {
+	g := textGuard{known: known}
+	for i := range writes {
+		if d := created(&writes[i].Event); d != nil {
+			g.digests = append(g.digests, d.Digest)
+		}
+	}
+	for i := range writes {
+		e := &writes[i].Event
+		g.check("reason", e.Reason, true)
+		if d := created(e); d != nil && !d.RotatedFrom.IsZero() {
+			continue
+		}
+		g.check("keyspace", string(e.Aggregate.Keyspace), false)
+		g.check("tenant", string(e.Aggregate.Tenant), false)
+		if e.Aggregate.Kind == events.KindRole {
+			g.check("role", e.Aggregate.ID, false)
+		}
+		if err := g.data(e.Data); err != nil {
+			return err
+		}
+	}
+	if g.secret != nil {
+		return g.secret
+	}
+	return g.unseen.OrNil()
+}
+
+// created returns what the event says of a key that it makes, nil for others.
+func created(e *events.Event) *events.KeyCreated {
+	switch d := e.Data.(type) {
+	case *events.KeyCreated:
+		return d
+	case *events.KeyImported:
+		return &d.KeyCreated
+	}
+	return nil
+}
+
+type textGuard struct {
+	known   events.SecretFinder
+	digests []events.Digest // of the keys that the batch itself makes
+
+	secret *Refusal          // the first secret found
+	unseen input.FieldErrors // text that cannot be seen
+}
+
+// check looks at one text; people reports whether it is shown to people as it is.
+func (g *textGuard) check(field, text string, people bool) {
+	if g.secret == nil && g.holds(text) {
+		g.secret = refuse(CodeSecret, field, "this holds the secret of a key, which must not be stored: nothing was written")
+	}
+	if people {
+		if err := input.Visible(text); err != nil {
+			g.unseen.Add(field, "invalid", err.Error())
+		}
+	}
+}
+
+func (g *textGuard) holds(text string) bool {
+	if len(text) < events.MinSecret {
+		return false
+	}
+	if events.HoldsSecret(g.known, text) {
+		return true
+	}
+	return len(g.digests) > 0 && events.HoldsSecret(digestFinder(g.digests), text)
+}
+
+// digestFinder finds the secrets with these digests.
+type digestFinder []events.Digest
+
+func (f digestFinder) FindSecret(text string) (start, end int, ok bool) {
+	none := func(func(*keyspace.Compiled) bool) {}
+	return events.FindSecret(text, none, func(d events.Digest) bool { return slices.Contains(f, d) })
+}
+
+// data looks at every name and every string of an event's data.
+func (g *textGuard) data(d events.Data) error {
+	b, err := json.Marshal(d)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", d.EventType(), err)
+	}
+	dec := jsontext.NewDecoder(bytes.NewReader(b))
+	for dec.StackDepth() > 0 || dec.InputOffset() == 0 {
+		tok, err := dec.ReadToken()
+		if err != nil {
+			return fmt.Errorf("read %s: %w", d.EventType(), err)
+		}
+		if tok.Kind() != '"' {
+			continue
+		}
+		ptr := dec.StackPointer()
+		people := !strings.HasPrefix(string(ptr), envelopes) // an envelope is for programs
+		if kind, n := dec.StackIndex(dec.StackDepth()); kind != '{' || n%2 == 0 {
+			g.check(memberPath(ptr), tok.String(), people)
+			continue
+		}
+		switch name := tok.String(); {
+		case dec.StackDepth() == 1 && (name == "before" || name == "digest"):
+			if err := dec.SkipValue(); err != nil {
+				return fmt.Errorf("read %s: %w", d.EventType(), err)
+			}
+		default: // the path holds no name that a request may choose
+			g.check(memberPath(ptr.Parent()), name, people)
+		}
+	}
+	return nil
+}
+
+// envelopes is where a definition's event has its error envelope.
+const envelopes = "/definition/errors/envelope/"
+
+// memberPath names the member of the request from which that of an event comes.
+func memberPath(ptr jsontext.Pointer) string {
+	path := ""
+	for tok := range ptr.Tokens() {
+		_, err := strconv.Atoi(tok)
+		switch {
+		case path == "" && (tok == "after" || tok == "definition"):
+		case path == "":
+			path = tok
+		case err == nil:
+			path += "[" + tok + "]"
+		default:
+			path += "." + tok
+		}
+	}
+	return path
+}
