@@ -10,30 +10,45 @@ import (
 const module = "github.com/keytrail/keytrail/"
 
 // arrows says what each package may import beside the standard library, metrics
-// and tracing. Names that end in / admit everything below.
+// and tracing. Names that end in / admit everything below. An entry that its
+// package does not import fails the test, so that the table stays true.
 var arrows = map[string][]string{
-	"events":                  {"github.com/oklog/ulid/v2", "github.com/go-json-experiment/", "google.golang.org/protobuf/encoding/protowire"},
-	"events/logtest":          {"events", "github.com/oklog/ulid/v2", "github.com/go-json-experiment/", "pgregory.net/rapid"},
-	"events/eventlog":         {"events", "github.com/nats-io/", "github.com/oklog/ulid/v2"},
+	"events":                  {"events/input", "events/keyspace", "github.com/oklog/ulid/v2", "github.com/go-json-experiment/", "google.golang.org/protobuf/encoding/protowire"},
+	"events/keyspace":         {"events/input", "github.com/go-json-experiment/"},
+	"events/input":            {"golang.org/x/text/secure/precis"},
+	"events/logtest":          {"events", "events/keyspace", "github.com/oklog/ulid/v2", "github.com/go-json-experiment/", "pgregory.net/rapid"},
+	"events/eventlog":         {"events", "events/input", "events/eventlog/streams", "internal/flight", "github.com/nats-io/nats.go", "github.com/nats-io/nats.go/jetstream", "github.com/nats-io/nuid"},
+	"events/eventlog/dial":    {"events", "github.com/nats-io/nats.go"},
+	"events/eventlog/streams": {"events", "github.com/nats-io/nats.go/jetstream"},
+	"events/eventlog/proxy":   {"events", "events/eventlog/streams", "golang.org/x/time/rate"},
+	"events/eventlog/server":  {"events", "events/input", "events/eventlog/dial", "events/eventlog/proxy", "events/eventlog/streams", "github.com/nats-io/", "github.com/oklog/ulid/v2"},
+	"events/backup":           {"events", "events/tree", "github.com/go-json-experiment/"},
+	"events/eventlog/raw":     {"events", "events/backup", "events/eventlog/streams", "github.com/nats-io/nats.go", "github.com/nats-io/nats.go/jetstream"},
+	"events/tree":             {"golang.org/x/mod/sumdb/tlog", "golang.org/x/mod/sumdb/note", "filippo.io/mldsa"},
 	"schemas":                 {},
 	"schemas/clickhouse":      {},
-	"schemas/internal/freeze": {"schemas"},
-	"schemas/api":             {"events", "github.com/go-json-experiment/"},
-	"projections":             {"events", "github.com/gaissmai/bart", "github.com/go-json-experiment/"},
-	"commands":                {"events", "projections", "schemas", "schemas/api", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2", "golang.org/x/sync/errgroup"},
-	"verifier":                {"events", "projections", "schemas/api", "github.com/go-json-experiment/"},
-	"verifier/extauthz": {"verifier", "events", "schemas/api", "github.com/envoyproxy/go-control-plane/envoy/",
+	"schemas/internal/freeze": {},
+	"internal/api":            {"events", "events/input", "events/keyspace", "github.com/go-json-experiment/"},
+	"internal/files":          {},
+	"internal/flight":         {},
+	"projections":             {"events", "events/input", "events/keyspace", "events/tree", "github.com/gaissmai/bart", "github.com/go-json-experiment/"},
+	"projections/checkpoint":  {"events", "events/tree", "internal/api", "internal/files"},
+	"projections/snapshots":   {"events", "events/tree", "projections", "internal/api", "internal/files"},
+	"commands/receipts":       {"events", "events/tree", "golang.org/x/mod/sumdb/note"},
+	"commands":                {"commands/receipts", "events", "events/input", "events/keyspace", "projections", "internal/api", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2", "golang.org/x/sync/errgroup"},
+	"verifier":                {"events", "events/input", "events/keyspace", "projections", "internal/api", "internal/flight", "github.com/go-json-experiment/"},
+	"verifier/extauthz": {"verifier", "events/input", "internal/api", "github.com/envoyproxy/go-control-plane/envoy/",
 		"google.golang.org/grpc", "google.golang.org/grpc/", "google.golang.org/genproto/googleapis/rpc/status"},
-	"audit": {"events", "projections", "schemas", "schemas/api", "schemas/clickhouse", "github.com/ClickHouse/",
-		"github.com/pressly/goose/v3", "github.com/pressly/goose/v3/", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2", "golang.org/x/sync/errgroup"},
-	"audit/engine": {"github.com/ebitengine/purego", "golang.org/x/sys/unix", "golang.org/x/term"},
+	"audit": {"events", "events/input", "events/keyspace", "events/tree", "internal/api", "schemas/clickhouse", "github.com/ClickHouse/",
+		"github.com/pressly/goose/v3", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2", "golang.org/x/sync/errgroup"},
+	"audit/engine": {"internal/files", "github.com/ebitengine/purego", "golang.org/x/sys/unix"},
 	// For tests only: TestNothingShipsTheTestServers.
 	"audit/engine/enginetest":   {"audit/engine", "github.com/ClickHouse/", "github.com/testcontainers/testcontainers-go", "github.com/testcontainers/testcontainers-go/"},
 	"deploy":                    {}, // tests of what lies there
-	"deploy/standin/clickhouse": {"audit/engine"},
-	"cmd/internal/ops":          {"schemas", "schemas/api"},
-	"cmd/internal/client":       {"events", "schemas/api", "github.com/go-json-experiment/"},
-	"cmd/internal/regimes":      {"events", "schemas", "github.com/go-json-experiment/", "github.com/goccy/go-yaml/", "github.com/santhosh-tekuri/jsonschema/v6", "github.com/santhosh-tekuri/jsonschema/v6/"},
+	"deploy/standin/clickhouse": {"audit/engine", "internal/files"},
+	"cmd/internal/ops":          {"events/input", "schemas", "internal/api", "internal/files"},
+	"cmd/internal/client":       {"events", "internal/api", "github.com/go-json-experiment/"},
+	"cmd/internal/regimes":      {"events", "events/input", "events/keyspace", "schemas", "github.com/go-json-experiment/", "github.com/goccy/go-yaml/", "github.com/santhosh-tekuri/jsonschema/v6", "github.com/santhosh-tekuri/jsonschema/v6/"},
 }
 
 // everywhere is what any package may import.
@@ -45,6 +60,7 @@ func TestImportsRunOneWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen := map[string]bool{}
+	used := map[[2]string]bool{} // by row and entry
 	for line := range strings.Lines(string(out)) {
 		fields := strings.Fields(line)
 		pkg := strings.TrimPrefix(fields[0], module)
@@ -62,14 +78,22 @@ func TestImportsRunOneWay(t *testing.T) {
 			if first, _, _ := strings.Cut(imp, "/"); !strings.Contains(first, ".") && !isOurs(imp) {
 				continue // standard library
 			}
-			if !matches(imp, allowed) && !matches(imp, everywhere) {
+			entry, ok := match(imp, allowed)
+			if !ok && !allowedEverywhere(imp) {
 				t.Errorf("%s imports %s, which its row does not allow", pkg, imp)
 			}
+			used[[2]string{pkg, entry}] = true
 		}
 	}
-	for pkg := range arrows {
+	for pkg, row := range arrows {
 		if !seen[pkg] {
 			t.Errorf("the table has a row for %s, which does not exist", pkg)
+			continue
+		}
+		for _, entry := range row {
+			if !used[[2]string{pkg, entry}] {
+				t.Errorf("the row of %s allows %s, which it does not import: remove the entry", pkg, entry)
+			}
 		}
 	}
 }
@@ -93,20 +117,45 @@ func TestNothingShipsTheTestServers(t *testing.T) {
 	}
 }
 
+// TestClientsLinkNoServer: a program that imports the verifier, or a client of the
+// log, links no NATS server.
+func TestClientsLinkNoServer(t *testing.T) {
+	const server = "github.com/nats-io/nats-server/"
+	deps := func(pkgs ...string) string {
+		out, err := exec.Command("go", append([]string{"list", "-deps"}, pkgs...)...).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	if !strings.Contains(deps("../events/eventlog/server"), server) {
+		t.Fatal("package server is not what this test takes it for")
+	}
+	if strings.Contains(deps("../events/eventlog", "../events/eventlog/dial", "../verifier/...", "../projections", "../commands", "../audit"), server) {
+		t.Error("a client of the log links nats-server")
+	}
+}
+
 func isOurs(imp string) bool {
 	first, _, _ := strings.Cut(imp, "/")
 	switch first {
-	case "events", "schemas", "projections", "commands", "verifier", "audit", "cmd", "deploy":
+	case "events", "schemas", "projections", "commands", "verifier", "audit", "internal", "cmd", "deploy":
 		return true
 	}
 	return false
 }
 
-func matches(imp string, list []string) bool {
+// match returns the entry of list that admits imp.
+func match(imp string, list []string) (entry string, ok bool) {
 	for _, a := range list {
 		if imp == a || strings.HasSuffix(a, "/") && strings.HasPrefix(imp, a) {
-			return true
+			return a, true
 		}
 	}
-	return false
+	return "", false
+}
+
+func allowedEverywhere(imp string) bool {
+	_, ok := match(imp, everywhere)
+	return ok
 }

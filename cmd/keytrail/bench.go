@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -30,22 +29,24 @@ func (a *app) benchCmd() *cobra.Command {
 	var clients int
 	var length time.Duration
 	var remote bool
-	c := &cobra.Command{Use: "bench [SECRET]", Short: "Measure verifications a second against a running verifier", Args: atMost("one SECRET"),
+	var secret secretFlag
+	c := &cobra.Command{Use: "bench", Short: "Measure verifications a second; each one is a use on the record",
 		Long: `Send verifications of one key over HTTP from a few clients for a few seconds and
-print how many were answered and how fast. Every one of them is a use on the
-record. Beside it the same clients call /healthz, which does nothing: the ratio
+print how many were answered and how fast. It writes: every verification is a use
+in the ledger of the key's tenant, tens of thousands of them, and they stay there.
+Take a key of a tenant that is there for tests. Beside it the same clients call /healthz, which does nothing: the ratio
 says what verifying costs on this machine. Without --remote only a verifier on the
 loopback interface is loaded.
 
 The benchmarks of the code itself: go test -run '^$' -bench . ./...`,
-		Example: "  keytrail bench --keyspace scribe-sight --scope read --time 5s \"$SECRET\"",
-		RunE: func(c *cobra.Command, args []string) error {
-			secret := os.Getenv("KEYTRAIL_SECRET")
-			if len(args) == 1 {
-				secret = args[0]
+		Example: "  keytrail bench --keyspace scribe-sight --scope read --time 5s --secret-file secret.txt",
+		RunE: func(c *cobra.Command, _ []string) error {
+			key, err := secret.read(a.in)
+			if err != nil {
+				return err
 			}
-			if secret == "" {
-				return usageError{fmt.Errorf("want the SECRET of a key, or KEYTRAIL_SECRET")}
+			if key.IsZero() {
+				return usageError{fmt.Errorf("want the secret of a key: --secret-file, or KEYTRAIL_SECRET")}
 			}
 			if clients < 1 || clients > maxBenchClients || length <= 0 || length > maxBenchTime {
 				return usageError{fmt.Errorf("want 1 to %d --clients and at most %s of --time", maxBenchClients, maxBenchTime)}
@@ -57,7 +58,7 @@ The benchmarks of the code itself: go test -run '^$' -bench . ./...`,
 			if !remote && !isLoopback(cl.Base) {
 				return usageError{fmt.Errorf("%s is not on this machine: --remote says that you may load it", cl.Base)}
 			}
-			body := map[string]any{"key": secret}
+			body := map[string]any{"key": key.Reveal()}
 			if keyspace != "" {
 				body["keyspace"] = keyspace
 			}
@@ -79,6 +80,7 @@ The benchmarks of the code itself: go test -run '^$' -bench . ./...`,
 			fmt.Fprintf(a.out, "bare handler  %s\nverify        %s\nratio         %.2f\n", bare, verify, verify.rate()/bare.rate())
 			return nil
 		}}
+	secret.register(c)
 	f := c.Flags()
 	f.StringVar(&keyspace, "keyspace", "", "the keyspace to ask for")
 	f.StringVar(&scope, "scope", "", "the scope to ask for")

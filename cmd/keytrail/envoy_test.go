@@ -19,7 +19,7 @@ import (
 )
 
 // TestEnvoyCheck asks the running program as Envoy does, on the port of all
-// other doors.
+// other endpoints.
 func TestEnvoyCheck(t *testing.T) {
 	p := up(t, filepath.Join(t.TempDir(), "data"), "--trusted-proxy", "10.0.0.0/8")
 	conn, err := grpc.NewClient(strings.TrimPrefix(p.url, "http://"), grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -89,20 +89,24 @@ func TestEnvoyCheck(t *testing.T) {
 	denied(403, "insufficient_permissions", map[string]string{"keyspace": "scribe-sight", "scope": "upload"}, header(), inside)
 	denied(403, "insufficient_permissions", ext, header("x-forwarded-for", inside), outside)
 	denied(403, "insufficient_permissions", ext, header("x-forwarded-for", inside+", "+outside), proxy)
-	denied(404, "keyspace_unknown", map[string]string{"keyspace": "nowhere"}, header(), inside)
+	denied(503, "gateway_misconfigured", map[string]string{"keyspace": "nowhere"}, header(), inside)
+	denied(503, "gateway_misconfigured", map[string]string{"keyspace": "scribe-sight", "scope": "raed"}, header(), inside)
 	if resp, err := check(ext, header("x-forwarded-for", outside+", "+inside), proxy); err != nil || resp.GetOkResponse() == nil {
 		t.Errorf("behind a trusted proxy: %v %v", resp, err)
 	}
 	for _, ext := range []map[string]string{nil, {"keyspace": "scribe-sight", "scpoe": "read"}} {
-		if resp, err := check(ext, header(), inside); status.Code(err) != codes.InvalidArgument {
-			t.Errorf("%v: %v %v", ext, resp, err)
+		denied(503, "gateway_misconfigured", ext, header(), inside)
+	}
+	for _, fault := range []string{"keyspace", "scope", "malformed"} {
+		if out, _, code := p.cli(t, "doctor"); code != 1 || !strings.Contains(out, fmt.Sprintf("with the fault %q", fault)) {
+			t.Errorf("doctor does not tell of the fault %s: %d\n%s", fault, code, out)
 		}
 	}
 	if err := conn.Invoke(t.Context(), "/envoy.service.auth.v3.Authorization/Other", &authv3.CheckRequest{}, &authv3.CheckResponse{}); status.Code(err) != codes.Unimplemented {
 		t.Errorf("another method: %v", err)
 	}
 
-	// The other doors answer over HTTP/2 without TLS too, and over HTTP/1 as ever.
+	// The other endpoints answer over HTTP/2 without TLS too, and over HTTP/1 as ever.
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
 	h2 := &http.Transport{Protocols: &protocols}
@@ -119,8 +123,8 @@ func TestEnvoyCheck(t *testing.T) {
 	if answer.ProtoMajor != 2 || answer.StatusCode != 403 || answer.Header.Get("X-Keytrail-Refusal-Status") != "401" {
 		t.Errorf("over HTTP/2: %s %d %v", answer.Proto, answer.StatusCode, answer.Header)
 	}
-	if _, _, metrics := p.raw(t, "GET", "/metrics", nil, nil); !strings.Contains(string(metrics), `keytrail_verifier_request_seconds_count{door="envoy"} 7`) {
-		t.Error("the decisions of this door are not counted apart")
+	if _, _, metrics := p.raw(t, "GET", "/metrics", nil, nil); !strings.Contains(string(metrics), `keytrail_verifier_request_seconds_count{endpoint="envoy"} 8`) {
+		t.Error("the decisions of this endpoint are not counted apart")
 	}
 
 	// What was decided is on the record, and a revocation ends it at once.

@@ -19,7 +19,10 @@ import (
 	"github.com/keytrail/keytrail/cmd/internal/client"
 	"github.com/keytrail/keytrail/commands"
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/schemas/api"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
+	"github.com/keytrail/keytrail/internal/api"
+	"github.com/keytrail/keytrail/internal/files"
 )
 
 // How long one request of an import may take, how often one that got no answer is
@@ -39,7 +42,7 @@ type importCall struct {
 
 	client  *client.Client
 	pause   func(context.Context, time.Duration) // before a request is sent again
-	rejects *os.File                             // nil: standard error
+	rejects *files.Output                        // nil: standard error
 	began   time.Time
 	told    time.Time // when the progress was printed last
 	tally   importTally
@@ -75,6 +78,10 @@ expires_in, limit and metadata are as in 'key create'; in CSV lists are separate
 by spaces, "-" is the empty list, a resource is kind/id, expires_at may be never,
 and there are columns limit.plan, limit.per_minute, limit.burst and metadata.NAME.
 
+"status" says how the key stands where it comes from: active (the default),
+disabled, revoked (with revoke_code, and revoked_at if it is known) or expired
+(with its expires_at). A key that is dead there does not come alive here.
+
 A line that is refused does not stop the others; the exit code is then 1. To go on
 after an interruption, or when refused lines are mended, run the same command
 again: what is there already is left as it is.`,
@@ -89,7 +96,7 @@ again: what is there already is left as it is.`,
 	f.StringVar(&i.format, "format", "", "jsonl or csv (default: by the file's extension; jsonl from standard input)")
 	f.StringVar(&i.from, "from", "", "where the keys come from, for the record")
 	f.StringVar(&i.reason, "reason", "", "why, for the record")
-	f.StringVar(&i.rejected, "rejects", "", "write refused lines there: line number, name and errors, one JSON object a line; replaced by each run")
+	f.StringVar(&i.rejected, "rejects", "", "write rejected lines to this file: line number, name and errors, one JSON object a line; replaced when a run is through, FILE.part until then")
 	f.BoolVar(&i.dryRun, "dry-run", false, "say what would become of each line and import nothing; lines are held against those of their own batch and what is there")
 	f.IntVar(&i.batch, "batch", commands.MaxImport, fmt.Sprintf("keys a request, at most %d", commands.MaxImport))
 	c.MarkFlagRequired("keyspace")
@@ -136,19 +143,26 @@ func (i *importCall) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	through := false // all lines were read and answered
 	if i.rejected != "" {
-		if i.rejects, err = os.OpenFile(i.rejected, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600); err != nil {
-			return fmt.Errorf("write the refused lines: %w", err)
+		if i.rejects, err = files.Create(i.rejected, true); err != nil {
+			return fmt.Errorf("write the rejected lines: %w", err)
 		}
 		defer func() {
-			if cerr := i.rejects.Close(); err == nil && cerr != nil {
-				err = fmt.Errorf("write the refused lines: %w", cerr)
+			end := i.rejects.Commit
+			if !through {
+				end = i.rejects.Close
+				fmt.Fprintf(i.app.err, "rejected lines so far are in %s\n", i.rejects.Part())
+			}
+			if eerr := end(); eerr != nil {
+				err = errors.Join(err, fmt.Errorf("write the rejected lines: %w", eerr))
 			}
 		}()
 	}
 	i.began, i.told = time.Now(), time.Now()
 	m := lineMaker{plaintext: i.file == "-", hint: func(s events.Secret) string { return def.Hint(s.Reveal()) }}
 	err = i.pump(ctx, in, m)
+	through = err == nil
 	i.progress()
 	fmt.Fprintln(i.app.err)
 	if serr := i.summary(); err == nil {
@@ -157,15 +171,15 @@ func (i *importCall) run(ctx context.Context) (err error) {
 	return err
 }
 
-// definition returns the regime that hints are taken by, an empty one when the
+// definition returns the definition that hints are taken by, an empty one when the
 // operator key may import but not read it.
-func (i *importCall) definition(ctx context.Context) (*events.Definition, error) {
+func (i *importCall) definition(ctx context.Context) (*keyspace.Definition, error) {
 	var ans struct {
 		Data keyspaceView `json:"data"`
 	}
 	err := i.client.Do(ctx, http.MethodGet, "/v1/keyspaces/"+url.PathEscape(i.keyspace), nil, nil, nil, &ans)
 	if p, ok := errors.AsType[*api.Problem](err); ok && p.Status == http.StatusForbidden {
-		return new(events.Definition), nil
+		return new(keyspace.Definition), nil
 	}
 	return &ans.Data.Definition, err
 }
@@ -317,23 +331,23 @@ func (i *importCall) send(ctx context.Context, body, ans any) error {
 }
 
 // reject tells one refused line, never with its secret.
-func (i *importCall) reject(l *importLine, errs events.FieldErrors) error {
+func (i *importCall) reject(l *importLine, errs input.FieldErrors) error {
 	if i.rejects == nil {
 		switch i.tally.Refused {
 		case importTold + 1:
 			fmt.Fprintln(i.app.err, "\rmore lines are refused; --rejects FILE keeps them all")
 		default:
 			if i.tally.Refused <= importTold {
-				fmt.Fprintf(i.app.err, "\rline %d %q: %s\n", l.n, l.name, errs.Error())
+				fmt.Fprintf(i.app.err, "\rline %d %s: %s\n", l.n, input.Echo(l.name), line(errs.Error()))
 			}
 		}
 		return nil
 	}
 	b, err := json.Marshal(struct {
-		Line   int                `json:"line"`
-		Tenant string             `json:"tenant,omitzero"`
-		Name   string             `json:"name,omitzero"`
-		Errors events.FieldErrors `json:"errors"`
+		Line   int               `json:"line"`
+		Tenant string            `json:"tenant,omitzero"`
+		Name   string            `json:"name,omitzero"`
+		Errors input.FieldErrors `json:"errors"`
 	}{l.n, l.tenant, l.name, errs}, jsontext.AllowInvalidUTF8(true))
 	if err == nil {
 		_, err = i.rejects.Write(append(b, '\n'))

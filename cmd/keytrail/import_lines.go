@@ -18,8 +18,9 @@ import (
 
 	"github.com/keytrail/keytrail/commands"
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/schemas/api"
-	"github.com/keytrail/keytrail/verifier"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
+	"github.com/keytrail/keytrail/internal/api"
 )
 
 // maxImportLine bounds one line of an import, and maxImportBody the keys of one
@@ -33,8 +34,8 @@ const (
 type importLine struct {
 	n            int // in the input, from 1
 	tenant, name string
-	body         jsontext.Value // of the key, as the door takes it
-	errors       events.FieldErrors
+	body         jsontext.Value // of the key, as the endpoint takes it
+	errors       input.FieldErrors
 }
 
 // importLines reads an import line by line. What is wrong with one line is in the
@@ -45,12 +46,16 @@ type importLines interface{ next() (importLine, error) }
 // importRow is what a line says.
 type importRow struct {
 	Key *string `json:"key,omitzero"` // the plaintext, until hashed
-	commands.ImportKey
+	ImportKey
 }
 
+// ImportKey has the members of a key in a request and not its methods: as a method
+// of a line, UnmarshalJSONFrom would pass over the member key.
+type ImportKey commands.ImportKey
+
 const (
-	importMembers = "digest, key, hint, tenant, name, type, environment, scopes, roles, resources, allowlist, expires_at, expires_in, limit, metadata, reason"
-	importColumns = "digest, key, hint, tenant, name, type, environment, scopes, roles, resources, allowlist, expires_at, expires_in, limit.plan, limit.per_minute, limit.burst, metadata.NAME, reason"
+	importMembers = "digest, key, hint, tenant, name, type, environment, scopes, roles, resources, allowlist, expires_at, expires_in, limit, metadata, status, revoked_at, revoke_code, reason"
+	importColumns = "digest, key, hint, tenant, name, type, environment, scopes, roles, resources, allowlist, expires_at, expires_in, limit.plan, limit.per_minute, limit.burst, metadata.NAME, status, revoked_at, revoke_code, reason"
 )
 
 // errPlaintextFile refuses plaintext that lies on a disk.
@@ -82,15 +87,15 @@ func (m *lineMaker) line(n int, row *importRow) (importLine, error) {
 		l.errors.Add("digest", "required", "want either key or digest")
 	case row.Key == nil:
 		// What is no digest may be a secret in its place, and is not sent.
-		if _, ok := commands.ParseDigest(row.Digest); !ok {
-			l.errors.Add("digest", "invalid", "want the SHA-256 of the secret, as 64 hexadecimal digits")
+		if fault := commands.DigestFault(row.Digest); fault != "" {
+			l.errors.Add("digest", "invalid", fault)
 			return l, nil
 		}
 	default:
 		secret = events.NewSecret(*row.Key)
 		switch {
-		case !verifier.WellFormed(secret.Reveal()):
-			l.errors.Add("key", "invalid", "want 16 to 256 visible ASCII characters: a verifier takes nothing else for a key")
+		case !events.WellFormed(secret.Reveal()):
+			l.errors.Add("key", "invalid", "want 16 to 256 visible ASCII characters: another secret cannot be told from other text, and so not kept out of messages; if this key must live on, give its digest")
 		case row.Hint != "":
 			l.errors.Add("hint", "conflict", "want no hint beside key: it is taken from the key")
 		default:
@@ -140,7 +145,7 @@ func clip(s string, max int) string {
 
 // bad makes a line that could not be read.
 func bad(n int, field, message string) importLine {
-	return importLine{n: n, errors: events.FieldErrors{{Field: field, Code: "invalid", Message: message}}}
+	return importLine{n: n, errors: input.FieldErrors{{Field: field, Code: "invalid", Message: message}}}
 }
 
 // newImportLines reads lines of the format, past a byte order mark.
@@ -180,11 +185,13 @@ func (j *jsonLines) next() (importLine, error) {
 			}
 			continue
 		}
+		// As strictly as a body of a request: a null or an empty text would take the
+		// member's default, and that of an allowlist is any address.
 		var row importRow
-		derr := json.Unmarshal(b, &row, json.RejectUnknownMembers(true))
+		fault := api.DecodeValue(b, &row)
 		clear(b)
-		if derr != nil {
-			return jsonFault(j.n, derr), nil
+		if fault != nil {
+			return unread(j.n, fault), nil
 		}
 		return j.line(j.n, &row)
 	}
@@ -203,28 +210,17 @@ func (j *jsonLines) skip() error {
 	}
 }
 
-// jsonFault says what is wrong with a line in words that hold none of it.
-func jsonFault(n int, err error) importLine {
-	var syn *jsontext.SyntacticError
-	var sem *json.SemanticError
-	switch {
-	case errors.Is(err, jsontext.ErrDuplicateName):
-		return bad(n, "", "a member stands twice")
-	case errors.As(err, &syn):
-		return bad(n, "", fmt.Sprintf("not valid JSON at byte %d", syn.ByteOffset))
-	case errors.As(err, &sem):
-		tokens := slices.Collect(sem.JSONPointer.Tokens())
-		switch unknown := errors.Is(err, json.ErrUnknownName); {
-		case len(tokens) == 0:
-			return bad(n, "", "want one JSON object a line")
-		case unknown && len(tokens) == 1:
-			return bad(n, "", "a member is none of "+importMembers)
-		case unknown:
-			return bad(n, tokens[0], "a member in it is unknown")
-		}
-		return bad(n, tokens[0], "the value has the wrong form")
+// unread makes a line that says why its JSON cannot be read.
+func unread(n int, p *api.Problem) importLine {
+	if len(p.Errors) == 0 {
+		return bad(n, "", p.Detail)
 	}
-	return bad(n, "", "not a JSON object")
+	for i, f := range p.Errors {
+		if f.Code == "unknown_field" && !strings.ContainsAny(f.Field, ".[") {
+			p.Errors[i].Message = "want only " + importMembers
+		}
+	}
+	return importLine{n: n, errors: p.Errors}
 }
 
 // csvLines reads CSV with a header line that names the columns.
@@ -311,18 +307,33 @@ func (c *csvLines) next() (importLine, error) {
 	return c.line(n, &row)
 }
 
-// set fills in one cell, and says what is wrong with it without repeating it.
+// listColumns are the columns whose cells hold lists.
+var listColumns = []string{"scopes", "roles", "resources", "allowlist"}
+
+// set fills in one cell that is not empty, and says what is wrong with it without
+// repeating it. A cell that says nothing is refused: read as absent, it would
+// take the column's default, and that of an allowlist is any address.
 func (r *importRow) set(column, cell string) (field, message string) {
+	if strings.TrimSpace(cell) == "" {
+		return column, "the cell holds white space only: want a value, or an empty cell for the default"
+	}
+	var list []string
+	if slices.Contains(listColumns, column) {
+		var ok bool
+		if list, ok = cellList(cell); !ok {
+			return column, "an element of the list is empty: want elements separated by spaces, commas or semicolons, or - for the empty list"
+		}
+	}
 	number := func(to *int64) (string, string) {
 		v, err := strconv.ParseInt(cell, 10, 64)
 		if err != nil {
-			return column, "want a whole number"
+			return column, "want an integer without fraction or exponent, as 60"
 		}
 		*to = v
 		return "", ""
 	}
 	if r.Limit == nil && strings.HasPrefix(column, "limit.") {
-		r.Limit = new(events.Limit)
+		r.Limit = new(keyspace.Limit)
 	}
 	switch column {
 	case "digest":
@@ -340,13 +351,13 @@ func (r *importRow) set(column, cell string) (field, message string) {
 	case "environment":
 		r.Environment = cell
 	case "scopes":
-		r.Scopes = new(cellList(cell))
+		r.Scopes = new(list)
 	case "roles":
-		for _, role := range cellList(cell) {
+		for _, role := range list {
 			r.Roles = append(r.Roles, events.RoleID(role))
 		}
 	case "resources":
-		for _, s := range cellList(cell) {
+		for _, s := range list {
 			kind, id, ok := strings.Cut(s, "/")
 			if !ok {
 				return column, "want kind/id, as project/proj_1"
@@ -354,7 +365,7 @@ func (r *importRow) set(column, cell string) (field, message string) {
 			r.Resources = append(r.Resources, events.Resource{Kind: kind, ID: id})
 		}
 	case "allowlist":
-		r.Allowlist = cellList(cell)
+		r.Allowlist = list
 	case "expires_at":
 		r.ExpiresAt = commands.Some(cell)
 		if cell == "never" {
@@ -368,6 +379,12 @@ func (r *importRow) set(column, cell string) (field, message string) {
 		return number(&r.Limit.PerMinute)
 	case "limit.burst":
 		return number(&r.Limit.Burst)
+	case "status":
+		r.Status = events.Status(cell)
+	case "revoked_at":
+		r.RevokedAt = cell
+	case "revoke_code":
+		r.RevokeCode = events.RevokeCode(cell)
 	case "reason":
 		r.Reason = cell
 	default:
@@ -380,10 +397,19 @@ func (r *importRow) set(column, cell string) (field, message string) {
 }
 
 // cellList splits a cell at spaces, commas and semicolons. "-" is the empty list,
-// which for scopes is not the same as an empty cell.
-func cellList(cell string) []string {
+// which for scopes is not the same as an empty cell. ok is false when an element
+// is empty: when nothing but white space stands before, between or after commas
+// and semicolons.
+func cellList(cell string) (list []string, ok bool) {
 	if cell == "-" {
-		return []string{}
+		return []string{}, true
 	}
-	return strings.FieldsFunc(cell, func(r rune) bool { return strings.ContainsRune(" ,;\t\n", r) })
+	for part := range strings.SplitSeq(strings.ReplaceAll(cell, ";", ","), ",") {
+		elements := strings.Fields(part)
+		if len(elements) == 0 {
+			return nil, false
+		}
+		list = append(list, elements...)
+	}
+	return list, true
 }

@@ -24,8 +24,10 @@ import (
 	"github.com/keytrail/keytrail/cmd/internal/client"
 	"github.com/keytrail/keytrail/commands"
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/events/logtest"
-	"github.com/keytrail/keytrail/schemas/api"
+	"github.com/keytrail/keytrail/internal/api"
 )
 
 func hexDigest(secret string) string {
@@ -34,7 +36,7 @@ func hexDigest(secret string) string {
 }
 
 // scribe is a definition to take hints by.
-var scribe = events.Definition{KeyTypes: []events.KeyType{{Name: "secret", Prefix: "sk_live_", Length: 28}}}
+var scribe = keyspace.Definition{KeyTypes: []keyspace.KeyType{{Name: "secret", Prefix: "sk_live_", Length: 28}}}
 
 func testHint(s events.Secret) string { return scribe.Hint(s.Reveal()) }
 
@@ -92,8 +94,12 @@ func TestImportLines(t *testing.T) {
 		{"a hint beside a key", "jsonl", `{"key":"` + plain + `","hint":"sk_live_ABCDEFGH","tenant":"t1","name":"ci"}`, []string{"1! ci hint:conflict"}},
 		{"faults do not stop what follows", "jsonl", "nonsense\n[]\n1\n" + `{"key":12345678901234567890,"name":"a"}` + "\n" + `{"no_such":1}` + "\n" +
 			`{"limit":{"per_day":1}}` + "\n" + `{"name":"a","name":"b"}` + "\n{\"name\":\"\xff\"}\n" + strings.Repeat(" ", maxImportLine+5) + "\n" + `{"digest":"` + digest + `"}`,
-			[]string{"1!  :invalid", "2!  :invalid", "3!  :invalid", "4!  key:invalid", "5!  :invalid", "6!  limit:invalid", "7!  :invalid", "8!  :invalid", "9!  :invalid",
+			[]string{"1!  :invalid", "2!  :invalid", "3!  :invalid", "4!  key:invalid", "5!  no_such:unknown_field", "6!  limit.per_day:unknown_field", "7!  :invalid", "8!  :invalid", "9!  :invalid",
 				`10 {"digest":"` + digest + `","name":"","tenant":""}`}},
+		{"how the key stands", "jsonl", `{"digest":"` + digest + `","status":"revoked","revoke_code":"superseded","revoked_at":"2025-01-06T10:00:00Z"}`,
+			[]string{`1 {"digest":"` + digest + `","name":"","revoke_code":"superseded","revoked_at":"2025-01-06T10:00:00Z","status":"revoked","tenant":""}`}},
+		{"how keys stand, in columns", "csv", "digest,name,status,revoked_at,revoke_code,expires_at\n" + digest + ",a,revoked,2025-01-06T10:00:00Z,,\n" + digest + ",b,expired,,,2025-01-06T10:00:00Z\n",
+			[]string{`2 {"digest":"` + digest + `","name":"a","revoked_at":"2025-01-06T10:00:00Z","status":"revoked","tenant":""}`, `3 {"digest":"` + digest + `","expires_at":"2025-01-06T10:00:00Z","name":"b","status":"expired","tenant":""}`}},
 		{"null expires_at is never", "jsonl", `{"digest":"` + digest + `","expires_at":null,"scopes":[]}`, []string{`1 {"digest":"` + digest + `","expires_at":null,"name":"","scopes":[],"tenant":""}`}},
 
 		{"columns", "csv", "\ufeffName,Tenant,KEY,scopes,roles,resources,allowlist,expires_at,limit.per_minute,limit.burst,metadata.Team,reason\r\n" +
@@ -135,7 +141,7 @@ func TestImportLines(t *testing.T) {
 	}
 }
 
-// FuzzImportLines: any text ends, each line is a body that the door reads or a
+// FuzzImportLines: any text ends, each line is a body that the endpoint reads or a
 // fault, and no fault repeats a secret that stands anywhere in the text.
 func FuzzImportLines(f *testing.F) {
 	for _, format := range []bool{false, true} {
@@ -170,7 +176,7 @@ func FuzzImportLines(f *testing.F) {
 			}
 			var k commands.ImportKey
 			if err := json.Unmarshal(l.body, &k, json.RejectUnknownMembers(true)); err != nil {
-				t.Fatalf("the door would not read %q: %v", l.body, err)
+				t.Fatalf("the endpoint would not read %q: %v", l.body, err)
 			}
 			if again, err := json.Marshal(&k, json.Deterministic(true)); err != nil || !bytes.Equal(again, l.body) {
 				t.Fatalf("%s came back as %s, %v", l.body, again, err)
@@ -188,15 +194,15 @@ func TestHintOf(t *testing.T) {
 		if got := scribe.Hint(secret); got != want {
 			t.Errorf("%d characters: %q, want %q", len(secret), got, want)
 		}
-		if got := new(events.Definition).Hint(secret); len(got) > 8 || len(got) > len(secret)/4 {
+		if got := new(keyspace.Definition).Hint(secret); len(got) > 8 || len(got) > len(secret)/4 {
 			t.Errorf("%d characters without a regime: %q", len(secret), got)
 		}
 	}
 }
 
-// importDoor answers imports: each key is imported the first time and already there
+// importEndpoint answers imports: each key is imported the first time and already there
 // after that.
-type importDoor struct {
+type importEndpoint struct {
 	t        *testing.T
 	mu       sync.Mutex
 	seen     map[string]bool
@@ -205,14 +211,14 @@ type importDoor struct {
 	before   func(n int) *api.Problem // of the n-th request
 }
 
-func newImportDoor(t *testing.T) (*importDoor, *httptest.Server) {
-	d := &importDoor{t: t, seen: map[string]bool{}}
+func newImportEndpoint(t *testing.T) (*importEndpoint, *httptest.Server) {
+	d := &importEndpoint{t: t, seen: map[string]bool{}}
 	s := httptest.NewServer(d)
 	t.Cleanup(s.Close)
 	return d, s
 }
 
-func (d *importDoor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (d *importEndpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if r.Method == http.MethodGet {
@@ -239,7 +245,7 @@ func (d *importDoor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for i, k := range c.Keys {
 		res := commands.ImportResult{Index: i, Status: commands.ImportDone, ID: events.KeyID{1}}
 		if k.Name == "bad" {
-			res = commands.ImportResult{Index: i, Status: commands.ImportRefused, Errors: events.FieldErrors{{Field: "scopes[0]", Code: "unknown_scope", Message: "no"}}}
+			res = commands.ImportResult{Index: i, Status: commands.ImportRefused, Errors: input.FieldErrors{{Field: "scopes[0]", Code: "unknown_scope", Message: "no"}}}
 		} else if d.seen[k.Digest] {
 			res.Status = commands.ImportAlready
 		} else {
@@ -269,7 +275,7 @@ func plainLines(n int) (text string, secrets []events.Secret) {
 }
 
 func TestImportCommand(t *testing.T) {
-	d, s := newImportDoor(t)
+	d, s := newImportEndpoint(t)
 	text, secrets := plainLines(25)
 	rejects := filepath.Join(t.TempDir(), "rejects.jsonl")
 	lines := strings.SplitAfter(text, "\n")
@@ -318,7 +324,7 @@ func cliAtWith(t *testing.T, url, stdin string, args ...string) (stdout, stderr 
 
 // Big lines make small requests.
 func TestImportFillsNoRequestTooFull(t *testing.T) {
-	d, s := newImportDoor(t)
+	d, s := newImportEndpoint(t)
 	var text strings.Builder
 	for i := range 40 {
 		fmt.Fprintf(&text, "{\"digest\":%q,\"name\":\"k\",\"metadata\":{\"a\":%q}}\n", hexDigest(fmt.Sprint(i)), strings.Repeat("x", 100_000))
@@ -330,7 +336,7 @@ func TestImportFillsNoRequestTooFull(t *testing.T) {
 }
 
 func TestImportPlaintextComesFromStandardInputOnly(t *testing.T) {
-	d, s := newImportDoor(t)
+	d, s := newImportEndpoint(t)
 	text, secrets := plainLines(3)
 	out, errs, code := importAt(t, s.URL, "", "-f", writeFile(t, "keys.jsonl", text))
 	if code != exitFailed || !strings.Contains(errs, "line 1 holds a key in plain text") || !strings.Contains(errs, "pipe it") || len(d.requests) > 0 {
@@ -357,7 +363,7 @@ func importing(url string, stdin io.Reader, pause func()) (*importCall, *bytes.B
 	return i, &errw
 }
 
-// A door that does not answer for a while is asked again; one that refuses is not.
+// An endpoint that does not answer for a while is asked again; one that refuses is not.
 func TestImportAsksAgain(t *testing.T) {
 	t.Setenv("KEYTRAIL_ROOT_KEY", "kt_x")
 	text, _ := plainLines(6)
@@ -382,7 +388,7 @@ func TestImportAsksAgain(t *testing.T) {
 		{"refused", func(n int) *api.Problem { return api.Errorf(http.StatusForbidden, "scope_missing", "no") }, 0, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			d, s := newImportDoor(t)
+			d, s := newImportEndpoint(t)
 			d.before = tt.before
 			pauses := 0
 			i, errw := importing(s.URL, strings.NewReader(text), func() { pauses++ })
@@ -404,7 +410,7 @@ func TestImportAsksAgain(t *testing.T) {
 // does not end.
 func TestImportInterrupted(t *testing.T) {
 	t.Setenv("KEYTRAIL_ROOT_KEY", "kt_x")
-	d, s := newImportDoor(t)
+	d, s := newImportEndpoint(t)
 	ctx, interrupt := context.WithCancel(t.Context())
 	d.before = func(n int) *api.Problem {
 		if n == 2 {

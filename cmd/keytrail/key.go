@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -13,17 +14,20 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/events/keyspace"
+	"github.com/keytrail/keytrail/internal/api"
 )
 
 func (a *app) keyCmd() *cobra.Command {
 	c := &cobra.Command{Use: "key", Short: "Create, change and read keys", Aliases: []string{"keys"}}
-	c.AddCommand(a.keyCreate(), a.keyImport(), a.keyList(), a.keyGet(), a.keyHistory(), a.keyUpdate(),
+	c.AddCommand(a.keyCreate(), a.keyImport(), a.keyList(), a.keyGet(), a.keyHistory(), a.keyReceipt(), a.keyUpdate(),
 		a.keyScopes(), a.keyResources(), a.keyAllowlist(), a.keyLimit(),
-		a.keyRotate(), a.keyAct("disable", "Stop a key until it is enabled again"), a.keyAct("enable", "End a disablement"), a.keyRevoke())
+		a.keyRotate(), a.keyDisable(), a.keyAct("enable", "End a disablement"), a.keyRevoke())
 	return c
 }
 
-// keyView is a key as the doors show it.
+// keyView is a key as the endpoints show it.
 type keyView struct {
 	ID          string            `json:"id"`
 	Key         string            `json:"key"` // the secret, only in the reply that shows it
@@ -38,16 +42,25 @@ type keyView struct {
 	Roles       []string          `json:"roles"`
 	Resources   []events.Resource `json:"resources"`
 	Allowlist   []string          `json:"allowlist"`
-	Limit       *events.Limit     `json:"limit"`
+	Limit       *keyspace.Limit   `json:"limit"`
 	ExpiresAt   string            `json:"expires_at"`
 	Metadata    map[string]string `json:"metadata"`
 	CreatedAt   string            `json:"created_at"`
-	LastUsedAt  string            `json:"last_used_at"`
+	LastUsedAt  jsontext.Value    `json:"last_used_at"` // null = never, absent = not known
+	used        string            // what printKey says of it; "" says nothing
 	RotatedFrom string            `json:"rotated_from"`
 	RotatedTo   string            `json:"rotated_to"`
 	RevokedAt   string            `json:"revoked_at"`
 	RevokeCode  string            `json:"revoke_code"`
 	Rev         uint64            `json:"rev"`
+}
+
+// lastUsed says when the key was last used, "" when the answer does not say.
+func (k *keyView) lastUsed() string {
+	if k.LastUsedAt.Kind() == 'n' {
+		return "never"
+	}
+	return strings.Trim(string(k.LastUsedAt), `"`)
 }
 
 func printKey(w io.Writer, k *keyView) {
@@ -69,7 +82,7 @@ func printKey(w io.Writer, k *keyView) {
 		field(w, "metadata", name+"="+k.Metadata[name])
 	}
 	field(w, "created", k.CreatedAt)
-	field(w, "last used", k.LastUsedAt)
+	field(w, "last used", k.used)
 	field(w, "rotated from", k.RotatedFrom)
 	field(w, "rotated to", k.RotatedTo)
 	field(w, "revoked", strings.Trim(k.RevokedAt+" "+k.RevokeCode, " "))
@@ -87,14 +100,14 @@ func resourceNames(rs []events.Resource) []string {
 	return out
 }
 
-func limitName(l *events.Limit) string {
+func limitName(l *keyspace.Limit) string {
 	switch {
 	case l == nil:
 		return ""
 	case l.Plan != "":
 		return "plan " + l.Plan
 	}
-	return fmt.Sprintf("%d a minute, %d at once", l.PerMinute, l.Burst)
+	return fmt.Sprintf("%d a minute, burst %d", l.PerMinute, l.Burst)
 }
 
 // parseResources reads "kind/id" arguments.
@@ -103,7 +116,7 @@ func parseResources(args []string) ([]events.Resource, error) {
 	for _, s := range args {
 		kind, id, ok := strings.Cut(s, "/")
 		if !ok {
-			return nil, usageError{fmt.Errorf("--resource %q: want kind/id, as project/proj_1", s)}
+			return nil, usageError{fmt.Errorf("--resource %s: want kind/id, as project/proj_1", input.Echo(s))}
 		}
 		out = append(out, events.Resource{Kind: kind, ID: id})
 	}
@@ -119,18 +132,18 @@ type limitFlags struct {
 func (l *limitFlags) register(c *cobra.Command) {
 	c.Flags().StringVar(&l.plan, "plan", "", "a plan of the keyspace")
 	c.Flags().Int64Var(&l.perMinute, "per-minute", 0, "uses a minute")
-	c.Flags().Int64Var(&l.burst, "burst", 0, "uses at once (default: as many as a minute's)")
+	c.Flags().Int64Var(&l.burst, "burst", 0, "burst: uses that may come together (default: as many as a minute's)")
 }
 
 // value returns the limit, nil when no flag was given.
-func (l *limitFlags) value() *events.Limit {
+func (l *limitFlags) value() *keyspace.Limit {
 	if l.plan == "" && l.perMinute == 0 && l.burst == 0 {
 		return nil
 	}
 	if l.plan == "" && l.burst == 0 {
 		l.burst = l.perMinute
 	}
-	return &events.Limit{Plan: l.plan, PerMinute: l.perMinute, Burst: l.burst}
+	return &keyspace.Limit{Plan: l.plan, PerMinute: l.perMinute, Burst: l.burst}
 }
 
 func (a *app) keyCreate() *cobra.Command {
@@ -141,6 +154,7 @@ func (a *app) keyCreate() *cobra.Command {
 		tenant, name, typ, env, expiresAt, expiresIn, reason string
 		scopes, roles, allow, permissions                    []string
 		permissionLevel                                      string
+		noScopes                                             bool
 		metadata                                             map[string]string
 	}{}
 	c := &cobra.Command{Use: "create", Short: "Create a key and show its secret, this once", Args: none,
@@ -158,7 +172,7 @@ func (a *app) keyCreate() *cobra.Command {
 			}
 			put("type", in.typ != "", in.typ)
 			put("environment", in.env != "", in.env)
-			put("scopes", c.Flags().Changed("scope"), in.scopes)
+			put("scopes", c.Flags().Changed("scope") || in.noScopes, list(in.scopes))
 			put("roles", len(in.roles) > 0, in.roles)
 			permissions := map[string]any{"scopes": in.permissions}
 			if in.permissionLevel != "" {
@@ -192,6 +206,7 @@ func (a *app) keyCreate() *cobra.Command {
 	f.StringVar(&in.typ, "type", "", "key type (default: the keyspace's first)")
 	f.StringVar(&in.env, "environment", "", "environment, where the type leaves it open")
 	f.StringSliceVar(&in.scopes, "scope", nil, "a scope; repeat, or separate with commas (default: the type's)")
+	f.BoolVar(&in.noScopes, "no-scopes", false, "no scope at all, where the type has defaults")
 	f.StringSliceVar(&in.roles, "role", nil, "a role of the tenant")
 	f.StringSliceVar(&in.permissions, "permission", nil, "a scope of a role of the key's own, which is made with it")
 	f.StringVar(&in.permissionLevel, "permission-level", "", "level of that role: tenant (default) or a resource kind")
@@ -202,6 +217,7 @@ func (a *app) keyCreate() *cobra.Command {
 	f.StringToStringVar(&in.metadata, "metadata", nil, "name=value")
 	f.StringVar(&in.reason, "reason", "", "why, for the record")
 	f.StringVar(&idem, "idempotency-key", "", "makes a retry safe: the same key is answered again, without its secret")
+	c.MarkFlagsMutuallyExclusive("scope", "no-scopes")
 	limit.register(c)
 	for _, name := range []string{"keyspace", "tenant", "name"} {
 		c.MarkFlagRequired(name)
@@ -210,26 +226,39 @@ func (a *app) keyCreate() *cobra.Command {
 }
 
 func (a *app) keyList() *cobra.Command {
-	var keyspace, tenant, status, name string
+	var keyspace, tenant, status, name, creator string
 	var page pageFlags
 	c := &cobra.Command{Use: "list", Short: "List keys, oldest first", Args: none,
+		Example: "  keytrail key list --keyspace scribe-sight --tenant acme --status active\n  keytrail key list --created-by key_… --all",
 		RunE: func(c *cobra.Command, _ []string) error {
+			if keyspace == "" && creator == "" {
+				return usageError{fmt.Errorf("want --keyspace, or --created-by for the keys of all keyspaces that one operator key created; see '%s --help'", c.CommandPath())}
+			}
 			q := page.query(url.Values{})
 			set(q, "tenant", tenant)
 			set(q, "status", status)
 			set(q, "name", name)
-			return table(c.Context(), a, "", "/v1/keyspaces/"+url.PathEscape(keyspace)+"/keys", q, page.all,
-				"KEY\tTENANT\tNAME\tHINT\tSTATUS\tSCOPES\tEXPIRES\tLAST USED", func(k *keyView) string {
-					return strings.Join([]string{k.ID, k.Tenant, k.Name, k.Hint, k.Status, join(k.Scopes), dash(k.ExpiresAt), dash(k.LastUsedAt)}, "\t")
+			set(q, "created_by", creator)
+			path, head := "/v1/keys", "KEYSPACE\t"
+			if keyspace != "" {
+				path, head = "/v1/keyspaces/"+url.PathEscape(keyspace)+"/keys", ""
+			}
+			return table(c.Context(), a, "", path, q, page.all,
+				head+"KEY\tTENANT\tNAME\tHINT\tSTATUS\tSCOPES\tEXPIRES\tLAST USED", func(k *keyView) string {
+					row := cells(k.ID, k.Tenant, k.Name, k.Hint, k.Status, join(k.Scopes), dash(k.ExpiresAt), cmp.Or(k.lastUsed(), "unknown"))
+					if head != "" {
+						row = cells(k.Keyspace) + "\t" + row
+					}
+					return row
 				})
 		}}
 	f := c.Flags()
-	f.StringVar(&keyspace, "keyspace", "", "the keyspace")
+	f.StringVar(&keyspace, "keyspace", "", "the keyspace (default with --created-by: all)")
+	f.StringVar(&creator, "created-by", "", "only keys that this operator key created, imported or rotated")
 	f.StringVar(&tenant, "tenant", "", "only this tenant's")
 	f.StringVar(&status, "status", "", "active, disabled, revoked or expired")
 	f.StringVar(&name, "name", "", "only names that contain this")
 	page.register(c)
-	c.MarkFlagRequired("keyspace")
 	return c
 }
 
@@ -246,17 +275,24 @@ func (a *app) keyGet() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			q := url.Values{}
 			set(q, "as_of", asOf)
-			ans, err := a.call(c.Context(), "", http.MethodGet, "/v1/keys/"+url.PathEscape(args[0]), q, nil, nil)
+			path, err := keyPath(args[0])
 			if err != nil {
 				return err
 			}
-			return show(a, ans, printKey)
+			ans, err := a.call(c.Context(), "", http.MethodGet, path, q, nil, nil)
+			if err != nil {
+				return err
+			}
+			return show(a, ans, func(w io.Writer, k *keyView) {
+				k.used = cmp.Or(k.lastUsed(), "unknown")
+				printKey(w, k)
+			})
 		}}
 	c.Flags().StringVar(&asOf, "as-of", "", "RFC 3339 instant: the key as it was then")
 	return c
 }
 
-// eventView is an event as the doors show it.
+// eventView is an event as the endpoints show it.
 type eventView struct {
 	ID       string         `json:"id"`
 	Type     string         `json:"type"`
@@ -266,7 +302,7 @@ type eventView struct {
 	KeyID    string         `json:"key_id"`
 	Rev      uint64         `json:"rev"`
 	Seq      uint64         `json:"seq"`
-	Actor    events.Actor   `json:"actor"`
+	Actor    api.ActorView  `json:"actor"`
 	IP       string         `json:"ip"`
 	Reason   string         `json:"reason"`
 	Data     jsontext.Value `json:"data"`
@@ -275,187 +311,21 @@ type eventView struct {
 const eventHead = "SEQ\tTIME\tTYPE\tTENANT\tKEY\tREV\tACTOR\tIP\tREASON"
 
 func eventRow(e *eventView) string {
-	return strings.Join([]string{fmt.Sprint(e.Seq), e.Time, e.Type, dash(e.Tenant), dash(e.KeyID), fmt.Sprint(e.Rev),
-		e.Actor.ID, dash(e.IP), dash(e.Reason)}, "\t")
+	actor := e.Actor.ID
+	if e.Actor.Name != "" {
+		actor += " (" + e.Actor.Name + ")"
+	}
+	return cells(fmt.Sprint(e.Seq), e.Time, e.Type, dash(e.Tenant), dash(e.KeyID), fmt.Sprint(e.Rev),
+		actor, dash(e.IP), dash(e.Reason))
 }
 
 func (a *app) keyHistory() *cobra.Command {
 	return &cobra.Command{Use: "history KEY", Short: "Show every event of a key's life, from the log itself", Args: exactly("KEY"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return table(c.Context(), a, "", "/v1/keys/"+url.PathEscape(args[0])+"/history", url.Values{}, true, eventHead, eventRow)
-		}}
-}
-
-// write sends one change of a key and shows the key.
-func (a *app) write(c *cobra.Command, method, path string, body map[string]any) error {
-	if reason, _ := c.Flags().GetString("reason"); reason != "" {
-		body["reason"] = reason
-	}
-	ans, err := a.call(c.Context(), "", method, path, nil, nil, body)
-	if err != nil {
-		return err
-	}
-	return show(a, ans, printKey)
-}
-
-// change makes a subcommand that writes to one key.
-func (a *app) change(use, short, example, method, suffix string, body func(c *cobra.Command) (map[string]any, error)) *cobra.Command {
-	c := &cobra.Command{Use: use + " KEY", Short: short, Example: example, Args: exactly("KEY"),
-		RunE: func(c *cobra.Command, args []string) error {
-			b, err := body(c)
+			path, err := keyPath(args[0])
 			if err != nil {
 				return err
 			}
-			return a.write(c, method, "/v1/keys/"+url.PathEscape(args[0])+suffix, b)
+			return table(c.Context(), a, "", path+"/history", url.Values{}, true, eventHead, eventRow)
 		}}
-	c.Flags().String("reason", "", "why, for the record")
-	return c
-}
-
-func (a *app) keyUpdate() *cobra.Command {
-	var name, at, in string
-	var never bool
-	var metadata map[string]string
-	c := a.change("update", "Rename a key, or move its expiry", "  keytrail key update key_… --name ci-pipeline --expires-in 90d", http.MethodPatch, "",
-		func(c *cobra.Command) (map[string]any, error) {
-			b := map[string]any{}
-			if c.Flags().Changed("name") {
-				b["name"] = name
-			}
-			if c.Flags().Changed("metadata") {
-				b["metadata"] = metadata
-			}
-			if at != "" {
-				b["expires_at"] = at
-			}
-			if in != "" {
-				b["expires_in"] = in
-			}
-			if never {
-				b["expires_at"] = nil
-			}
-			if len(b) == 0 {
-				return nil, usageError{fmt.Errorf("nothing to change: want --name, --metadata, --expires-at, --expires-in or --never-expires")}
-			}
-			return b, nil
-		})
-	c.Flags().StringVar(&name, "name", "", "the new name")
-	c.Flags().StringToStringVar(&metadata, "metadata", nil, "name=value; replaces all metadata")
-	c.Flags().StringVar(&at, "expires-at", "", "RFC 3339 instant")
-	c.Flags().StringVar(&in, "expires-in", "", "life from now, as 720h or 30d")
-	c.Flags().BoolVar(&never, "never-expires", false, "take the expiry away")
-	c.MarkFlagsMutuallyExclusive("expires-at", "expires-in", "never-expires")
-	return c
-}
-
-// either insists that a list is given or lifted by name: a forgotten flag must
-// not make a key more powerful.
-func either(c *cobra.Command, given bool, flag string, lift bool, lifting string) error {
-	if given == lift {
-		return usageError{fmt.Errorf("want either --%s or --%s; see '%s --help'", flag, lifting, c.CommandPath())}
-	}
-	return nil
-}
-
-func (a *app) keyScopes() *cobra.Command {
-	var scopes, roles []string
-	var none bool
-	c := a.change("scopes", "Replace a key's scopes, its roles, or both", "  keytrail key scopes key_… --scope read\n  keytrail key scopes key_… --none", http.MethodPut, "/scopes",
-		func(c *cobra.Command) (map[string]any, error) {
-			b := map[string]any{}
-			if none || c.Flags().Changed("scope") {
-				b["scopes"] = list(scopes)
-			}
-			if none || c.Flags().Changed("role") {
-				b["roles"] = list(roles)
-			}
-			return b, either(c, len(scopes)+len(roles) > 0, "scope or --role", none, "none")
-		})
-	c.Flags().StringSliceVar(&scopes, "scope", nil, "a scope; what is not named is taken away")
-	c.Flags().StringSliceVar(&roles, "role", nil, "a role of the tenant; without it the roles stay")
-	c.Flags().BoolVar(&none, "none", false, "take all scopes and roles away")
-	return c
-}
-
-func (a *app) keyResources() *cobra.Command {
-	var resources []string
-	var all bool
-	c := a.change("resources", "Replace what a key is restricted to", "  keytrail key resources key_… --resource project/proj_2", http.MethodPut, "/resources",
-		func(c *cobra.Command) (map[string]any, error) {
-			if err := either(c, len(resources) > 0, "resource", all, "whole-tenant"); err != nil {
-				return nil, err
-			}
-			rs, err := parseResources(resources)
-			return map[string]any{"resources": rs}, err
-		})
-	c.Flags().StringSliceVar(&resources, "resource", nil, "kind/id, as project/proj_1")
-	c.Flags().BoolVar(&all, "whole-tenant", false, "lift the restriction")
-	return c
-}
-
-func (a *app) keyAllowlist() *cobra.Command {
-	var allow []string
-	var anywhere bool
-	c := a.change("allowlist", "Replace the networks a key may be used from", "  keytrail key allowlist key_… --allow 203.0.113.0/24 --allow 2001:db8::/32", http.MethodPut, "/allowlist",
-		func(c *cobra.Command) (map[string]any, error) {
-			return map[string]any{"allowlist": list(allow)}, either(c, len(allow) > 0, "allow", anywhere, "any")
-		})
-	c.Flags().StringSliceVar(&allow, "allow", nil, "address or CIDR")
-	c.Flags().BoolVar(&anywhere, "any", false, "lift the allowlist: any address")
-	return c
-}
-
-func (a *app) keyLimit() *cobra.Command {
-	var limit limitFlags
-	var def bool
-	c := a.change("limit", "Replace a key's rate limit", "  keytrail key limit key_… --per-minute 60 --burst 120", http.MethodPut, "/limit",
-		func(c *cobra.Command) (map[string]any, error) {
-			return map[string]any{"limit": limit.value()}, either(c, limit.value() != nil, "plan or --per-minute", def, "default")
-		})
-	limit.register(c)
-	c.Flags().BoolVar(&def, "default", false, "the keyspace's own limit, if it has one")
-	return c
-}
-
-func (a *app) keyRotate() *cobra.Command {
-	var overlap, at, in string
-	c := a.change("rotate", "Issue a successor; the old key lives on for the overlap, never past its own expiry",
-		"  keytrail key rotate key_… --overlap 24h", http.MethodPost, "/rotate",
-		func(*cobra.Command) (map[string]any, error) {
-			b := map[string]any{}
-			if overlap != "" {
-				b["overlap"] = overlap
-			}
-			if at != "" {
-				b["expires_at"] = at
-			}
-			if in != "" {
-				b["expires_in"] = in
-			}
-			return b, nil
-		})
-	c.Flags().StringVar(&overlap, "overlap", "", "how long the old key goes on, as 24h or 7d (default: it ends at once)")
-	c.Flags().StringVar(&at, "expires-at", "", "the successor's expiry, RFC 3339")
-	c.Flags().StringVar(&in, "expires-in", "", "the successor's life, as 720h or 30d, or never")
-	return c
-}
-
-func (a *app) keyAct(verb, short string) *cobra.Command {
-	return a.change(verb, short, "", http.MethodPost, "/"+verb, func(*cobra.Command) (map[string]any, error) { return map[string]any{}, nil })
-}
-
-func (a *app) keyRevoke() *cobra.Command {
-	var code string
-	c := a.change("revoke", "End a key's life for good", "  keytrail key revoke key_… --code key_compromise --reason 'seen in a public repository'", http.MethodDelete, "",
-		func(*cobra.Command) (map[string]any, error) { return map[string]any{"code": code}, nil })
-	c.Flags().StringVar(&code, "code", string(events.RevokeUnspecified), "unspecified, key_compromise, affiliation_changed, superseded, cessation_of_operation or privilege_withdrawn")
-	return c
-}
-
-// list makes an absent list an empty one, so that it replaces.
-func list(s []string) []string {
-	if s == nil {
-		return []string{}
-	}
-	return s
 }

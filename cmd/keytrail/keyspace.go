@@ -1,14 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"text/tabwriter"
 
@@ -18,13 +17,13 @@ import (
 
 	"github.com/keytrail/keytrail/cmd/internal/regimes"
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/schemas/api"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 func (a *app) keyspaceCmd() *cobra.Command {
-	c := &cobra.Command{Use: "keyspace", Short: "Define and read key regimes", Aliases: []string{"keyspaces"},
-		Long: `A keyspace is one key regime: what secrets look like, which scopes there are,
-how long keys live. It is a document; schemas/keyspace.v1.json describes it and
+	c := &cobra.Command{Use: "keyspace", Short: "Define and read keyspaces", Aliases: []string{"keyspaces"},
+		Long: `A keyspace says what secrets look like, which scopes there are, how
+long keys live. It is a document; schemas/keyspace.v1.json describes it and
 deploy/regimes holds real ones.`}
 	c.AddCommand(a.keyspaceApply(), a.keyspaceValidate(), a.keyspaceGet(), a.keyspaceList())
 	return c
@@ -32,41 +31,58 @@ deploy/regimes holds real ones.`}
 
 func (a *app) keyspaceApply() *cobra.Command {
 	var file, reason string
-	var dryRun, accept bool
+	var dryRun, violations, widening bool
 	c := &cobra.Command{Use: "apply -f FILE", Short: "Define a keyspace from a YAML or JSON document, or replace its definition", Args: none,
 		Long: `Define a keyspace from a YAML or JSON document, or replace its definition.
 
 The document is checked first, as by keyspace validate. What is wrong, here or
 for the server, is told with its line: FILE:LINE:COLUMN: member: what is wanted.
 
-A definition that keys which live do not fit is refused and nothing is written.
---dry-run says what would change and which keys do not fit, and why; it ends with 1
-if there are any. --accept-violations applies it: the keys stay as they are, and
-what they may do follows the definition.`,
+A definition that live keys do not fit, or by which they gain power, is refused and
+nothing is written. --dry-run says what would change, which keys do not fit and
+which gain, and why; it ends with 1 if there are any. --accept-violations and
+--accept-widening apply it: the keys stay as they are, and what they may do follows
+the definition.`,
 		Example: "  keytrail keyspace apply -f deploy/regimes/scribe-sight.yaml --dry-run\n  keytrail keyspace apply -f deploy/regimes/scribe-sight.yaml",
 		RunE: func(c *cobra.Command, _ []string) error {
 			doc, err := a.readKeyspace(file)
 			if err != nil {
 				return err
 			}
-			path, query, def := "/v1/keyspaces/"+url.PathEscape(string(doc.Name())), url.Values{}, doc.Definition(reason)
-			if dryRun {
-				return onLines(doc, a.reviewKeyspace(c.Context(), path, def))
+			header, err := ifRev(c)
+			if err != nil {
+				return err
 			}
-			if accept {
+			wait, err := readWait(c)
+			if err != nil {
+				return err
+			}
+			path, query, def := "/v1/keyspaces/"+url.PathEscape(string(doc.Name())), wait.query(waitMost), doc.Definition(reason)
+			if dryRun {
+				return onLines(doc, a.reviewKeyspace(c.Context(), path, header, def))
+			}
+			if violations {
 				query.Set("accept_violations", "true")
 			}
-			ans, err := a.call(c.Context(), "", http.MethodPut, path, query, nil, def)
+			if widening {
+				query.Set("accept_widening", "true")
+			}
+			ans, err := a.call(c.Context(), "", http.MethodPut, path, query, header, def)
 			if err != nil {
 				return onLines(doc, err)
 			}
-			return show(a, ans, printKeyspace)
+			return a.told(c.Context(), wait, ans, func() error { return show(a, ans, printKeyspace) })
 		}}
 	c.Flags().StringVarP(&file, "file", "f", "", "the document; - reads standard input")
 	c.Flags().StringVar(&reason, "reason", "", "why, for the record")
-	c.Flags().BoolVar(&dryRun, "dry-run", false, "write nothing; tell what would change and which keys do not fit")
-	c.Flags().BoolVar(&accept, "accept-violations", false, "apply it although live keys do not fit")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "write nothing; tell what would change, which keys do not fit and which gain power")
+	c.Flags().BoolVar(&violations, "accept-violations", false, "apply it although live keys do not fit")
+	c.Flags().BoolVar(&widening, "accept-widening", false, "apply it although live keys gain power by it")
+	addIfRev(c, zeroIsNew)
 	c.MarkFlagsMutuallyExclusive("dry-run", "accept-violations")
+	c.MarkFlagsMutuallyExclusive("dry-run", "accept-widening")
+	addWait(c)
+	c.MarkFlagsMutuallyExclusive("dry-run", "wait")
 	c.MarkFlagRequired("file")
 	return c
 }
@@ -126,66 +142,6 @@ func (a *app) printVerdict(file string, doc *regimes.Document, faults regimes.Fa
 	return err
 }
 
-// readKeyspace reads a document and checks it. What is wrong with it is
-// regimes.Faults.
-func (a *app) readKeyspace(file string) (*regimes.Document, error) {
-	in := a.in
-	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
-			return nil, unreadable(file, err)
-		}
-		defer f.Close()
-		in = f
-	}
-	b, err := io.ReadAll(io.LimitReader(in, regimes.MaxBytes+1))
-	if err != nil {
-		return nil, unreadable(file, err)
-	}
-	doc, err := regimes.Read(shown(file), b)
-	if err != nil {
-		return nil, err
-	}
-	return doc, doc.Check().OrNil()
-}
-
-func unreadable(file string, err error) error {
-	var p *fs.PathError
-	if errors.As(err, &p) {
-		err = p.Err // the name is in the fault
-	}
-	return regimes.Faults{{File: shown(file), Message: "cannot be read: " + err.Error(), Source: "file"}}
-}
-
-// shown is how a message names a file.
-func shown(file string) string {
-	if file == "-" {
-		return "stdin"
-	}
-	return file
-}
-
-// onLines tells the bad fields of a server's answer on the lines of the document.
-// The reason is not from there.
-func onLines(doc *regimes.Document, err error) error {
-	var p *api.Problem
-	if !errors.As(err, &p) || len(p.Errors) == 0 {
-		return err
-	}
-	var fields, others events.FieldErrors
-	for _, e := range p.Errors {
-		if e.Field == "reason" {
-			e.Field = "--reason"
-			others = append(others, e)
-		} else {
-			fields = append(fields, e)
-		}
-	}
-	rest := *p
-	rest.Errors = others
-	return errors.Join(doc.Locate("server", fields).OrNil(), &rest)
-}
-
 func (a *app) keyspaceGet() *cobra.Command {
 	return &cobra.Command{Use: "get KEYSPACE", Short: "Show one keyspace", Args: exactly("KEYSPACE"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -201,17 +157,17 @@ func (a *app) keyspaceList() *cobra.Command {
 	return &cobra.Command{Use: "list", Short: "List the keyspaces", Args: none,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return table(c.Context(), a, "", "/v1/keyspaces", url.Values{}, true, "KEYSPACE\tREV\tKEY TYPES\tSCOPES\tTITLE", func(k *keyspaceView) string {
-				return fmt.Sprintf("%s\t%d\t%s\t%d\t%s", k.ID, k.Rev, join(k.prefixes()), len(k.Definition.Scopes), k.Definition.Title)
+				return cells(k.ID, fmt.Sprint(k.Rev), join(k.prefixes()), fmt.Sprint(len(k.Definition.Scopes)), k.Definition.Title)
 			})
 		}}
 }
 
-// keyspaceView is a keyspace as the door shows it.
+// keyspaceView is a keyspace as the endpoint shows it.
 type keyspaceView struct {
-	ID         string            `json:"id"`
-	Rev        uint64            `json:"rev"`
-	Definition events.Definition `json:"definition"`
-	UpdatedAt  string            `json:"updated_at"`
+	ID         string              `json:"id"`
+	Rev        uint64              `json:"rev"`
+	Definition keyspace.Definition `json:"definition"`
+	UpdatedAt  string              `json:"updated_at"`
 
 	SecretPatterns []struct {
 		Type    string `json:"type"`
@@ -259,7 +215,7 @@ func printKeyspace(w io.Writer, k *keyspaceView) {
 	field(w, "resources", strings.Join(d.Resources, ", "))
 	field(w, "expiry", strings.Join(expiryRules(&d.Expiry), ", "))
 	for _, p := range d.Plans {
-		field(w, "plan", p.Name+": "+limitName(&events.Limit{PerMinute: p.PerMinute, Burst: p.Burst}))
+		field(w, "plan", p.Name+": "+limitName(&keyspace.Limit{PerMinute: p.PerMinute, Burst: p.Burst}))
 	}
 	field(w, "limit of a key", limitName(d.Limit))
 	field(w, "limit of a tenant", limitName(d.TenantLimit))
@@ -270,7 +226,7 @@ func printKeyspace(w io.Writer, k *keyspaceView) {
 	field(w, "checks", strings.Join(checks, ", "))
 }
 
-func grantRules(g *events.GrantRules) (out []string) {
+func grantRules(g *keyspace.GrantRules) (out []string) {
 	if g.By != "" {
 		out = append(out, "by "+g.By)
 	}
@@ -283,7 +239,7 @@ func grantRules(g *events.GrantRules) (out []string) {
 	return out
 }
 
-func expiryRules(p *events.ExpiryPolicy) (out []string) {
+func expiryRules(p *keyspace.ExpiryPolicy) (out []string) {
 	if p.Required {
 		out = append(out, "required")
 	}
@@ -307,27 +263,50 @@ func expiryRules(p *events.ExpiryPolicy) (out []string) {
 type reviewView struct {
 	Data       jsontext.Value `json:"data"`
 	Changes    []string       `json:"changes"`
-	Violations []struct {
-		KeyID   string `json:"key_id"`
-		Tenant  string `json:"tenant"`
-		Name    string `json:"name"`
-		Field   string `json:"field"`
-		Code    string `json:"code"`
-		Message string `json:"message"`
-	} `json:"violations"`
-	Violating int `json:"violating"`
-	Keys      int `json:"keys"`
+	Violations []reviewLine   `json:"violations"`
+	Violating  int            `json:"violating"`
+	Tenants    int            `json:"violating_tenants"`
+	Widening   []reviewLine   `json:"widening"`
+	Widened    int            `json:"widened"`
+	Keys       int            `json:"keys"`
+}
+
+// reviewLine is one thing of a key that a definition takes or gives.
+type reviewLine struct {
+	KeyID   string `json:"key_id,omitzero"` // "": every live key
+	Tenant  string `json:"tenant,omitzero"`
+	Name    string `json:"name,omitzero"`
+	Field   string `json:"field"`
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+func (l *reviewLine) cells() string {
+	who := "every key"
+	if l.Tenant != "" {
+		who = "all of the tenant"
+	}
+	return cells(cmp.Or(l.KeyID, who), dash(l.Tenant), dash(l.Name), l.Field, l.Message)
+}
+
+func printLines(w io.Writer, head string, lines []reviewLine) {
+	if len(lines) > 0 {
+		fmt.Fprintln(w, "\nKEY\tTENANT\tNAME\tFIELD\t"+head)
+	}
+	for i := range lines {
+		fmt.Fprintln(w, lines[i].cells())
+	}
 }
 
 // reviewKeyspace tells what applying the definition would do. Keys that would not
 // fit are an error, so that a pipeline stops.
-func (a *app) reviewKeyspace(ctx context.Context, path string, def any) error {
+func (a *app) reviewKeyspace(ctx context.Context, path string, header http.Header, def any) error {
 	c, err := a.client("")
 	if err != nil {
 		return err
 	}
 	var r reviewView
-	if err := c.Do(ctx, http.MethodPut, path, url.Values{"dry_run": {"true"}}, nil, def, &r); err != nil {
+	if err := c.Do(ctx, http.MethodPut, path, url.Values{"dry_run": {"true"}}, header, def, &r); err != nil {
 		return err
 	}
 	if a.json {
@@ -336,24 +315,30 @@ func (a *app) reviewKeyspace(ctx context.Context, path string, def any) error {
 		}
 	} else {
 		for _, path := range r.Changes {
-			fmt.Fprintf(a.out, "changes %s\n", path)
+			fmt.Fprintf(a.out, "changes %s\n", line(path))
 		}
 		if len(r.Changes) == 0 {
 			fmt.Fprintln(a.out, "changes nothing")
 		}
 		w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
-		if len(r.Violations) > 0 {
-			fmt.Fprintln(w, "\nKEY\tTENANT\tNAME\tFIELD\tWHY")
-		}
-		for _, v := range r.Violations {
-			fmt.Fprintln(w, strings.Join([]string{v.KeyID, v.Tenant, v.Name, v.Field, v.Message}, "\t"))
-		}
+		printLines(w, "WHY", r.Violations)
+		printLines(w, "GAINS", r.Widening)
 		if err := w.Flush(); err != nil {
 			return err
 		}
 	}
-	if r.Violating > 0 {
-		return fmt.Errorf("%d of %d live keys do not fit the definition; nothing was written; --accept-violations applies it all the same", r.Violating, r.Keys)
+	if r.Violating+r.Tenants > 0 {
+		who := fmt.Sprintf("%d of %d live keys", r.Violating, r.Keys)
+		if r.Tenants > 0 {
+			who += fmt.Sprintf(" and %d tenants", r.Tenants)
+		}
+		err = fmt.Errorf("%s do not fit the definition, or lose by it; nothing was written; --accept-violations applies it all the same", who)
+	}
+	if r.Widened > 0 {
+		err = errors.Join(err, fmt.Errorf("%d of %d live keys gain power by the definition; nothing was written; --accept-widening applies it all the same", r.Widened, r.Keys))
+	}
+	if err != nil {
+		return err
 	}
 	if !a.json {
 		fmt.Fprintf(a.out, "all %d live keys fit; nothing was written\n", r.Keys)

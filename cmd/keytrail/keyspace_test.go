@@ -10,16 +10,16 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/schemas/api"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/internal/api"
 )
 
-// The door gets the definition with its members in the order of the file, and
+// The endpoint gets the definition with its members in the order of the file, and
 // what it refuses is told on the lines of the file.
 func TestApplyTellsTheLine(t *testing.T) {
 	var body string
 	var refuse error
-	door := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, err := io.ReadAll(r.Body)
 		if err != nil {
 			t.Error(err)
@@ -31,11 +31,11 @@ func TestApplyTellsTheLine(t *testing.T) {
 		}
 		w.Write([]byte(`{"data":{"id":"shop","rev":1,"definition":{"key_types":[]}}}`))
 	}))
-	defer door.Close()
+	defer endpoint.Close()
 	file := writeFile(t, "shop.yaml", "title: Shop\nname: shop\nkey_types:\n  - prefix: sk_\n    name: secret\n")
 	apply := func(more ...string) (string, int) {
 		t.Helper()
-		_, errs, code := cliAt(t, door.URL, "kt_x", append([]string{"keyspace", "apply", "-f", file}, more...)...)
+		_, errs, code := cliAt(t, endpoint.URL, "kt_x", append([]string{"keyspace", "apply", "-f", file}, more...)...)
 		return errs, code
 	}
 
@@ -43,16 +43,16 @@ func TestApplyTellsTheLine(t *testing.T) {
 		t.Fatalf("exit %d: %s", code, errs)
 	}
 	if want := `PUT /v1/keyspaces/shop {"title":"Shop","key_types":[{"prefix":"sk_","name":"secret"}],"reason":"first"}`; body != want {
-		t.Errorf("the door got\n%s\nwant\n%s", body, want)
+		t.Errorf("the endpoint got\n%s\nwant\n%s", body, want)
 	}
 
-	refuse = api.Invalid(events.FieldErrors{
+	refuse = api.Invalid(input.FieldErrors{
 		{Field: "key_types[0].name", Code: "duplicate", Message: "is taken"},
 		{Field: "reason", Code: "invalid", Message: "want no control characters"},
 		{Field: "key_types[0].prefix", Code: "duplicate", Message: "is taken too"},
 	})
 	errs, code := apply("--reason", "again")
-	want := "keytrail: 3 field(s) are not acceptable (422 invalid)\n" +
+	want := "keytrail: 3 invalid fields (422 invalid)\n" +
 		"  --reason: want no control characters\n" +
 		file + ":4:5: key_types[0].prefix: is taken too (server)\n" +
 		file + ":5:5: key_types[0].name: is taken (server)\n"
@@ -65,14 +65,14 @@ func TestApplyTellsTheLine(t *testing.T) {
 		t.Errorf("exit %d: %s", code, errs)
 	}
 
-	// What can be told here is not asked of a door.
+	// What can be told here is not asked of an endpoint.
 	body = ""
 	file = writeFile(t, "shop.yaml", "name: shop\nkey_types:\n  - nam: secret\n")
 	errs, code = apply()
 	want = file + ":3:5: key_types[0].nam: no such member; did you mean name? (schema)\n" +
 		file + ":3:5: key_types[0].name: the member is missing (schema)\n"
 	if code != exitFailed || errs != want || body != "" {
-		t.Errorf("exit %d, the door got %q:\n%s\nwant\n%s", code, body, errs, want)
+		t.Errorf("exit %d, the endpoint got %q:\n%s\nwant\n%s", code, body, errs, want)
 	}
 }
 

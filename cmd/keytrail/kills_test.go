@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -17,7 +18,10 @@ import (
 
 	"github.com/keytrail/keytrail/audit/engine"
 	"github.com/keytrail/keytrail/audit/engine/enginetest"
+	"github.com/keytrail/keytrail/events/logtest"
 )
+
+var killRounds = flag.Int("kill-rounds", 12, "how many kills TestRecordSurvivesKills tries")
 
 // TestRecordSurvivesKills keeps a verifier busy while the auditor, the ClickHouse
 // engine, or both are killed again and again. Afterwards every single answer that
@@ -62,11 +66,13 @@ func TestRecordSurvivesKills(t *testing.T) {
 			}
 		})
 	}
-	rounds := 12
+	rounds := *killRounds
 	if testing.Short() {
 		rounds = 4
 	}
+	cell := logtest.NewCell(t, "uses on the record while auditor and engine are killed", seed)
 	for range rounds {
+		cell.Tried(1)
 		pause(time.Duration(50+rng.IntN(450)) * time.Millisecond)
 		what := rng.IntN(3)
 		if what != 1 {
@@ -89,13 +95,11 @@ func TestRecordSurvivesKills(t *testing.T) {
 			return errs
 		}
 		var got int64
-		for line := range strings.Lines(out) {
-			var cell struct{ Count int64 }
-			unjson(t, line, &cell)
+		for _, cell := range rows[struct{ Count int64 }](t, out) {
 			got += cell.Count
 		}
 		if got > want {
-			t.Fatalf("%d uses on the record, %d answers were given", got, want)
+			cell.Wrong("%d uses on the record, %d answers were given", got, want)
 		}
 		if got < want {
 			return fmt.Sprintf("%d uses on the record, %d answers were given", got, want)
@@ -138,7 +142,7 @@ func TestWrongCopyLeavesTheRest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := conn.Exec(t.Context(), "INSERT INTO use_batches SELECT 1000000 AS seq, now64(3) AS stored, 'x' AS node, 1 AS epoch, 'open' AS kind, 1 AS first, 0 AS count, '' AS note"); err != nil {
+	if err := conn.Exec(t.Context(), "INSERT INTO use_batches (seq, stored, node, epoch, kind, first, count, note) SELECT 1000000 AS seq, now64(3) AS stored, 'x' AS node, 1 AS epoch, 'open' AS kind, 1 AS first, 0 AS count, '' AS note"); err != nil {
 		t.Fatal(err)
 	}
 	conn.Close()
@@ -146,7 +150,7 @@ func TestWrongCopyLeavesTheRest(t *testing.T) {
 	eventually(t, func() string {
 		status, v := p.do(t, "GET", "/v1/audit/events", nil, nil)
 		if v["code"] != "copy_stopped" || status != 503 {
-			return fmt.Sprint("the audit door does not say that the copy has stopped: ", status, v)
+			return fmt.Sprint("the audit endpoint does not say that the copy has stopped: ", status, v)
 		}
 		return ""
 	})

@@ -5,15 +5,13 @@ package main
 import (
 	"context"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/keytrail/keytrail/audit/engine"
+	"github.com/keytrail/keytrail/cmd/internal/ops"
 )
 
 func main() {
 	engine.ChildMain() // does not return in the local ClickHouse engine's own process
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	ctx := ops.Interrupted(context.Background(), os.Stderr)
 	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }

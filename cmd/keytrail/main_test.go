@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,7 +31,16 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asMain) != "" {
 		main()
 	}
-	os.Exit(m.Run())
+	var err error
+	if answers.doc, err = readDocument(); err != nil {
+		panic(err)
+	}
+	http.DefaultTransport = &answers
+	code := m.Run()
+	if !answers.finish() && code == 0 {
+		code = 1
+	}
+	os.Exit(code)
 }
 
 // proc is a running keytrail.
@@ -74,8 +84,18 @@ func spawn(t testing.TB, env []string, args ...string) *proc {
 
 func trySpawn(t testing.TB, env []string, args ...string) (*proc, error) {
 	t.Helper()
-	p := &proc{cmd: exec.Command(os.Args[0], args...), exited: make(chan struct{})}
-	p.cmd.Env = append(append(os.Environ(), asMain+"=1", "KEYTRAIL_URL=", "KEYTRAIL_ROOT_KEY="), env...)
+	return trySpawnOf(t, os.Args[0], env, args...)
+}
+
+// trySpawnOf is trySpawn of another binary.
+func trySpawnOf(t testing.TB, bin string, env []string, args ...string) (*proc, error) {
+	t.Helper()
+	args, dsn := withoutDSN(args)
+	p := &proc{cmd: exec.Command(bin, args...), exited: make(chan struct{})}
+	own := func(v string) bool {
+		return strings.HasPrefix(v, "KEYTRAIL_URL=") || strings.HasPrefix(v, "KEYTRAIL_ROOT_KEY=")
+	}
+	p.cmd.Env = append(append(append(slices.DeleteFunc(os.Environ(), own), asMain+"=1"), env...), dsn...)
 	p.cmd.Stderr = &p.stderr
 	// A process that dies with its parent leaves nothing behind a killed test.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -94,11 +114,9 @@ func trySpawn(t testing.TB, env []string, args ...string) (*proc, error) {
 		for s.Scan() {
 			line := s.Text()
 			fmt.Fprintln(&p.stdout, line)
-			if k, ok := strings.CutPrefix(line, "root key: "); ok {
-				p.root = k
-			}
 			if i := strings.Index(line, "http://"); i >= 0 && p.url == "" {
 				p.url = line[i:]
+				answers.watch(p.url)
 			}
 			if line == "ready" {
 				close(ready)
@@ -149,11 +167,7 @@ func up(t testing.TB, dir string, more ...string) *proc {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := strings.TrimSpace(string(b))
-	if p.root != "" && p.root != root {
-		t.Fatal("the root key that was printed is not the one that was kept")
-	}
-	p.root = root
+	p.root = strings.TrimSpace(string(b))
 	return p
 }
 
@@ -163,8 +177,22 @@ func (p *proc) cli(t testing.TB, args ...string) (stdout, stderr string, code in
 	return cliAt(t, p.url, p.root, args...)
 }
 
+// withoutDSN moves a DSN with a password from the arguments to the environment, as
+// operators must.
+func withoutDSN(args []string) (rest, env []string) {
+	i := slices.Index(args, "--clickhouse")
+	if i < 0 || !passwordIn.MatchString(args[i+1]) {
+		return args, nil
+	}
+	return slices.Delete(slices.Clone(args), i, i+2), []string{"KEYTRAIL_CLICKHOUSE=" + args[i+1]}
+}
+
 func cliAt(t testing.TB, url, root string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
+	args, dsn := withoutDSN(args)
+	if len(dsn) > 0 {
+		setenv(t, "KEYTRAIL_CLICKHOUSE", strings.TrimPrefix(dsn[0], "KEYTRAIL_CLICKHOUSE="))
+	}
 	setenv(t, "KEYTRAIL_ROOT_KEY", root)
 	var out, errw bytes.Buffer
 	code = run(context.Background(), append([]string{"--url", url}, args...), strings.NewReader(""), &out, &errw)
@@ -173,7 +201,11 @@ func cliAt(t testing.TB, url, root string, args ...string) (stdout, stderr strin
 
 func setenv(t testing.TB, name, value string) {
 	old, had := os.LookupEnv(name)
-	os.Setenv(name, value)
+	if value == "" {
+		os.Unsetenv(name)
+	} else {
+		os.Setenv(name, value)
+	}
 	t.Cleanup(func() {
 		if had {
 			os.Setenv(name, old)
@@ -193,7 +225,7 @@ func (p *proc) must(t testing.TB, args ...string) string {
 	return out
 }
 
-// do calls a door and returns status and body.
+// do calls an endpoint and returns status and body.
 func (p *proc) do(t testing.TB, method, path string, header map[string]string, body any) (int, map[string]any) {
 	t.Helper()
 	status, _, raw := p.raw(t, method, path, header, body)
@@ -258,7 +290,7 @@ func (p *proc) data(t testing.TB, want int, method, path string, body any) map[s
 	return d
 }
 
-// verify asks the verify door.
+// verify asks the verify endpoint.
 func (p *proc) verify(t testing.TB, body map[string]any) map[string]any {
 	t.Helper()
 	status, v := p.do(t, "POST", "/v1/verify", nil, body)

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// roleView is a role as the door shows it.
+// roleView is a role as the endpoint shows it.
 type roleView struct {
 	ID          string   `json:"id"`
 	Keyspace    string   `json:"keyspace"`
@@ -18,6 +18,7 @@ type roleView struct {
 	Level       string   `json:"level"`
 	Description string   `json:"description"`
 	Scopes      []string `json:"scopes"`
+	Rev         uint64   `json:"rev"`
 }
 
 func printRole(w io.Writer, r *roleView) {
@@ -27,6 +28,7 @@ func printRole(w io.Writer, r *roleView) {
 	field(w, "level", r.Level)
 	field(w, "description", r.Description)
 	field(w, "scopes", strings.Join(r.Scopes, ", "))
+	field(w, "rev", fmt.Sprint(r.Rev))
 }
 
 func (a *app) roleCmd() *cobra.Command {
@@ -45,6 +47,7 @@ func (a *app) roleCmd() *cobra.Command {
 	}
 	var scopes []string
 	var level, description string
+	var accept bool
 	define := &cobra.Command{Use: "define ROLE", Short: "Define a role, or replace its scopes", Args: exactly("ROLE"),
 		RunE: func(c *cobra.Command, args []string) error {
 			body := map[string]any{"scopes": list(scopes)}
@@ -54,15 +57,28 @@ func (a *app) roleCmd() *cobra.Command {
 			if description != "" {
 				body["description"] = description
 			}
-			ans, err := a.call(c.Context(), "", http.MethodPut, path(args[0]), nil, nil, body)
+			header, err := ifRev(c)
 			if err != nil {
 				return err
 			}
-			return show(a, ans, printRole)
+			wait, err := readWait(c)
+			if err != nil {
+				return err
+			}
+			query := wait.query(waitMost)
+			if accept {
+				query.Set("accept_holders", "true")
+			}
+			ans, err := a.call(c.Context(), "", http.MethodPut, path(args[0]), query, header, body)
+			if err != nil {
+				return err
+			}
+			return a.told(c.Context(), wait, ans, func() error { return show(a, ans, printRole) })
 		}}
 	define.Flags().StringSliceVar(&scopes, "scope", nil, "a scope of the keyspace")
-	define.Flags().StringVar(&level, "level", "", "tenant (default) or a resource kind")
+	define.Flags().StringVar(&level, "level", "", "tenant or a resource kind (default: the role's own, else tenant)")
 	define.Flags().StringVar(&description, "description", "", "for people")
+	define.Flags().BoolVar(&accept, "accept-holders", false, "define a deleted role again although live keys hold it still: they have its scopes by that")
 	get := &cobra.Command{Use: "get ROLE", Short: "Show one role", Args: exactly("ROLE"),
 		RunE: func(c *cobra.Command, args []string) error {
 			ans, err := a.call(c.Context(), "", http.MethodGet, path(args[0]), nil, nil, nil)
@@ -74,17 +90,35 @@ func (a *app) roleCmd() *cobra.Command {
 	ls := &cobra.Command{Use: "list", Short: "List the tenant's roles", Args: none,
 		RunE: func(c *cobra.Command, _ []string) error {
 			return table(c.Context(), a, "", path(""), url.Values{}, true, "ROLE\tLEVEL\tSCOPES\tDESCRIPTION", func(r *roleView) string {
-				return strings.Join([]string{r.ID, dash(r.Level), join(r.Scopes), r.Description}, "\t")
+				return cells(r.ID, dash(r.Level), join(r.Scopes), r.Description)
 			})
 		}}
 	del := &cobra.Command{Use: "delete ROLE", Short: "Delete a role: it grants nothing from then on", Args: exactly("ROLE"),
 		RunE: func(c *cobra.Command, args []string) error {
-			_, err := a.call(c.Context(), "", http.MethodDelete, path(args[0]), nil, nil, nil)
-			if err == nil {
-				fmt.Fprintf(a.out, "role %s deleted\n", args[0])
+			header, err := ifRev(c)
+			if err != nil {
+				return err
 			}
-			return err
+			wait, err := readWait(c)
+			if err != nil {
+				return err
+			}
+			ans, err := a.call(c.Context(), "", http.MethodDelete, path(args[0]), wait.query(waitMost), header, nil)
+			if err != nil {
+				return err
+			}
+			return a.told(c.Context(), wait, ans, func() error {
+				if a.json {
+					return a.printJSON(ans)
+				}
+				_, err := fmt.Fprintf(a.out, "role %s deleted\n", args[0])
+				return err
+			})
 		}}
+	addIfRev(define, zeroIsNew)
+	addIfRev(del, zeroIsNone)
+	addWait(define)
+	addWait(del)
 	c.AddCommand(define, get, ls, del)
 	return c
 }

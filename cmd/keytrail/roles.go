@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -9,10 +10,22 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/keytrail/keytrail/cmd/internal/ops"
 	"github.com/keytrail/keytrail/commands"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/eventlog"
+	"github.com/keytrail/keytrail/events/eventlog/server"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/verifier"
+)
+
+// What a variable of several commands means is said once, so that it means one
+// thing.
+const (
+	listenUsage     = "address of the HTTP endpoints (KEYTRAIL_LISTEN)"
+	clickhouseUsage = "DSN of the ClickHouse server that holds the copy of the record, as clickhouse://user:password@host:9000/keytrail (KEYTRAIL_CLICKHOUSE)"
 )
 
 // roleFlags are what every role that connects to NATS is told.
@@ -20,6 +33,27 @@ type roleFlags struct {
 	nats                   natsFlags
 	log, name, listen, dir string
 	trusted                []string
+	ceiling                staleCeiling
+	takeOver               bool
+	from                   snapshotFrom
+}
+
+// staleCeiling is a flag: how old a lease a node answers on.
+type staleCeiling struct{ time.Duration }
+
+func (s *staleCeiling) register(f *pflag.FlagSet) {
+	s.Duration = verifier.DefaultStaleCeiling
+	if v := os.Getenv("KEYTRAIL_STALE_CEILING"); v != "" {
+		s.Duration, _ = time.ParseDuration(v) // check refuses what cannot be read
+	}
+	f.DurationVar(&s.Duration, "stale-ceiling", s.Duration, "how long a node that cannot renew its lease goes on answering where a keyspace says on_stale: allow, 1s to 1h (KEYTRAIL_STALE_CEILING)")
+}
+
+func (s *staleCeiling) check() error {
+	if s.Duration < time.Second || s.Duration > verifier.MaxStaleCeiling {
+		return usageError{errors.New("--stale-ceiling (KEYTRAIL_STALE_CEILING): want a duration of 1s to 1h, as 5m")}
+	}
+	return nil
 }
 
 func (r *roleFlags) register(c *cobra.Command, user, listen string) {
@@ -28,9 +62,12 @@ func (r *roleFlags) register(c *cobra.Command, user, listen string) {
 	r.nats.register(c)
 	f.StringVar(&r.log, "log-id", os.Getenv("KEYTRAIL_LOG_ID"), "refuse any other log than this (KEYTRAIL_LOG_ID)")
 	f.StringVar(&r.name, "name", os.Getenv("KEYTRAIL_NAME"), "this node's name in the ledger (KEYTRAIL_NAME; default: host, role and port)")
-	f.StringVar(&r.listen, "listen", env("KEYTRAIL_LISTEN", listen), "address of the doors (KEYTRAIL_LISTEN)")
-	f.StringVar(&r.dir, "dir", os.Getenv("KEYTRAIL_DIR"), "directory for snapshots of the view (KEYTRAIL_DIR; default: none, the log is replayed)")
-	f.StringSliceVar(&r.trusted, "trusted-proxy", nil, "network of a proxy whose X-Forwarded-For and X-Forwarded-Proto count")
+	f.StringVar(&r.listen, "listen", env("KEYTRAIL_LISTEN", listen), listenUsage)
+	f.StringVar(&r.dir, "dir", os.Getenv("KEYTRAIL_SNAPSHOT_DIR"), "directory for snapshots of the view (KEYTRAIL_SNAPSHOT_DIR; default: none, the log is replayed)")
+	f.StringSliceVar(&r.trusted, "trusted-proxy", nil, "network of a proxy that names the client: its X-Forwarded-For, X-Forwarded-Proto and Forwarded count")
+	f.BoolVar(&r.takeOver, "take-over", false, "start although another process holds this node's name: it is fenced and ends")
+	r.ceiling.register(f)
+	r.from.register(f)
 }
 
 // open connects and makes the node of a role.
@@ -40,6 +77,9 @@ func (a *app) open(ctx context.Context, role string, r *roleFlags) (*node, error
 		return nil, err
 	}
 	trusted, err := prefixes("--trusted-proxy", r.trusted)
+	if err == nil {
+		err = r.ceiling.check()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -49,19 +89,30 @@ func (a *app) open(ctx context.Context, role string, r *roleFlags) (*node, error
 			return nil, usageError{fmt.Errorf("--log-id: %w", err)}
 		}
 	}
+	cfg := nodeConfig{Name: r.name, Role: role, Listen: r.listen, Dir: r.dir, StaleCeiling: r.ceiling.Duration, TakeOver: r.takeOver, Trusted: trusted}
+	if cfg.Sources, err = r.from.sources(a, r.dir); err != nil {
+		return nil, err
+	}
+	if r.nats.node && r.nats.user == "" {
+		r.nats.user = string(nodeID(cfg))
+	}
 	nc, err := r.nats.connect("keytrail "+role, logger)
 	if err != nil {
 		return nil, err
 	}
-	log, err := eventlog.Open(ctx, nc, eventlog.Options{Edge: r.nats.user == "edge", AtLeast: events.Position{Log: want}, Logger: logger})
+	log, err := eventlog.Open(ctx, nc, eventlog.Options{Edge: r.nats.node, AtLeast: events.Position{Log: want}, Logger: logger})
 	if err != nil {
 		return nil, err
 	}
-	return a.newNode(ctx, nc, log, nodeConfig{Name: r.name, Role: role, Listen: r.listen, Dir: r.dir, Trusted: trusted}, logger)
+	return a.newNode(ctx, nc, log, cfg, logger)
 }
 
 // serve runs the node and says when it answers.
 func (a *app) serve(ctx context.Context, role string, n *node) error {
+	ctx, stopping := context.WithCancel(ctx)
+	ops.OutliveReaders()
+	defer ops.LimitStop(ctx, a.err)()
+	defer stopping()
 	return n.run(ctx, func() error {
 		_, err := fmt.Fprintf(a.out, "%s %s: %s\nready\n", role, n.id, n.server.URL())
 		return err
@@ -70,13 +121,26 @@ func (a *app) serve(ctx context.Context, role string, n *node) error {
 
 func (a *app) controlCmd() *cobra.Command {
 	var r roleFlags
-	var dsn string
+	var checkpoint checkpointFlags
+	var dsn, release string
 	c := &cobra.Command{Use: "control", Short: "Run the write side: commands, expirer, heartbeat", Args: none,
 		Long: `Run the write side against a NATS server or cluster that 'keytrail init' has
-prepared. Any number of them may run; they share nothing but the log.`,
+prepared. Any number of them may run; they share nothing but the log. With
+--clickhouse, which is optional, it shows when keys were last used. With --dir it
+keeps the tree of the log there and serves signed checkpoints and tiles; with
+--checkpoint-key it signs them.`,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if release != "" {
+				if err := events.Release(release).Validate(); err != nil {
+					return usageError{fmt.Errorf("--write-release (KEYTRAIL_WRITE_RELEASE): %w", err)}
+				}
+			}
 			n, err := a.open(c.Context(), "control", &r)
 			if err != nil {
+				return err
+			}
+			n.writeRelease = events.Release(release)
+			if err := n.checkpoints(r.dir, &checkpoint); err != nil {
 				return err
 			}
 			if dsn != "" {
@@ -87,7 +151,9 @@ prepared. Any number of them may run; they share nothing but the log.`,
 			return a.serve(c.Context(), "control", n)
 		}}
 	r.register(c, "ctrl", "127.0.0.1:7070")
-	c.Flags().StringVar(&dsn, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), "DSN of the auditor's ClickHouse, to show when keys were last used (KEYTRAIL_CLICKHOUSE; optional)")
+	checkpoint.register(c)
+	c.Flags().StringVar(&release, "write-release", os.Getenv("KEYTRAIL_WRITE_RELEASE"), "write no event that a process of this release cannot read, as 1.0, so that the way back to it stays open (KEYTRAIL_WRITE_RELEASE)")
+	c.Flags().StringVar(&dsn, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), clickhouseUsage)
 	hush(c.Flags(), "clickhouse", "")
 	return c
 }
@@ -96,8 +162,13 @@ func (a *app) verifierCmd() *cobra.Command {
 	var r roleFlags
 	c := &cobra.Command{Use: "verifier", Short: "Run a verifier node beside your APIs", Args: none,
 		Long: `Run a verifier node: it answers /v1/verify and /v1/authorize from memory and
-writes every decision to the ledger. Any number of them may run. Give them the
-EDGE user: it can read the log and the uses and append uses, and nothing else.`,
+writes every decision to the ledger. Any number of them may run, each with a name
+and a credential of its own: 'keytrail log credential' makes one. It lets a node
+read the log and append to its own record, and nothing else.
+
+With --dir it starts from its last snapshot. A new node has none: with --snapshot-from
+it fetches that of another verifier or of control, compares it with the log before it
+uses it, and compares every key in the background.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			n, err := a.open(c.Context(), "verifier", &r)
 			if err != nil {
@@ -105,7 +176,8 @@ EDGE user: it can read the log and the uses and append uses, and nothing else.`,
 			}
 			return a.serve(c.Context(), "verifier", n)
 		}}
-	r.register(c, "edge", "127.0.0.1:7071")
+	r.nats.node = true
+	r.register(c, "", "127.0.0.1:7071")
 	return c
 }
 
@@ -125,7 +197,7 @@ func (a *app) auditorCmd() *cobra.Command {
 			return a.serve(c.Context(), "auditor", n)
 		}}
 	r.register(c, "ctrl", "127.0.0.1:7072")
-	c.Flags().StringVar(&dsn, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), "DSN of the ClickHouse server (KEYTRAIL_CLICKHOUSE)")
+	c.Flags().StringVar(&dsn, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), clickhouseUsage)
 	hush(c.Flags(), "clickhouse", "")
 	return c
 }
@@ -153,7 +225,7 @@ The root key is read from --root-key-file, or made and written there (mode 0600)
 			defer nc.Close()
 			ctx, cancel := context.WithTimeout(c.Context(), time.Minute)
 			defer cancel()
-			id, err := eventlog.Init(ctx, nc, eventlog.InitConfig{Replicas: replicas, MaxStore: maxStore})
+			id, err := server.Init(ctx, nc, server.InitConfig{Replicas: replicas, MaxStore: maxStore})
 			if err != nil {
 				return err
 			}
@@ -190,11 +262,14 @@ func prefixes(flag string, list []string) ([]netip.Prefix, error) {
 		if err != nil {
 			a, aerr := netip.ParseAddr(s)
 			if aerr != nil {
-				return nil, usageError{fmt.Errorf("%s %q: want an address or a CIDR", flag, s)}
+				return nil, usageError{fmt.Errorf("%s %s: want an address or a CIDR", flag, input.Echo(s))}
 			}
 			p = netip.PrefixFrom(a, a.BitLen())
 		}
-		out = append(out, p.Masked())
+		if p != p.Masked() || p.Addr().Is4In6() {
+			return nil, usageError{fmt.Errorf("%s %s: want a network without host bits, and IPv4 as such: %s trusts all of it", flag, input.Echo(s), p.Masked())}
+		}
+		out = append(out, p)
 	}
 	return out, nil
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -17,7 +19,9 @@ import (
 	"github.com/keytrail/keytrail/cmd/internal/ops"
 	"github.com/keytrail/keytrail/cmd/internal/regimes"
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/schemas/api"
+	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/internal/api"
+	"github.com/keytrail/keytrail/internal/files"
 )
 
 // The exit codes: 1 for a refusal or a failure, 2 for a mistake in the command
@@ -31,12 +35,16 @@ const (
 // app is what every subcommand shares.
 type app struct {
 	in       io.Reader
-	out, err io.Writer
+	out, err io.Writer // what is written there can be seen (visible)
+	raw      io.Writer // standard output for bytes that must arrive as they are
 
 	url     string
 	keyFile string
+	keyFrom named
 	json    bool
 	level   string
+
+	secrets redaction // of the log
 }
 
 // usageError is a mistake in the command line.
@@ -47,13 +55,18 @@ var errDenied = errors.New("denied")
 
 // run executes one command line and returns the process's exit code.
 func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) int {
-	a := &app{in: in, out: out, err: errw}
+	told := &output{w: out}
+	a := &app{in: in, out: &visible{w: told}, raw: told, err: &visible{w: errw}}
+	errw = a.err
 	root := a.root()
 	root.SetArgs(args)
 	root.SetIn(in)
-	root.SetOut(out)
+	root.SetOut(a.out)
 	root.SetErr(errw)
 	err := root.ExecuteContext(ctx)
+	if err == nil {
+		err = told.lost()
+	}
 	var usage usageError
 	var p *api.Problem
 	var faults regimes.Faults
@@ -63,7 +76,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) 
 	case errors.Is(err, errDenied):
 		return exitDenied
 	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"): // the latter is cobra's own
-		fmt.Fprintf(errw, "keytrail: %v\n", err)
+		fmt.Fprintf(errw, "keytrail: %s\n", withoutArguments(err.Error(), root, args, true))
 		return exitUsage
 	case errors.As(err, &p):
 		printProblem(errw, p)
@@ -73,20 +86,23 @@ func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) 
 	case errors.As(err, &faults): // as compilers write them: editors follow FILE:LINE:COLUMN
 		fmt.Fprintln(errw, faults)
 	default:
-		fmt.Fprintf(errw, "keytrail: %v\n", err)
+		fmt.Fprintf(errw, "keytrail: %s\n", withoutArguments(err.Error(), root, args, false))
 	}
 	return exitFailed
 }
 
 // printProblem writes an error answer with every bad field on its own line.
 func printProblem(w io.Writer, p *api.Problem) {
-	fmt.Fprintf(w, "keytrail: %s (%d %s", p.Detail, p.Status, p.Code)
+	fmt.Fprintf(w, "keytrail: %s (%d %s", line(p.Detail), p.Status, line(p.Code))
 	if p.RequestID != "" {
-		fmt.Fprintf(w, ", %s", p.RequestID)
+		fmt.Fprintf(w, ", %s", line(p.RequestID))
 	}
 	fmt.Fprintln(w, ")")
 	for _, f := range p.Errors {
-		fmt.Fprintf(w, "  %s: %s\n", f.Field, f.Message)
+		fmt.Fprintf(w, "  %s: %s\n", line(f.Field), line(f.Message))
+	}
+	if what := changedMeanwhile(p); what != "" {
+		fmt.Fprintf(w, "  %s\n", what)
 	}
 }
 
@@ -108,33 +124,46 @@ Start here:
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
+	root.PersistentPreRunE = func(c *cobra.Command, args []string) error {
 		if err := errors.Join(c.ValidateRequiredFlags(), c.ValidateFlagGroups()); err != nil {
 			return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
 		}
-		return notEmpty(c)
+		if err := noPassword(c); err != nil {
+			return err
+		}
+		switch {
+		case c.Flags().Changed("key-file"):
+			a.keyFrom = byFlag
+		case os.Getenv("KEYTRAIL_KEY_FILE") != "":
+			a.keyFrom = byEnvironment
+		}
+		return filledIn(c, args)
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if bad, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+			err = badValue(bad)
+		}
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, c.CommandPath())}
 	})
 	f := root.PersistentFlags()
 	f.StringVar(&a.url, "url", env("KEYTRAIL_URL", "http://127.0.0.1:7070"), "Keytrail's address (KEYTRAIL_URL)")
-	f.StringVar(&a.keyFile, "key-file", env("KEYTRAIL_KEY_FILE", "keytrail-data/root.key"), "file that holds the operator key, if KEYTRAIL_ROOT_KEY is not set")
-	f.BoolVar(&a.json, "json", false, "print JSON for machines instead of a table")
+	f.StringVar(&a.keyFile, "key-file", env("KEYTRAIL_KEY_FILE", "keytrail-data/root.key"), "file that holds the operator key (KEYTRAIL_KEY_FILE); goes before KEYTRAIL_ROOT_KEY")
+	f.BoolVar(&a.json, "json", false, "print JSON instead of a table: {\"data\": …}, and for a list next_cursor; with --all that is the whole list")
 	f.StringVar(&a.level, "log-level", os.Getenv("KEYTRAIL_LOG_LEVEL"), "debug, info, warn or error (KEYTRAIL_LOG_LEVEL; default: warn for up, info for roles)")
 	root.AddGroup(&cobra.Group{ID: "run", Title: "Run:"}, &cobra.Group{ID: "operate", Title: "Operate:"}, &cobra.Group{ID: "check", Title: "Check:"})
 	add := func(group string, cs ...*cobra.Command) {
 		for _, c := range cs {
 			c.GroupID = group
-			if c.HasSubCommands() {
+			if c.HasSubCommands() && c.RunE == nil {
 				c.RunE = subcommand
 			}
 			root.AddCommand(c)
 		}
 	}
 	add("run", a.upCmd(), a.logCmd(), a.initCmd(), a.controlCmd(), a.verifierCmd(), a.auditorCmd())
-	add("operate", a.keyspaceCmd(), a.keyCmd(), a.roleCmd(), a.tenantCmd(), a.verifyCmd(), a.auditCmd())
+	add("operate", a.keyspaceCmd(), a.keyCmd(), a.roleCmd(), a.tenantCmd(), a.verifyCmd(), a.nodesCmd(), a.receiptCmd(), a.auditCmd())
 	add("check", a.doctorCmd(), a.benchCmd())
+	strictHelp(root)
 	return root
 }
 
@@ -150,31 +179,42 @@ func env(name, def string) string {
 // hold a password.
 func hush(f *pflag.FlagSet, name, def string) { f.Lookup(name).DefValue = def }
 
+// named says who named a file.
+type named int
+
+const (
+	byDefault named = iota
+	byEnvironment
+	byFlag
+)
+
 // client returns a client of the base URL that the named variable overrides
 // (KEYTRAIL_AUDIT_URL and KEYTRAIL_VERIFY_URL, where roles are separate).
 func (a *app) client(override string) (*client.Client, error) {
 	c := &client.Client{Base: env(override, a.url)}
 	key := os.Getenv("KEYTRAIL_ROOT_KEY")
-	if key == "" {
-		b, err := os.ReadFile(a.keyFile)
-		if err != nil && !os.IsNotExist(err) {
+	if key == "" || a.keyFrom == byFlag { // who names a key must not act as another
+		var err error
+		if key, err = files.ReadSecret(a.keyFile); err != nil && (a.keyFrom != byDefault || !errors.Is(err, fs.ErrNotExist)) {
 			return nil, fmt.Errorf("read the operator key: %w", err)
 		}
-		key = strings.TrimSpace(string(b))
+		if err == nil && key == "" {
+			return nil, fmt.Errorf("the key file %s is empty: want the secret of an operator key in it", a.keyFile)
+		}
 	}
 	c.Key = events.NewSecret(key)
 	return c, nil
 }
 
 // logger returns the logger of a role: JSON lines on standard error. It is the
-// default too, for what is given none: the doors report a 500 through it.
+// default too, for what is given none: the endpoints report a 500 through it.
 func (a *app) logger(l slog.Level) (*slog.Logger, error) {
 	if a.level == "" {
 		// the role's own default
 	} else if err := l.UnmarshalText([]byte(a.level)); err != nil {
-		return nil, usageError{fmt.Errorf("--log-level %q: want debug, info, warn or error", a.level)}
+		return nil, usageError{fmt.Errorf("--log-level %s: want debug, info, warn or error", input.Echo(a.level))}
 	}
-	logger := slog.New(slog.NewJSONHandler(a.err, &slog.HandlerOptions{Level: l}))
+	logger := slog.New(slog.NewJSONHandler(a.err, &slog.HandlerOptions{Level: l, ReplaceAttr: a.secrets.replace}))
 	slog.SetDefault(logger)
 	return logger, nil
 }
@@ -189,49 +229,94 @@ func exactly(names ...string) cobra.PositionalArgs {
 	}
 }
 
-// atMost is cobra.MaximumNArgs(1) as a mistake in the command line.
-func atMost(name string) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error {
-		if len(args) > 1 {
-			return usageError{fmt.Errorf("want %s at most; see '%s --help'", name, c.CommandPath())}
-		}
-		return nil
-	}
-}
-
 // subcommand is what a group of commands does by itself: it shows its help, or
 // refuses what is none of its commands.
 func subcommand(c *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usageError{fmt.Errorf("unknown command %q; see '%s --help'", args[0], c.CommandPath())}
+		return usageError{fmt.Errorf("unknown command %s; see '%s --help'", input.Echo(args[0]), c.CommandPath())}
 	}
 	return c.Help()
 }
 
-// notEmpty refuses a flag that is given but says nothing: --allow "$CIDR" with an
-// unset variable must not open a key to every address. Scopes and roles may be
-// none, a text may be empty, and a first page has no cursor.
-func notEmpty(c *cobra.Command) error {
+// strictHelp makes `keytrail help` refuse what is no command, as all others do:
+// cobra's own repeats it, whatever it is, and succeeds.
+func strictHelp(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	help, _, _ := root.Find([]string{"help"})
+	show := help.Run
+	help.Run, help.RunE = nil, func(c *cobra.Command, args []string) error {
+		if of, rest, err := root.Find(args); err != nil || of.HasSubCommands() && len(rest) > 0 {
+			return usageError{fmt.Errorf("unknown command %s; see 'keytrail --help'", input.Echo(strings.Join(args, " ")))}
+		}
+		show(c, args)
+		return nil
+	}
+}
+
+// filledIn refuses what the command line or the environment gives in an empty
+// form: --allow "$CIDR" with an unset variable must not open a key to every
+// address, and an empty KEYTRAIL_ROOT_KEY must not become another key. What is to
+// be lifted or taken away is said by a flag of its own. Only text for people may be
+// empty.
+func filledIn(c *cobra.Command, args []string) error {
+	for _, v := range os.Environ() {
+		if name, value, _ := strings.Cut(v, "="); strings.HasPrefix(name, "KEYTRAIL_") && blank(value) {
+			return usageError{fmt.Errorf("the environment variable %s is empty: give it a value, or unset it", name)}
+		}
+	}
+	for i, arg := range args {
+		if blank(arg) {
+			return usageError{fmt.Errorf("argument %d is empty; see '%s --help'", i+1, c.CommandPath())}
+		}
+	}
 	var err error
 	c.Flags().Visit(func(f *pflag.Flag) {
-		if slices.Contains([]string{"reason", "description", "cursor"}, f.Name) {
-			return
-		}
-		empty := f.Value.Type() == "string" && f.Value.String() == ""
-		if list, ok := f.Value.(pflag.SliceValue); ok && f.Name != "scope" && f.Name != "role" {
-			empty = len(list.GetSlice()) == 0
-		}
-		if empty && err == nil {
-			err = usageError{fmt.Errorf("--%s is empty: give it a value, or leave it out", f.Name)}
+		if fault := unfilled(c.Flags(), f); fault != "" && err == nil {
+			err = usageError{fmt.Errorf("--%s %s", f.Name, fault)}
 		}
 	})
 	return err
 }
 
+// unfilled says why the flag is refused, "" when it says something.
+func unfilled(flags *pflag.FlagSet, f *pflag.Flag) string {
+	const empty = "is empty: give it a value, or leave it out"
+	if list, ok := f.Value.(pflag.SliceValue); ok {
+		if len(list.GetSlice()) == 0 {
+			return empty
+		}
+		if slices.ContainsFunc(list.GetSlice(), blank) {
+			return "has an empty element: want values separated by single commas"
+		}
+		return ""
+	}
+	switch f.Value.Type() {
+	case "string":
+		if blank(f.Value.String()) && f.Name != "reason" && f.Name != "description" {
+			return empty
+		}
+	case "stringToString":
+		pairs, _ := flags.GetStringToString(f.Name)
+		if len(pairs) == 0 {
+			return empty
+		}
+		if slices.ContainsFunc(slices.Collect(maps.Keys(pairs)), blank) {
+			return "has a value without a name: want name=value"
+		}
+	case "int", "int64", "uint32", "duration":
+		if v := f.Value.String(); v == "0" || v == "0s" || v[0] == '-' {
+			return "wants at least 1"
+		}
+	}
+	return ""
+}
+
+func blank(s string) bool { return strings.TrimSpace(s) == "" }
+
 // none refuses arguments.
 func none(c *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usageError{fmt.Errorf("unexpected argument %q; see '%s --help'", args[0], c.CommandPath())}
+		return usageError{fmt.Errorf("unexpected argument %s; see '%s --help'", input.Echo(args[0]), c.CommandPath())}
 	}
 	return nil
 }

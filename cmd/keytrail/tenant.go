@@ -1,25 +1,27 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 
 	"github.com/spf13/cobra"
 
-	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
-// tenantView is what holds for a tenant as a whole, as the door shows it.
+// tenantView is what holds for a tenant as a whole, as the endpoint shows it.
 type tenantView struct {
-	ID        string        `json:"id"`
-	Keyspace  string        `json:"keyspace"`
-	Limit     *events.Limit `json:"limit"`
+	ID        string          `json:"id"`
+	Keyspace  string          `json:"keyspace"`
+	Limit     *keyspace.Limit `json:"limit"`
 	Effective *struct {
 		Plan      string `json:"plan"`
 		PerMinute int64  `json:"per_minute"`
 		Burst     int64  `json:"burst"`
 	} `json:"effective"`
+	Rev       uint64 `json:"rev"`
 	UpdatedAt string `json:"updated_at"`
 }
 
@@ -33,12 +35,13 @@ func printTenant(w io.Writer, t *tenantView) {
 	field(w, "limit", own)
 	holds := "unlimited"
 	if e := t.Effective; e != nil {
-		holds = limitName(&events.Limit{PerMinute: e.PerMinute, Burst: e.Burst})
+		holds = limitName(&keyspace.Limit{PerMinute: e.PerMinute, Burst: e.Burst})
 		if e.Plan != "" {
 			holds += ", plan " + e.Plan
 		}
 	}
 	field(w, "all its keys", holds)
+	field(w, "rev", fmt.Sprint(t.Rev))
 	field(w, "updated", t.UpdatedAt)
 }
 
@@ -71,15 +74,25 @@ func (a *app) tenantCmd() *cobra.Command {
 			if reason != "" {
 				body["reason"] = reason
 			}
-			ans, err := a.call(c.Context(), "", http.MethodPut, path(args[0])+"/limit", nil, nil, body)
+			header, err := ifRev(c)
 			if err != nil {
 				return err
 			}
-			return show(a, ans, printTenant)
+			wait, err := readWait(c)
+			if err != nil {
+				return err
+			}
+			ans, err := a.call(c.Context(), "", http.MethodPut, path(args[0])+"/limit", wait.query(waitMost), header, body)
+			if err != nil {
+				return err
+			}
+			return a.told(c.Context(), wait, ans, func() error { return show(a, ans, printTenant) })
 		}}
 	limit.register(set)
 	set.Flags().BoolVar(&def, "default", false, "the keyspace's own tenant_limit, if it has one")
 	set.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	addIfRev(set, zeroIsRev)
+	addWait(set)
 	c.AddCommand(get, set)
 	return c
 }

@@ -20,8 +20,8 @@ const regime = "../../deploy/regimes/scribe-sight.yaml"
 func TestTour(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	p := up(t, dir)
-	if !strings.Contains(p.stdout.String(), "root key: kt_") {
-		t.Fatalf("the first start does not show the root key:\n%s", p.stdout.String())
+	if out := p.stdout.String(); !strings.Contains(out, "root key: in "+filepath.Join(dir, "root.key")) || strings.Contains(out, p.root) {
+		t.Fatalf("the first start must say where the root key is, and not show it to a pipe:\n%s", out)
 	}
 
 	// 1. The regime.
@@ -67,7 +67,7 @@ func TestTour(t *testing.T) {
 	if d["key_id"] != key.ID || d["tenant"] != "acme" || d["use_id"] == "" {
 		t.Fatalf("decision %v", d)
 	}
-	p.must(t, "keyspace", "apply", "-f", writeFile(t, "other.yaml", "name: other\nkey_types:\n  - name: secret\n    prefix: ot_\n"))
+	p.must(t, "keyspace", "apply", "-f", writeFile(t, "other.yaml", "name: other\nkey_types:\n  - name: secret\n    prefix: ot_\nscopes:\n  - name: read\nresources: [project]\n"))
 	p.wantReason(t, "key_missing", ask("key", ""))
 	p.wantReason(t, "key_malformed", ask("key", "sk_live_short"))
 	p.wantReason(t, "key_unknown", ask("key", secret[:len(secret)-1]+flip(secret[len(secret)-1])))
@@ -75,7 +75,6 @@ func TestTour(t *testing.T) {
 		t.Fatalf("in another keyspace: %v", r)
 	}
 	p.wantReason(t, "address_not_allowed", ask("ip", "198.51.100.1"))
-	p.wantReason(t, "scope_missing", ask("scope", "upload-all"))
 	other := ask()
 	other["resource"] = map[string]any{"kind": "project", "id": "proj_2"}
 	p.wantReason(t, "resource_not_allowed", other)
@@ -164,9 +163,7 @@ func TestTour(t *testing.T) {
 		return ""
 	})
 	uses := 0
-	for line := range strings.Lines(p.must(t, "--json", "audit", "uses", "--key", short["id"].(string), "--all")) {
-		var u struct{ Time, Reason string }
-		unjson(t, line, &u)
+	for _, u := range rows[struct{ Time, Reason string }](t, p.must(t, "--json", "audit", "uses", "--key", short["id"].(string), "--all")) {
 		uses++
 		when, err := time.Parse(time.RFC3339Nano, u.Time)
 		if err != nil {
@@ -228,9 +225,7 @@ func TestTour(t *testing.T) {
 	if then.Data.Status != "active" || strings.Join(then.Data.Scopes, ",") != "read,write" {
 		t.Errorf("as of its creation: %+v", then.Data)
 	}
-	if out, errs, code := p.cli(t, "doctor"); code != 0 {
-		t.Errorf("doctor: exit %d\n%s%s", code, out, errs)
-	}
+	patient{t, p.url, p.root}.eventuallySays(nil, "healthy") // the copy may be behind on a busy machine
 
 	// The whole record and the metrics, which the files below hold compressed.
 	_, _, metrics := p.raw(t, "GET", "/metrics", nil, nil)
@@ -244,11 +239,11 @@ func TestTour(t *testing.T) {
 		t.Error("the record or the metrics are empty")
 	}
 
-	// A second start reuses the data and shows no root key.
+	// A second start reuses the data and says nothing of the root key.
 	p.stop(t)
 	again := up(t, dir)
 	if strings.Contains(again.stdout.String(), "root key") {
-		t.Error("the second start shows the root key again")
+		t.Error("the second start speaks of the root key again")
 	}
 	again.wantReason(t, "key_revoked", ask())
 	again.wantReason(t, "ok", ask("key", successor.Key))
@@ -298,23 +293,27 @@ func TestKillLosesNothing(t *testing.T) {
 	for round := range 3 {
 		p := up(t, dir)
 		p.must(t, "keyspace", "apply", "-f", regime)
-		done := make(chan struct{})
+		done, enough := make(chan struct{}), make(chan struct{})
 		go func() { // ends with the process that it kills
 			defer close(done)
-			<-time.After(time.Duration(150+100*round) * time.Millisecond)
+			<-enough
+			<-time.After(time.Duration(50*round) * time.Millisecond)
 			p.kill()
 		}()
 		for i := 0; ; i++ {
+			if i == 10 {
+				close(enough)
+			}
 			id, secret, err := tryCreate(p, fmt.Sprintf("k-%d-%d", round, i))
 			if err != nil {
+				if i < 10 {
+					t.Fatalf("round %d, key %d: %v", round, i, err)
+				}
 				break
 			}
 			acked[id] = secret
 		}
 		<-done
-	}
-	if len(acked) < 10 {
-		t.Fatalf("only %d keys were acknowledged", len(acked))
 	}
 	p := up(t, dir)
 	for id, secret := range acked {
@@ -346,6 +345,17 @@ func tryCreate(p *proc, name string) (id, secret string, err error) {
 		return "", "", fmt.Errorf("HTTP %d", resp.StatusCode)
 	}
 	return v.Data.ID, v.Data.Key, nil
+}
+
+// rows reads what a list prints with --json.
+func rows[T any](t testing.TB, out string) []T {
+	t.Helper()
+	var page struct {
+		Data       []T     `json:"data"`
+		NextCursor *string `json:"next_cursor"`
+	}
+	unjson(t, out, &page)
+	return page.Data
 }
 
 func unjson(t testing.TB, s string, v any) {

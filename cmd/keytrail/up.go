@@ -4,28 +4,35 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/keytrail/keytrail/audit/engine"
 	"github.com/keytrail/keytrail/cmd/internal/ops"
 	"github.com/keytrail/keytrail/commands"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/eventlog"
+	"github.com/keytrail/keytrail/events/eventlog/server"
+	"github.com/keytrail/keytrail/internal/files"
 )
 
 // upConfig is what `keytrail up` is told.
 type upConfig struct {
 	Dir        string // everything it keeps
-	Listen     string // host:port of all doors
+	Listen     string // host:port of all endpoints
 	ClickHouse string // DSN of a server; "" starts the local engine
 	Trusted    []string
+	ceiling    staleCeiling
+	Checkpoint checkpointFlags
 }
 
 func (a *app) upCmd() *cobra.Command {
@@ -35,10 +42,12 @@ func (a *app) upCmd() *cobra.Command {
 before it is acknowledged), control, a verifier, the auditor and a ClickHouse
 engine, all behind one port.
 
-The first start makes the data directory and prints the root key once (it is kept
-in <dir>/root.key, mode 0600). A later start goes on with the same data. Ctrl-C
-stops in order. A kill loses no change of a key that was acknowledged; uses of its
-last moments may be lost, and are then on the record as a gap.
+The first start makes the data directory and keeps the root key in <dir>/root.key,
+mode 0600; on a terminal it also prints the key, this once. <dir>/checkpoint.key
+signs the checkpoints of the log. A later start goes on
+with the same data. Ctrl-C stops in order, within 14 seconds; a second Ctrl-C at
+once. A kill loses no change of a key that was acknowledged; uses of its last
+moments may be lost, and are then on the record as a gap.
 
 With KEYTRAIL_CLICKHOUSE set to the DSN of a server, that one is used. Otherwise
 the local engine is fetched once, by npm, into the user's cache (170 MB).`,
@@ -51,10 +60,12 @@ the local engine is fetched once, by npm, into the user's cache (170 MB).`,
 		}}
 	f := c.Flags()
 	f.StringVar(&cfg.Dir, "dir", env("KEYTRAIL_DIR", "keytrail-data"), "data directory (KEYTRAIL_DIR)")
-	f.StringVar(&cfg.Listen, "listen", env("KEYTRAIL_LISTEN", "127.0.0.1:7070"), "address of all doors (KEYTRAIL_LISTEN)")
-	f.StringVar(&cfg.ClickHouse, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), "DSN of a ClickHouse server, as clickhouse://user:password@host:9000/keytrail (KEYTRAIL_CLICKHOUSE)")
+	f.StringVar(&cfg.Listen, "listen", env("KEYTRAIL_LISTEN", "127.0.0.1:7070"), listenUsage)
+	f.StringVar(&cfg.ClickHouse, "clickhouse", os.Getenv("KEYTRAIL_CLICKHOUSE"), clickhouseUsage)
 	hush(f, "clickhouse", "")
-	f.StringSliceVar(&cfg.Trusted, "trusted-proxy", nil, "network of a proxy whose X-Forwarded-For and X-Forwarded-Proto count")
+	f.StringSliceVar(&cfg.Trusted, "trusted-proxy", nil, "network of a proxy that names the client: its X-Forwarded-For, X-Forwarded-Proto and Forwarded count")
+	cfg.Checkpoint.registerReplace(c)
+	cfg.ceiling.register(f)
 	return c
 }
 
@@ -62,16 +73,23 @@ the local engine is fetched once, by npm, into the user's cache (170 MB).`,
 // root key, then the node.
 func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 	trusted, err := prefixes("--trusted-proxy", cfg.Trusted)
+	if err == nil {
+		err = cfg.ceiling.check()
+	}
 	if err != nil {
 		return err
 	}
+	ctx, stopping := context.WithCancel(ctx)
+	ops.OutliveReaders()
+	defer ops.LimitStop(ctx, a.err)()
+	defer stopping()
 	dir, err := ops.OpenDir(cfg.Dir)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
 
-	srv, err := eventlog.StartServer(eventlog.ServerConfig{Dir: dir.Sub("log"), Logger: logger})
+	srv, err := startOwnServer(dir, logger)
 	if err != nil {
 		return err
 	}
@@ -82,9 +100,6 @@ func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 	}
 	log, err := a.openOwnLog(ctx, dir, srv, nc, logger)
 	if err != nil {
-		return err
-	}
-	if err := a.checkLog(ctx, log); err != nil {
 		return err
 	}
 
@@ -105,23 +120,44 @@ func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 	if _, err := commands.Bootstrap(ctx, log, root, events.At(time.Now())); err != nil {
 		return err
 	}
-	n, err := a.newNode(ctx, nc, log, nodeConfig{Role: "up", Name: "up", Listen: cfg.Listen, Dir: dir.Sub("snapshots"), Trusted: trusted}, logger)
+	n, err := a.newNode(ctx, nc, log, nodeConfig{Role: "up", Name: "up", Listen: cfg.Listen, Dir: dir.Sub("snapshots"), StaleCeiling: cfg.ceiling.Duration, Trusted: trusted}, logger)
 	if err != nil {
 		return err
 	}
+	end, err := log.Last(ctx)
+	if err != nil {
+		return err
+	}
+	n.followers = append(n.followers, &reading{out: a.err, total: end})
+	n.server.Warn("log disk", srv.Space)
 	if eng != nil {
 		n.group.Go("clickhouse engine", eng.Run)
 	}
 	au := n.auditor(dsn, false)
+	cfg.Checkpoint.file = dir.Sub(checkpointKeyFile)
+	if err := ownCheckpointKey(cfg.Checkpoint.file); err != nil {
+		return err
+	}
+	if err := n.checkpoints(dir.Sub("snapshots"), &cfg.Checkpoint); err != nil {
+		return err
+	}
 	n.control(au.lastUsed)
 	err = n.run(ctx, func() error {
 		a.greet(n.server.URL(), cfg, root, first)
 		return nil
 	})
+	stopping()
 	if err == nil {
 		fmt.Fprintln(a.out, "stopped")
 	}
 	return err
+}
+
+// startOwnServer starts the log's server on a data directory. It has no quota of its
+// own: the streams' limits, which Init fits to the disk, are the quota, so that to
+// raise one is enough.
+func startOwnServer(dir *ops.Dir, logger *slog.Logger) (*server.Server, error) {
+	return server.Start(server.Config{Dir: dir.Sub("log"), MaxStore: 1 << 50, Logger: logger})
 }
 
 // logMarker names the file that holds the identity of this directory's log. Once
@@ -130,8 +166,8 @@ const logMarker = "log.id"
 
 // openOwnLog initialises the log of a new directory, or opens the one that the
 // marker names.
-func (a *app) openOwnLog(ctx context.Context, dir *ops.Dir, srv *eventlog.Server, nc *nats.Conn, logger *slog.Logger) (*eventlog.Log, error) {
-	marker, err := dir.Read(logMarker)
+func (a *app) openOwnLog(ctx context.Context, dir *ops.Dir, srv *server.Server, nc *nats.Conn, logger *slog.Logger) (*eventlog.Log, error) {
+	marker, err := files.ReadOwn(dir.Sub(logMarker))
 	if err != nil {
 		return nil, err
 	}
@@ -146,11 +182,11 @@ func (a *app) openOwnLog(ctx context.Context, dir *ops.Dir, srv *eventlog.Server
 		if err != nil {
 			return nil, err
 		}
-		if id, err = eventlog.Init(ctx, admin, eventlog.InitConfig{MaxStore: budget}); err != nil {
+		if id, err = server.Init(ctx, admin, server.InitConfig{MaxStore: min(budget, server.DefaultMaxStore)}); err != nil {
 			return nil, err
 		}
 		// crash here: the streams exist without a marker, and Init finds them.
-		if err := dir.WriteOnce(logMarker, id.String()); err != nil {
+		if err := files.Write(dir.Sub(logMarker), []byte(id.String()+"\n")); err != nil {
 			return nil, err
 		}
 	} else if id, err = events.ParseLogID(marker); err != nil {
@@ -159,27 +195,39 @@ func (a *app) openOwnLog(ctx context.Context, dir *ops.Dir, srv *eventlog.Server
 	return eventlog.Open(ctx, nc, eventlog.Options{AtLeast: events.Position{Log: id}, Logger: logger})
 }
 
-// checkLog reads the whole log once before anything relies on it.
-func (a *app) checkLog(ctx context.Context, log *eventlog.Log) error {
-	last := time.Now()
-	shown := false
-	err := log.Check(ctx, func(done, total events.Seq) {
-		if now := time.Now(); now.Sub(last) > time.Second {
-			last, shown = now, true
-			fmt.Fprintf(a.err, "\rchecking the log: %d of %d events", done, total)
-		}
-	})
-	if shown {
-		fmt.Fprintln(a.err)
+// reading is a follower that says how far the first pass over a long log is. The
+// directory, which follows with it, checks every event of the pass.
+type reading struct {
+	out   io.Writer
+	total events.Seq // where the log ended at the start
+	said  time.Time
+	shown bool
+}
+
+// Apply implements events.Follower.
+func (p *reading) Apply(batch []events.Recorded) error {
+	if now := time.Now(); p.said.IsZero() {
+		p.said = now
+	} else if at := batch[len(batch)-1].Seq; at < p.total && now.Sub(p.said) > time.Second {
+		p.said, p.shown = now, true
+		fmt.Fprintf(p.out, "\rreading the log: %d of %d events", at, p.total)
 	}
-	return err
+	return nil
+}
+
+// Fresh implements events.Follower.
+func (p *reading) Fresh(events.Time, events.Seq) {
+	if p.shown {
+		p.shown = false
+		fmt.Fprintln(p.out)
+	}
 }
 
 // rootKey reads the root key's secret from a file, or makes it. The file is durable
 // before the log names the key: after a crash in between, Bootstrap of the same
 // secret goes on where it was.
 func rootKey(path string) (secret events.Secret, made bool, err error) {
-	s, err := ops.ReadSmall(path)
+	s, err := files.ReadOwn(path)
 	if err != nil {
 		return secret, false, fmt.Errorf("read the root key: %w", err)
 	}
@@ -191,12 +239,34 @@ func rootKey(path string) (secret events.Secret, made bool, err error) {
 	if secret, err = commands.NewSecret(t, t.Environment(), rand.Reader); err != nil {
 		return secret, false, err
 	}
-	return secret, true, ops.WriteSmall(path, secret.Reveal())
+	if err := files.Write(path, []byte(secret.Reveal()+"\n")); err != nil {
+		return secret, false, fmt.Errorf("keep the root key: %w", err)
+	}
+	return secret, true, nil
+}
+
+// terminal reports whether w is a terminal: what a pipe or a file is given stays
+// in logs.
+func terminal(w io.Writer) bool {
+	switch w := w.(type) {
+	case *visible:
+		return terminal(w.w)
+	case *output:
+		return terminal(w.w)
+	case *os.File:
+		return term.IsTerminal(int(w.Fd()))
+	}
+	return false
 }
 
 func (a *app) greet(base string, cfg upConfig, root events.Secret, first bool) {
 	if first {
-		fmt.Fprintf(a.out, "root key: %s\n  shown this once; kept in %s/root.key\n", root.Reveal(), cfg.Dir)
+		file := filepath.Join(cfg.Dir, "root.key")
+		if terminal(a.out) {
+			fmt.Fprintf(a.out, "root key: %s\n  shown this once; kept in %s, mode 0600\n", root.Reveal(), file)
+		} else {
+			fmt.Fprintf(a.out, "root key: in %s, mode 0600\n", file)
+		}
 	}
 	self := "keytrail"
 	if exe, err := os.Executable(); err == nil && strings.Contains(exe, "go-build") {

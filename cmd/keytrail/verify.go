@@ -2,41 +2,48 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"net/http"
-	"os"
 	"strings"
 	"text/tabwriter"
 
+	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
 	"github.com/keytrail/keytrail/events"
 )
 
+// decisionLimit is where a limit stands after a decision.
+type decisionLimit struct {
+	Limit     int64  `json:"limit"`
+	Remaining int64  `json:"remaining"`
+	Reset     int64  `json:"reset"`
+	Scope     string `json:"scope"`
+}
+
+func (l *decisionLimit) String() string {
+	if l == nil {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d left for the %s, full again in %d s", l.Remaining, l.Limit, l.Scope, l.Reset)
+}
+
 func (a *app) verifyCmd() *cobra.Command {
 	var keyspace, scope, resource, ip, scheme, minPosition, maxStaleness string
 	var cost uint32
-	c := &cobra.Command{Use: "verify [SECRET]", Short: "Ask whether a key may do something now",
-		Long: `Ask a verifier whether a key may do something now. The secret comes from the
-argument, from KEYTRAIL_SECRET, or, with -, from standard input; the last two keep
-it out of the process list. The decision is on the record either way. The exit
+	var secret secretFlag
+	c := &cobra.Command{Use: "verify", Short: "Ask whether a key may do something now",
+		Long: `Ask a verifier whether a key may do something now. The secret comes from a file,
+from standard input or from KEYTRAIL_SECRET, and never from an argument, which every
+user of the machine can read. The decision is on the record either way. The exit
 code is 0 when allowed and 3 when denied.`,
-		Example: "  keytrail verify --keyspace scribe-sight --scope read --resource project/proj_1 --ip 203.0.113.7 - < secret.txt",
-		Args:    atMost("one SECRET"),
-		RunE: func(c *cobra.Command, args []string) error {
-			secret := os.Getenv("KEYTRAIL_SECRET")
-			if len(args) == 1 {
-				secret = args[0]
+		Example: "  keytrail verify --keyspace scribe-sight --scope read --resource project/proj_1 --ip 203.0.113.7 --secret-file secret.txt",
+		RunE: func(c *cobra.Command, _ []string) error {
+			key, err := secret.read(a.in)
+			if err != nil {
+				return err
 			}
-			if secret == "-" {
-				b, err := io.ReadAll(io.LimitReader(a.in, 4096))
-				if err != nil {
-					return fmt.Errorf("read the secret: %w", err)
-				}
-				secret = strings.TrimSpace(string(b))
-			}
-			body := map[string]any{"key": secret}
+			body := map[string]any{"key": key.Reveal()}
 			for name, v := range map[string]string{"keyspace": keyspace, "scope": scope, "ip": ip, "scheme": scheme, "min_position": minPosition, "max_staleness": maxStaleness} {
 				if v != "" {
 					body[name] = v
@@ -56,7 +63,8 @@ code is 0 when allowed and 3 when denied.`,
 			if err != nil {
 				return err
 			}
-			cl.Key = events.Secret{} // this door asks for none, and a verifier need not see it
+			cl.Key = events.Secret{} // this endpoint asks for none, and a verifier need not see it
+			var raw jsontext.Value   // printed as it came
 			var d struct {
 				Allowed     bool           `json:"allowed"`
 				Reason      string         `json:"reason"`
@@ -65,15 +73,19 @@ code is 0 when allowed and 3 when denied.`,
 				Tenant      string         `json:"tenant"`
 				Environment string         `json:"environment"`
 				Scopes      []string       `json:"scopes"`
-				Limit       jsontext.Value `json:"limit,omitzero"`
-				Position    string         `json:"position"`
+				Limit       *decisionLimit `json:"limit,omitzero"`
+				RetryAfter  int64          `json:"retry_after"`
+				Detail      string         `json:"detail"`
 				UseID       string         `json:"use_id"`
 			}
-			if err := cl.Do(c.Context(), http.MethodPost, "/v1/verify", nil, nil, body, &d); err != nil {
+			if err := cl.Do(c.Context(), http.MethodPost, "/v1/verify", nil, nil, body, &raw); err != nil {
 				return err
 			}
+			if err := json.Unmarshal(raw, &d); err != nil {
+				return fmt.Errorf("the answer is not what this command expects: %w", err)
+			}
 			if a.json {
-				err = a.printJSON(d)
+				err = a.printJSON(raw)
 			} else {
 				w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
 				verdict := "allowed"
@@ -85,9 +97,11 @@ code is 0 when allowed and 3 when denied.`,
 				field(w, "tenant", d.Tenant)
 				field(w, "environment", d.Environment)
 				field(w, "scopes", strings.Join(d.Scopes, ", "))
-				if len(d.Limit) > 0 && d.Limit.Kind() == '{' {
-					field(w, "limit", string(d.Limit))
+				field(w, "limit", d.Limit.String())
+				if d.RetryAfter > 0 {
+					field(w, "try again", fmt.Sprintf("in %d s", d.RetryAfter))
 				}
+				field(w, "detail", d.Detail)
 				field(w, "use", d.UseID)
 				err = w.Flush()
 			}
@@ -96,6 +110,7 @@ code is 0 when allowed and 3 when denied.`,
 			}
 			return err
 		}}
+	secret.register(c)
 	f := c.Flags()
 	f.StringVar(&keyspace, "keyspace", "", "the keyspace the key must belong to")
 	f.StringVar(&scope, "scope", "", "the scope it needs")

@@ -1,9 +1,10 @@
-// Package client speaks HTTP to Keytrail's doors for the command line.
+// Package client speaks HTTP to Keytrail's endpoints for the command line.
 package client
 
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,7 +14,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/schemas/api"
+	"github.com/keytrail/keytrail/internal/api"
 )
 
 // Client calls one base URL with one operator key.
@@ -37,19 +38,39 @@ func (c *Client) Do(ctx context.Context, method, path string, query url.Values, 
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return fmt.Errorf("read the answer of %s: %w", c.Base, err)
+		return fmt.Errorf("read the answer of %s: %w", c.shown(), err)
 	}
 	if out == nil {
 		return nil
 	}
 	if err := json.Unmarshal(b, out); err != nil {
-		return fmt.Errorf("the answer of %s is not what this command expects (is it Keytrail, of this version?): %w", c.Base, err)
+		return fmt.Errorf("the answer of %s is not what this command expects (is it Keytrail, of this version?): %w", c.shown(), err)
 	}
 	return nil
 }
 
 // Send is Do for answers that are streamed: the caller closes the body.
 func (c *Client) Send(ctx context.Context, method, path string, query url.Values, header http.Header, in any) (*http.Response, error) {
+	resp, err := c.send(ctx, method, path, query, header, in)
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		return nil, fmt.Errorf("interrupted before %s had answered", c.shown())
+	}
+	if failed := (*url.Error)(nil); errors.As(err, &failed) {
+		return nil, fmt.Errorf("cannot reach Keytrail at %s: %w; start it with `keytrail up`, or name it with --url or KEYTRAIL_URL", c.shown(), err)
+	}
+	return resp, err
+}
+
+// Get is Send for a process that asks another one: the error is what happened.
+func (c *Client) Get(ctx context.Context, path string) (io.ReadCloser, error) {
+	resp, err := c.send(ctx, http.MethodGet, path, nil, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+func (c *Client) send(ctx context.Context, method, path string, query url.Values, header http.Header, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in, json.Deterministic(true))
@@ -64,7 +85,7 @@ func (c *Client) Send(ctx context.Context, method, path string, query url.Values
 	}
 	req, err := http.NewRequestWithContext(ctx, method, u, body)
 	if err != nil {
-		return nil, fmt.Errorf("--url %q: want a URL as http://127.0.0.1:7070", c.Base)
+		return nil, fmt.Errorf("--url: want a URL as http://127.0.0.1:7070")
 	}
 	for k, v := range header {
 		req.Header[k] = v
@@ -82,13 +103,22 @@ func (c *Client) Send(ctx context.Context, method, path string, query url.Values
 	}
 	resp, err := hc.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("cannot reach Keytrail at %s: %w; start it with `keytrail up`, or name it with --url or KEYTRAIL_URL", c.Base, err)
+		return nil, err
 	}
 	if resp.StatusCode/100 == 2 {
 		return resp, nil
 	}
 	defer resp.Body.Close()
 	return nil, problem(resp)
+}
+
+// shown is the base URL as a message may have it: without a password.
+func (c *Client) shown() string {
+	u, err := url.Parse(c.Base)
+	if err != nil {
+		return "its address"
+	}
+	return u.Redacted()
 }
 
 // problem reads an error answer; one that is no problem document becomes one.

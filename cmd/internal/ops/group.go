@@ -5,42 +5,75 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 )
 
+// DefaultGrace is how long a Group may take to stop, with all its parts.
+const DefaultGrace = 12 * time.Second
+
 // Group runs parts and stops them in the reverse order of their addition, so
-// that what feeds a part outlives it: the door closes first, the log last.
+// that what feeds a part outlives it: the HTTP server stops first, the log last.
 type Group struct {
 	Logger *slog.Logger
-	// Grace is how long one part may take to stop, 10 s if zero. A part that
-	// takes longer is named in the log and left behind.
+	// Grace bounds the whole stop, DefaultGrace if zero. What is left of it is
+	// shared by the parts that are left: one share each, longShares for those of
+	// GoLong. A part that takes longer is left behind.
 	Grace time.Duration
 
 	parts []*part
 }
 
+// longShares is how many shares of the grace a part of GoLong has.
+const longShares = 4
+
 type part struct {
 	name   string
-	run    func(context.Context) error
+	shares int
+	run    func(context.Context) error // nil if stop is all
 	stop   func(context.Context)
-	cancel context.CancelFunc
-	done   chan struct{}
-	err    error
+	cancel context.CancelCauseFunc
+	done   chan struct{} // closed when run has returned
+	err    error         // of run; readable after done
+}
+
+// asked is the cause with which a Group ends the context of a part.
+type asked struct{ by time.Time }
+
+func (*asked) Error() string { return "asked to stop" }
+func (*asked) Unwrap() error { return context.Canceled }
+
+// StopBy returns when the part of a Group must have stopped, or most, if nobody
+// bounds it, after its context has ended.
+func StopBy(ctx context.Context, most time.Duration) time.Time {
+	by := time.Now().Add(most)
+	var a *asked
+	if errors.As(context.Cause(ctx), &a) && a.by.Before(by) {
+		return a.by
+	}
+	return by
 }
 
 // Go adds a part that runs until its context ends. A part that returns earlier,
 // with or without an error, ends the group.
 func (g *Group) Go(name string, run func(context.Context) error) {
-	g.parts = append(g.parts, &part{name: name, run: run})
+	g.parts = append(g.parts, &part{name: name, shares: 1, run: run})
 }
 
-// OnStop adds something to do at this place of the stopping order.
+// GoLong is Go for a part that has work to do when it stops.
+func (g *Group) GoLong(name string, run func(context.Context) error) {
+	g.parts = append(g.parts, &part{name: name, shares: longShares, run: run})
+}
+
+// OnStop adds something to do at this place of the stopping order. Its context
+// ends when its time is up.
 func (g *Group) OnStop(name string, stop func(context.Context)) {
-	g.parts = append(g.parts, &part{name: name, stop: stop})
+	g.parts = append(g.parts, &part{name: name, shares: 1, stop: stop})
 }
 
 // Run starts every part and waits for ctx to end or a part to return, then stops
-// all in reverse order and returns the first failure, nil for an orderly stop.
+// all in reverse order, within Grace whatever they do. It returns the first
+// failure, nil for an orderly stop. A part that was left behind is a failure.
 func (g *Group) Run(ctx context.Context) error {
 	ended := make(chan *part, len(g.parts))
 	for _, p := range g.parts {
@@ -48,9 +81,9 @@ func (g *Group) Run(ctx context.Context) error {
 			continue
 		}
 		// A part's context does not end with ctx: the order below ends it.
-		pctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		pctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 		p.cancel, p.done = cancel, make(chan struct{})
-		go func() { // joined below, by stopPart
+		go func() { // joined by stopAll, or left behind
 			defer close(p.done)
 			p.err = p.run(pctx)
 			ended <- p
@@ -65,36 +98,64 @@ func (g *Group) Run(ctx context.Context) error {
 		}
 		err = fmt.Errorf("%s: %w", p.name, p.err)
 	}
-	for i := len(g.parts) - 1; i >= 0; i-- {
-		if perr := g.stopPart(g.parts[i]); perr != nil && err == nil {
-			err = perr
-		}
+	if serr := g.stopAll(); err == nil {
+		err = serr
 	}
 	return err
 }
 
-func (g *Group) stopPart(p *part) error {
+// stopAll stops the parts one after the other.
+func (g *Group) stopAll() error {
 	grace := g.Grace
 	if grace == 0 {
-		grace = 10 * time.Second
+		grace = DefaultGrace
 	}
-	if p.stop != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), grace)
-		defer cancel()
-		p.stop(ctx)
-		return nil
+	end := time.Now().Add(grace)
+	shares := 0
+	for _, p := range g.parts {
+		shares += p.shares
 	}
-	p.cancel()
-	t := time.NewTimer(grace)
-	defer t.Stop()
+	var err error
+	var late []string
+	for i := len(g.parts) - 1; i >= 0; i-- {
+		p := g.parts[i]
+		limit := time.Until(end) * time.Duration(p.shares) / time.Duration(shares)
+		shares -= p.shares
+		switch perr, stopped := p.end(limit); {
+		case !stopped:
+			g.Logger.Warn("part did not stop in time and is left behind", "part", p.name, "limit", limit)
+			late = append(late, p.name)
+		case perr != nil && err == nil:
+			err = fmt.Errorf("%s: %w", p.name, perr)
+		}
+	}
+	if err == nil && late != nil {
+		err = fmt.Errorf("did not stop in time: %s", strings.Join(late, ", "))
+	}
+	return err
+}
+
+// end ends one part, and reports whether it has ended within the limit.
+func (p *part) end(limit time.Duration) (err error, stopped bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	if p.run == nil {
+		p.done = make(chan struct{})
+		go func() { // joined below, or left behind
+			defer close(p.done)
+			p.stop(ctx)
+		}()
+	} else {
+		by, _ := ctx.Deadline()
+		p.cancel(&asked{by})
+	}
 	select {
 	case <-p.done:
-	case <-t.C:
-		g.Logger.Warn("part did not stop in time", "part", p.name, "grace", grace)
-		return nil
+	case <-ctx.Done():
+		return nil, false
 	}
-	if p.err != nil && !errors.Is(p.err, context.Canceled) {
-		return fmt.Errorf("%s: %w", p.name, p.err)
+	if errors.Is(p.err, context.Canceled) {
+		return nil, true
 	}
-	return nil
+	return p.err, true
 }

@@ -1,8 +1,11 @@
 package ops
 
 import (
+	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 )
 
@@ -28,6 +31,38 @@ func TestFallback(t *testing.T) {
 		}
 		if w.Code >= 400 && w.Header().Get("Content-Type") != "application/problem+json" {
 			t.Errorf("%s %s: no problem document", tt.method, tt.path)
+		}
+	}
+}
+
+// /readyz tells a part that the role needs from one that it works without.
+func TestReadyAndDegraded(t *testing.T) {
+	s, err := Listen("127.0.0.1:0", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.ln.Close()
+	s.Role = "control"
+	var part, log error
+	s.Check("verifier", func() error { return part })
+	s.Warn("log", func() error { return log })
+	for _, c := range []struct {
+		part, log error
+		status    int
+		body      string
+	}{
+		{nil, nil, 200, `{"status":"ready","role":"control"}`},
+		{nil, errors.New("full"), 200, `{"status":"degraded","role":"control","warnings":[{"field":"log","code":"degraded","message":"full"}]}`},
+		{errors.New("behind"), errors.New("full"), 503, `"errors":[{"field":"verifier","code":"not_ready","message":"behind"}]`},
+	} {
+		part, log = c.part, c.log
+		w := httptest.NewRecorder()
+		s.Mux.ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+		if w.Code != c.status || !strings.Contains(w.Body.String(), c.body) {
+			t.Errorf("%v, %v: %d %s, want %d %s", c.part, c.log, w.Code, w.Body, c.status, c.body)
+		}
+		if (s.Ready() == nil) != (c.part == nil) {
+			t.Errorf("ready: %v", s.Ready())
 		}
 	}
 }

@@ -1,11 +1,13 @@
 package ops
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,7 +17,7 @@ func TestGroupStopsInReverseOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var stopped []string
 		g := &Group{Logger: slog.New(slog.DiscardHandler)}
-		for _, name := range []string{"log", "follower", "door"} {
+		for _, name := range []string{"log", "follower", "endpoint"} {
 			g.Go(name, func(ctx context.Context) error {
 				<-ctx.Done()
 				stopped = append(stopped, name)
@@ -28,7 +30,7 @@ func TestGroupStopsInReverseOrder(t *testing.T) {
 		if err := g.Run(ctx); err != nil {
 			t.Fatal(err)
 		}
-		if want := []string{"first", "door", "follower", "log"}; !slices.Equal(stopped, want) {
+		if want := []string{"first", "endpoint", "follower", "log"}; !slices.Equal(stopped, want) {
 			t.Fatalf("stopped %v, want %v", stopped, want)
 		}
 	})
@@ -46,22 +48,93 @@ func TestGroupEndsWithAFailedPart(t *testing.T) {
 	})
 }
 
-func TestGroupLeavesAStuckPartBehind(t *testing.T) {
+// Whatever hangs, the stop ends within the grace, and a part that does not hang
+// is stopped in its turn.
+func TestGroupStopsInTimeWhateverHangs(t *testing.T) {
+	for _, grace := range []time.Duration{0, time.Second} {
+		want := grace
+		if want == 0 {
+			want = DefaultGrace
+		}
+		synctest.Test(t, func(t *testing.T) {
+			release := make(chan struct{})
+			hang := func(context.Context) error { <-release; return nil }
+			g := &Group{Logger: slog.New(slog.DiscardHandler), Grace: grace}
+			ledger := time.Duration(0)
+			g.OnStop("hanging close", func(context.Context) { <-release })
+			g.GoLong("ledger", func(ctx context.Context) error {
+				<-ctx.Done()
+				began := time.Now()
+				time.Sleep(want / 3) // what it has to do
+				ledger = time.Since(began)
+				return nil
+			})
+			for range 4 {
+				g.Go("hanging part", hang)
+			}
+			g.OnStop("another hanging close", func(context.Context) { <-release })
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			began := time.Now()
+			err := g.Run(ctx)
+			if took := time.Since(began); took > want {
+				t.Errorf("it took %v, want %v at most", took, want)
+			}
+			if err == nil || !strings.Contains(err.Error(), "another hanging close, hanging part, hanging part, hanging part, hanging part, hanging close") {
+				t.Errorf("error %v, want one that names what hangs", err)
+			}
+			if ledger != want/3 {
+				t.Error("the part that does not hang had no time")
+			}
+			close(release)
+		})
+	}
+}
+
+func TestGroupGivesWhatIsLeftToThoseThatAreLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		release := make(chan struct{})
-		g := &Group{Logger: slog.New(slog.DiscardHandler), Grace: time.Second}
-		g.Go("stuck", func(context.Context) error { <-release; return nil })
+		g := &Group{Logger: slog.New(slog.DiscardHandler)}
+		g.OnStop("quick", func(context.Context) {})
+		g.GoLong("ledger", func(ctx context.Context) error { <-ctx.Done(); time.Sleep(DefaultGrace*4/5 - 1); return nil })
+		for range 10 {
+			g.OnStop("quick", func(context.Context) {})
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		start := time.Now()
 		if err := g.Run(ctx); err != nil {
-			t.Fatal(err)
+			t.Errorf("a part that needs four fifths of the grace: %v", err)
 		}
-		if d := time.Since(start); d != time.Second {
-			t.Fatalf("waited %v, want the grace of 1s", d)
-		}
-		close(release)
 	})
+}
+
+func TestLimitStop(t *testing.T) {
+	defer func() { exit = os.Exit }()
+	run := func(t *testing.T, end, release time.Duration) (code int, after time.Duration, said string) {
+		code = -1
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			var w bytes.Buffer
+			exit = func(c int) { code, after = c, time.Since(began) }
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			off := LimitStop(ctx, &w)
+			time.AfterFunc(end, cancel)
+			time.Sleep(release)
+			off()
+			synctest.Wait()
+			said = w.String()
+		})
+		return code, after, said
+	}
+	if code, after, said := run(t, time.Hour, 2*time.Hour); code != 1 || after != time.Hour+StopLimit || !strings.Contains(said, "had not stopped 14s after it was asked to") {
+		t.Errorf("a stop that hangs: exit code %d after %v: %s", code, after, said)
+	}
+	if code, _, said := run(t, time.Hour, time.Hour+StopLimit-time.Second); code != -1 || said != "" {
+		t.Errorf("a stop in time: exit code %d: %s", code, said)
+	}
+	if code, _, said := run(t, 3*time.Hour, 2*time.Hour); code != -1 || said != "" {
+		t.Errorf("an end that nobody asked for: exit code %d: %s", code, said)
+	}
 }
 
 func TestDirIsHeldByOneProcess(t *testing.T) {
@@ -72,19 +145,6 @@ func TestDirIsHeldByOneProcess(t *testing.T) {
 	}
 	if _, err := OpenDir(path); err == nil {
 		t.Fatal("a second process got the directory")
-	}
-	if got, err := d.Read("root.key"); got != "" || err != nil {
-		t.Fatalf("got %q, %v of an absent file", got, err)
-	}
-	if err := d.WriteOnce("root.key", "kt_x"); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := d.Read("root.key"); got != "kt_x" || err != nil {
-		t.Fatalf("got %q, %v", got, err)
-	}
-	info, err := os.Stat(d.Sub("root.key"))
-	if err != nil || info.Mode().Perm() != 0o600 {
-		t.Fatalf("mode %v, %v, want 0600", info.Mode(), err)
 	}
 	d.Close()
 	again, err := OpenDir(path)

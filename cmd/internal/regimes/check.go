@@ -11,7 +11,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
-	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // Check returns every fault that can be told without a server: against the
@@ -65,7 +65,7 @@ func (d *Document) rules() (faults, words Faults) {
 	misfits := false
 	const most = 100 // decoding ends at the first fault; each is taken out, and it begins again
 	for range most {
-		var v events.Definition
+		var v keyspace.Definition
 		err := json.Unmarshal(def.append(nil), &v, json.RejectUnknownMembers(true))
 		if err == nil {
 			found := d.Locate("rules", v.Validate())

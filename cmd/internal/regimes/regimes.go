@@ -16,6 +16,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
 )
 
 // The bounds of a document. The parser of YAML needs a time that grows with the
@@ -199,7 +200,7 @@ func (d *Document) definition() *node {
 
 // Locate adds the place in the file to faults of the definition, and returns
 // them in the order of the lines.
-func (d *Document) Locate(source string, fields events.FieldErrors) Faults {
+func (d *Document) Locate(source string, fields input.FieldErrors) Faults {
 	var f Faults
 	for _, e := range fields {
 		f = append(f, d.fault(source, e.Field, e.Message))

@@ -15,7 +15,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
-	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/input"
 )
 
 var update = flag.Bool("update", false, "write what is told of testdata/bad as the wanted text")
@@ -192,7 +192,7 @@ func TestLocate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := d.Locate("server", events.FieldErrors{
+	got := d.Locate("server", input.FieldErrors{
 		{Field: "errors.answers[0].status", Code: "invalid", Message: "want 400 to 599"},
 		{Field: "key_types", Code: "required", Message: "want at least one key type"},
 	}).Error()

@@ -8,29 +8,30 @@ import (
 	"github.com/keytrail/keytrail/schemas"
 )
 
-// TestEveryDoorOfTheDocumentAnswers calls each route that openapi.json describes:
+// TestEveryEndpointOfTheDocumentAnswers calls each route that openapi.json describes:
 // none of them may be unknown to the running program, and none may answer 5xx to
 // nonsense.
-func TestEveryDoorOfTheDocumentAnswers(t *testing.T) {
+func TestEveryEndpointOfTheDocumentAnswers(t *testing.T) {
 	p := up(t, filepath.Join(t.TempDir(), "data"))
 	fill := strings.NewReplacer("{keyspace}", "no-such", "{id}", "key_01ARZ3NDEKTSV4RRFFQ69G5FAV", "{tenant}", "acme", "{role}", "r")
 	for _, route := range schemas.Routes() {
 		method, path, _ := strings.Cut(route, " ")
 		for _, body := range []string{"", "{", "[]", `{"no_such_field":1}`, `{"key":{"a":1}}`, "\xff", `{"a":1,"a":2}`, strings.Repeat(" ", 2<<20) + "{}"} {
 			status, header, raw := p.raw(t, method, fill.Replace(path), nil, body)
-			if status >= 500 {
+			misconfigured := strings.Contains(path, "/v1/authorize/") && strings.Contains(string(raw), "gateway_misconfigured")
+			if status >= 500 && !misconfigured { // no such keyspace: for a gateway that is the operator's error
 				t.Errorf("%s with %.20q: %d %s", route, body, status, raw)
 			}
-			if strings.Contains(string(raw), "no such door") || status == 405 {
-				t.Errorf("%s is in the document but not a door: %d %s", route, status, raw)
+			if strings.Contains(string(raw), "no such endpoint") || status == 405 {
+				t.Errorf("%s is in the document but not an endpoint: %d %s", route, status, raw)
 			}
 			if status >= 400 && !strings.HasPrefix(header.Get("Content-Type"), "application/problem+json") && !strings.Contains(path, "/v1/authorize/") {
 				t.Errorf("%s with %.20q: %d is no problem document: %s", route, body, status, header.Get("Content-Type"))
 			}
 		}
 	}
-	for _, path := range []string{"/no/such/door", "/v1/audit/no-such-door"} {
-		if status, _, raw := p.raw(t, "GET", path, nil, nil); status != 404 || !strings.Contains(string(raw), "no such door") {
+	for _, path := range []string{"/no/such/endpoint", "/v1/audit/no-such-endpoint"} {
+		if status, _, raw := p.raw(t, "GET", path, nil, nil); status != 404 || !strings.Contains(string(raw), "no such endpoint") {
 			t.Errorf("an unknown path: %d %s", status, raw)
 		}
 	}
@@ -44,12 +45,10 @@ func TestEveryDoorOfTheDocumentAnswers(t *testing.T) {
 	}
 	eventually(t, func() string {
 		last := 0
-		for line := range strings.Lines(p.must(t, "--json", "audit", "events", "--all")) {
-			var e eventView
-			unjson(t, line, &e)
+		for _, e := range rows[eventView](t, p.must(t, "--json", "audit", "events", "--all")) {
 			last = max(last, int(e.Seq))
 			if e.Type != "keyspace.defined" && e.Type != "key.created" && !strings.HasPrefix(e.Type, "audit.") {
-				t.Errorf("nonsense was written down: %s", line)
+				t.Errorf("nonsense was written down: %+v", e)
 			}
 		}
 		if last < 3 {

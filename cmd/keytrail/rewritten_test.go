@@ -1,0 +1,189 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/keytrail/keytrail/audit/engine"
+	"github.com/keytrail/keytrail/audit/engine/enginetest"
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/eventlog"
+	"github.com/keytrail/keytrail/events/eventlog/dial"
+	"github.com/keytrail/keytrail/events/logtest"
+)
+
+// TestRolesRefuseAnotherLog puts an older copy of the log's store in the place of the
+// log, written on in another way or not at all: every role refuses it and says why,
+// the one that comes back with a snapshot, the one that was paused meanwhile, and the
+// one that is connected. In the copy that was rewritten every event continues its
+// history and the last one is the very event that the roles applied last: only the
+// root of the tree shows that one before it is another.
+func TestRolesRefuseAnotherLog(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts a dozen processes for each case")
+	}
+	scope := func(name string) *events.RoleDefined { return &events.RoleDefined{Scopes: []string{name}} }
+	for _, c := range []struct {
+		name     string
+		rewrite  func(t *testing.T, log *eventlog.Log, role events.Aggregate, last events.Write)
+		restored string // what a role with a snapshot says, as a regular expression
+		running  string
+	}{
+		{"an event before the last is another", func(t *testing.T, log *eventlog.Log, role events.Aggregate, last events.Write) {
+			logtest.Append(t, log, role, scope("write"))
+			if _, err := log.Append(t.Context(), last); err != nil {
+				t.Fatal(err)
+			}
+		}, `the tree over the first \d+ events that were applied here has root`, `the tree over the first \d+ events that were applied here has root`},
+		{"the last event is another", func(t *testing.T, log *eventlog.Log, role events.Aggregate, last events.Write) {
+			logtest.Append(t, log, role, scope("read"), scope("write"), scope("read"))
+		}, "not the log that this node has followed", "not the log that (this node has|was) followed|its end is lost"},
+		{"the last events are gone", func(*testing.T, *eventlog.Log, events.Aggregate, events.Write) {},
+			`the log ends at event \d+, but snapshot`, `the end of the log is lost|event \d+ is gone from the log|its end is lost`},
+	} {
+		t.Run(c.name, func(t *testing.T) { refuseAnotherLog(t, c.rewrite, c.restored, c.running) })
+	}
+}
+
+func refuseAnotherLog(t *testing.T, rewrite func(*testing.T, *eventlog.Log, events.Aggregate, events.Write), restored, running string) {
+	dir := t.TempDir()
+	store, older := filepath.Join(dir, "log"), filepath.Join(dir, "older")
+	dsn := enginetest.Start(t, engine.Config{Dir: filepath.Join(dir, "clickhouse")}).DSN()
+	at := func(addr string) *cluster {
+		nats := "nats://" + addr
+		return &cluster{nats: nats, env: append(passwords(), "KEYTRAIL_NATS="+nats)}
+	}
+	addr := freeAddr(t)
+	c, apart := at(addr), at(freeAddr(t))
+	serve := func(c *cluster, dir string) {
+		c.log = spawn(t, c.env, "log", "--dir", dir, "--listen", strings.TrimPrefix(c.nats, "nats://"))
+	}
+	open := func(c *cluster) *eventlog.Log {
+		nc, err := dial.Connect(c.nats, dial.Login{User: "ctrl", Password: "pw-of-ctrl"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		log, err := eventlog.Open(t.Context(), nc, eventlog.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return log
+	}
+	serve(c, store)
+	for _, kv := range c.env {
+		name, value, _ := strings.Cut(kv, "=")
+		t.Setenv(name, value)
+	}
+	var out, errw bytes.Buffer
+	rootFile := filepath.Join(dir, "root.key")
+	if code := run(context.Background(), []string{"init", "--nats", c.nats, "--root-key-file", rootFile}, nil, &out, &errw); code != 0 {
+		t.Fatalf("init: exit %d\n%s%s", code, out.String(), errw.String())
+	}
+	b, err := os.ReadFile(rootFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.root = strings.TrimSpace(string(b))
+	apart.root = c.root
+	control := c.role(t, "control", "--name", "control-0")
+	control.must(t, "keyspace", "apply", "-f", regime)
+	created := control.data(t, 201, "POST", "/v1/keyspaces/scribe-sight/keys", map[string]any{"tenant": "acme", "name": "ci"})
+	control.stop(t)
+	c.log.stop(t)
+	if err := os.CopyFS(older, os.DirFS(store)); err != nil {
+		t.Fatal(err)
+	}
+
+	// The log goes on, and all follow it.
+	serve(c, store)
+	log := open(c)
+	role := events.RoleAggregate("scribe-sight", "acme", "r1")
+	logtest.Append(t, log, role, &events.RoleDefined{Scopes: []string{"read"}})
+	id, err := events.ParseKeyID(created["id"].(string))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := events.KeyAggregate("scribe-sight", "acme", id)
+	history, err := log.Load(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain := logtest.ChainOf(history)
+	last := logtest.Stamp(&chain, logtest.Event(key, new(events.KeyDisabled)))
+	if _, err := log.Append(t.Context(), last); err != nil {
+		t.Fatal(err)
+	}
+	roles := map[string][]string{"control": nil, "verifier": nil, "auditor": {"--clickhouse", dsn}}
+	start := func(role, name string, more ...string) *proc {
+		return c.role(t, role, append(append([]string{"--name", role + "-" + name}, roles[role]...), more...)...)
+	}
+	ask := map[string]any{"key": created["key"], "keyspace": "scribe-sight", "scope": "read"}
+	snapshots := func(role string) []string { return []string{"--dir", filepath.Join(dir, role)} }
+	for role := range roles {
+		p := start(role, "1", snapshots(role)...)
+		if role == "control" {
+			p.must(t, "keyspace", "list") // the floor is raised to what is shown
+		}
+		p.wantReason(t, "key_disabled", ask)
+		p.stop(t)
+	}
+	type runner struct {
+		*proc
+		name string
+	}
+	var runners []runner
+	for role := range roles {
+		for number, how := range map[string]string{"1": "paused", "2": "connected"} {
+			p := start(role, number)
+			p.wantReason(t, "key_disabled", ask)
+			runners = append(runners, runner{p, role + " " + how})
+		}
+	}
+	for _, p := range runners {
+		if strings.HasSuffix(p.name, "paused") {
+			p.cmd.Process.Signal(syscall.SIGSTOP)
+		}
+	}
+	c.log.stop(t)
+
+	// The copy is written on elsewhere, with a floor of its own, and then takes the
+	// log's place.
+	serve(apart, older)
+	rewrite(t, open(apart), role, last)
+	fresh := apart.role(t, "control", "--name", "control-fresh")
+	fresh.must(t, "keyspace", "list")
+	fresh.stop(t)
+	apart.log.stop(t)
+	if err := errors.Join(os.RemoveAll(store), os.Rename(older, store)); err != nil {
+		t.Fatal(err)
+	}
+	serve(c, store)
+	for _, p := range runners {
+		p.cmd.Process.Signal(syscall.SIGCONT)
+		select {
+		case <-p.exited:
+		case <-time.After(30 * time.Second):
+			p.kill()
+			t.Errorf("%s goes on", p.name)
+		}
+		if said := p.stderr.String(); !regexp.MustCompile(running).MatchString(said) {
+			t.Errorf("%s: %v\n%s", p.name, p.err, said)
+		}
+	}
+	for role := range roles {
+		args := append(append([]string{role, "--nats", c.nats, "--listen", "127.0.0.1:0", "--name", role + "-1"}, roles[role]...), snapshots(role)...)
+		p, err := trySpawn(t, c.env, args...)
+		if err == nil || !regexp.MustCompile(restored).MatchString(p.stderr.String()) {
+			t.Errorf("%s with a snapshot: %v", role, err)
+		}
+	}
+}

@@ -1,0 +1,36 @@
+package cmd_test
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// TestRequestsAreReadInOnePlace: what net/http offers for reading a request takes
+// what it cannot read for absent. internal/api reads strictly, for every endpoint.
+func TestRequestsAreReadInOnePlace(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", `{{range .GoFiles}}{{$.Dir}}/{{.}} {{end}}`, "../...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := 0
+	for _, file := range strings.Fields(string(out)) {
+		if strings.Contains(file, "/internal/api/") {
+			continue
+		}
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		read++
+		for _, not := range []string{".URL.Query()", "url.ParseQuery(", ".FormValue(", ".PostFormValue(", ".ParseForm(", ".ParseMultipartForm(", "ReadAll(r.Body"} {
+			if strings.Contains(string(b), not) {
+				t.Errorf("%s uses %s: declare what the endpoint takes with api.Endpoint, or read with api.ParseQuery", file, not)
+			}
+		}
+	}
+	if read < 100 {
+		t.Fatalf("only %d files were read", read)
+	}
+}
