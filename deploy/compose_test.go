@@ -115,11 +115,11 @@ func TestImagesArePinned(t *testing.T) {
 // Each role gets the password of its own user, and no other.
 func TestPasswordsGoWhereTheyBelong(t *testing.T) {
 	text, c := compose(t)
-	nats := []string{"ADMIN", "CTRL", "EDGE", "SYS", "ROUTE"}
+	nats := []string{"ADMIN", "CTRL", "SYS", "ROUTE", "VERIFIER_1", "VERIFIER_2"}
 	want := map[string][]string{
 		"nats-1": nats, "nats-2": nats, "nats-3": nats, "clickhouse": nil,
-		"init": {"ADMIN"}, "control": {"CTRL"}, "auditor": {"CTRL"}, "cli": {"CTRL"},
-		"verifier-1": {"EDGE"}, "verifier-2": {"EDGE"},
+		"init": {"ADMIN"}, "checkpoint-key": nil, "control": {"CTRL"}, "auditor": {"CTRL"}, "cli": {"CTRL"},
+		"verifier-1": {"NODE"}, "verifier-2": {"NODE"},
 	}
 	for name, s := range c.Services {
 		var got []string
@@ -142,7 +142,7 @@ func TestPasswordsGoWhereTheyBelong(t *testing.T) {
 		t.Fatal("env.sh has no list of names")
 	}
 	used := map[string]bool{}
-	for _, m := range regexp.MustCompile(`\$\{([A-Z_]+)_PASSWORD(:\?[^}]*)?(:-[^}]*)?\}`).FindAllStringSubmatch(text, -1) {
+	for _, m := range regexp.MustCompile(`\$\{([A-Z0-9_]+)_PASSWORD(:\?[^}]*)?(:-[^}]*)?\}`).FindAllStringSubmatch(text, -1) {
 		used[m[1]] = used[m[1]] || m[2] != ""
 		if m[3] != "" {
 			t.Errorf("%s_PASSWORD has a default", m[1])
@@ -170,7 +170,7 @@ func TestRolesKnowTheirSettings(t *testing.T) {
 	for _, f := range files {
 		source.WriteString(read(t, f))
 	}
-	nats := read(t, "nats/nats.conf")
+	nats := read(t, "nats/nats.conf") + read(t, "nats/nodes.conf")
 	for name, s := range c.Services {
 		for v := range s.Environment {
 			known := true
@@ -196,7 +196,20 @@ func TestRolesKnowTheirSettings(t *testing.T) {
 			}
 		}
 	}
-	for _, m := range regexp.MustCompile(`\$(NATS_[A-Z_]+|KEYTRAIL_[A-Z_]+)`).FindAllStringSubmatch(nats, -1) {
+	// The image is for every role: an address of HTTP endpoints and one of the log.
+	image := regexp.MustCompile(`(KEYTRAIL_[A-Z_]+)=(\S+)`).FindAllStringSubmatch(read(t, "Dockerfile"), -1)
+	if len(image) != 3 {
+		t.Errorf("the image sets %v", image)
+	}
+	for _, m := range image {
+		if !strings.Contains(source.String(), `"`+m[1]+`"`) {
+			t.Errorf("the image: nothing reads %s", m[1])
+		}
+		if port := strings.TrimPrefix(m[2], "0.0.0.0:"); port != m[2] && !regexp.MustCompile(`(?m)^EXPOSE .*\b`+port+`\b`).MatchString(read(t, "Dockerfile")) {
+			t.Errorf("the image listens on %s for %s and does not expose it", m[2], m[1])
+		}
+	}
+	for _, m := range regexp.MustCompile(`\$(NATS_[A-Z_]+|KEYTRAIL_[A-Z0-9_]+)`).FindAllStringSubmatch(nats, -1) {
 		if _, ok := c.Services["nats-1"].Environment[m[1]]; !ok {
 			t.Errorf("nats.conf wants %s, which the servers are not given", m[1])
 		}
@@ -235,7 +248,7 @@ func TestAlertsAreAboutMetricsThatExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	var source strings.Builder
-	for _, pattern := range []string{"../*/metrics.go", "../commands/expirer.go"} {
+	for _, pattern := range []string{"../*/metrics.go", "../projections/*/metrics.go", "../commands/expirer.go", "../cmd/keytrail/streams.go"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil || len(files) == 0 {
 			t.Fatalf("%s: %v", pattern, err)
@@ -262,5 +275,39 @@ func TestAlertsAreAboutMetricsThatExist(t *testing.T) {
 	}
 	if seen < 10 {
 		t.Errorf("only %d metrics were looked up", seen)
+	}
+}
+
+// TestRunbookSections: every section that an alert or a sentence of the program
+// names is there, and every alert of the runbook is one of the alerts.
+func TestRunbookSections(t *testing.T) {
+	runbook, alerts := read(t, "runbook.md"), read(t, "prometheus/alerts.yml")
+	named := map[string]string{}
+	for _, m := range regexp.MustCompile(`runbook: "([^"]+)"`).FindAllStringSubmatch(alerts, -1) {
+		for section := range strings.SplitSeq(m[1], "; ") {
+			named[section] = "alerts.yml"
+		}
+	}
+	sources, err := filepath.Glob("../cmd/keytrail/*.go")
+	if err != nil || len(sources) == 0 {
+		t.Fatal(err)
+	}
+	for _, f := range sources {
+		for _, m := range regexp.MustCompile(`\(runbook: ([^)]+)\)`).FindAllStringSubmatch(read(t, f), -1) {
+			named[m[1]] = f
+		}
+	}
+	if len(named) < 6 {
+		t.Errorf("only %d sections are named", len(named))
+	}
+	for section, by := range named {
+		if !strings.Contains(runbook, "\n## "+section+"\n") {
+			t.Errorf("%s names the section %q, which runbook.md does not have", by, section)
+		}
+	}
+	for _, m := range regexp.MustCompile("`(Keytrail[A-Za-z]+)`").FindAllStringSubmatch(runbook, -1) {
+		if !strings.Contains(alerts, "alert: "+m[1]+"\n") {
+			t.Errorf("runbook.md names the alert %s, which alerts.yml does not have", m[1])
+		}
 	}
 }

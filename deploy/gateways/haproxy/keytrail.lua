@@ -9,7 +9,7 @@ local verifier = os.getenv("KEYTRAIL_VERIFIER") or "http://127.0.0.1:7070"
 
 -- To the upstream. All are set from the answer, also to nothing.
 local identity = {
-	"x-keytrail-key-id", "x-keytrail-tenant", "x-keytrail-type", "x-keytrail-scopes",
+	"x-keytrail-key-id", "x-keytrail-tenant", "x-keytrail-type", "x-keytrail-scopes", "x-keytrail-scopes-omitted",
 	"x-keytrail-environment", "x-keytrail-use-id", "x-request-id",
 }
 
@@ -20,14 +20,14 @@ local limit = {
 }
 
 -- To the client, of a refusal.
-local refusal = { "content-type", "cache-control", "www-authenticate", "retry-after" }
+local refusal = { "content-type", "cache-control", "www-authenticate", "retry-after", "grpc-status", "grpc-message" }
 for _, name in ipairs(limit) do
 	table.insert(refusal, name)
 end
 
--- Not to Keytrail: what belongs to the connection or the body.
+-- Not to Keytrail: what belongs to the connection, the body or a page's session.
 local dropped = {
-	["connection"] = true, ["content-length"] = true, ["content-type"] = true, ["expect"] = true, ["host"] = true,
+	["connection"] = true, ["content-length"] = true, ["cookie"] = true, ["expect"] = true, ["host"] = true,
 	["keep-alive"] = true, ["te"] = true, ["trailer"] = true, ["transfer-encoding"] = true, ["upgrade"] = true,
 }
 
@@ -81,6 +81,15 @@ core.register_action("keytrail", { "http-req" }, function(txn)
 		return unavailable(txn)
 	end
 
+	-- Keytrail reads 64 KB of headers: of more it can decide nothing.
+	if answer.status == 431 then
+		local reply = txn:reply({ status = 431 })
+		reply:add_header("content-type", "application/problem+json")
+		reply:set_body('{"type":"about:blank","title":"Request Header Fields Too Large","status":431}')
+		txn:done(reply)
+		return
+	end
+
 	-- Only Keytrail's answers carry such an id; HAProxy's own 503 does not.
 	local id = first(answer.headers, "x-request-id")
 	if not id or id:sub(1, 4) ~= "req_" then
@@ -100,7 +109,9 @@ core.register_action("keytrail", { "http-req" }, function(txn)
 	if answer.status < 400 then
 		return unavailable(txn)
 	end
-	local reply = txn:reply({ status = answer.status })
+	-- gRPC has its status in a header, and wants 200.
+	local status = first(answer.headers, "grpc-status") and 200 or answer.status
+	local reply = txn:reply({ status = status })
 	for _, name in ipairs(refusal) do
 		local value = first(answer.headers, name)
 		if value then

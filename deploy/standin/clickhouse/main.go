@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/keytrail/keytrail/audit/engine"
+	"github.com/keytrail/keytrail/internal/files"
 )
 
 const (
@@ -93,7 +94,7 @@ func serve(ctx context.Context) (err error) {
 		return errors.New("CLICKHOUSE_PASSWORD is not set")
 	}
 	// The engine takes the password of its directory's earlier starts.
-	if err := os.WriteFile(filepath.Join(dir, "password"), []byte(password+"\n"), 0o600); err != nil {
+	if err := files.Write(filepath.Join(dir, "password"), []byte(password+"\n")); err != nil {
 		return err
 	}
 	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
