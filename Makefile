@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test race lint bench fuzz gen image containers smoke
+.PHONY: help up test race lint bench fuzz faults gen image containers smoke
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -22,6 +22,9 @@ bench: ## every benchmark once; compare ratios within one run
 fuzz: ## each fuzzer for 20 s
 	@for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep ^Fuzz); do go test -run '^$$' -fuzz "^$$f$$" -fuzztime 20s $$p || exit 1; done; done
 
+faults: ## the fault matrix, ROUNDS rounds in each cell: what was tried, with which seed, and how much was wrong
+	cmd/faults.sh $(ROUNDS)
+
 gen: ## what is generated: the digests of the published shapes
 	go generate ./...
 
@@ -32,9 +35,10 @@ smoke: ## the compose deployment brought up, broken and mended
 	deploy/smoke.sh
 
 image: ## the release image: static, non-root, without the local engine
-	mkdir -p bin/image/data
+	install -d -m 700 bin/image/data
 	CGO_ENABLED=0 go build -trimpath -tags noengine -ldflags "-s -w -X github.com/keytrail/keytrail/cmd/internal/ops.release=$(RELEASE)" -o bin/image/keytrail ./cmd/keytrail
 	docker build -t $(IMAGE) -f deploy/Dockerfile bin/image
 
 IMAGE ?= keytrail:dev
+ROUNDS ?= 200
 RELEASE ?=
