@@ -6,10 +6,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -133,7 +136,7 @@ func trySpawnOf(t testing.TB, bin string, env []string, args ...string) (*proc, 
 		return p, nil
 	case <-p.exited:
 		return p, fmt.Errorf("keytrail %s ended before it was ready: %v\n%s%s", strings.Join(args, " "), p.err, p.stdout.String(), p.stderr.String())
-	case <-time.After(2 * time.Minute):
+	case <-time.After(patience):
 		p.kill()
 		return p, fmt.Errorf("keytrail %s was not ready in time\n%s%s", strings.Join(args, " "), p.stdout.String(), p.stderr.String())
 	}
@@ -148,8 +151,8 @@ func (p *proc) stop(t testing.TB) {
 		if p.err != nil {
 			t.Fatalf("after an interrupt: %v\n%s", p.err, p.stderr.String())
 		}
-	case <-time.After(time.Minute):
-		t.Fatalf("did not stop within a minute of the interrupt\n%s", p.stderr.String())
+	case <-time.After(patience):
+		t.Fatalf("did not stop within %v of the interrupt\n%s", patience, p.stderr.String())
 	}
 }
 
@@ -219,6 +222,9 @@ func setenv(t testing.TB, name, value string) {
 func (p *proc) must(t testing.TB, args ...string) string {
 	t.Helper()
 	out, errs, code := p.cli(t, args...)
+	for again := patiently(t); code != 0 && strings.Contains(errs, "(503 ") && unproved.MatchString(errs); out, errs, code = p.cli(t, args...) {
+		again("keytrail " + strings.Join(args, " ") + ": " + errs)
+	}
 	if code != 0 {
 		t.Fatalf("keytrail %s: exit %d\n%s%s", strings.Join(args, " "), code, out, errs)
 	}
@@ -277,6 +283,9 @@ func (p *proc) raw(t testing.TB, method, path string, header map[string]string, 
 func (p *proc) data(t testing.TB, want int, method, path string, body any) map[string]any {
 	t.Helper()
 	status, v := p.do(t, method, path, nil, body)
+	for again := patiently(t); status != want && status == http.StatusServiceUnavailable && unproved.MatchString(fmt.Sprint(v["detail"])); status, v = p.do(t, method, path, nil, body) {
+		again(fmt.Sprint(method, " ", path, ": ", v))
+	}
 	if status != want {
 		t.Fatalf("%s %s: %d, want %d: %v", method, path, status, want, v)
 	}
@@ -304,16 +313,43 @@ func (p *proc) verify(t testing.TB, body map[string]any) map[string]any {
 func (p *proc) wantReason(t testing.TB, want string, body map[string]any) map[string]any {
 	t.Helper()
 	v := p.verify(t, body)
+	for again := patiently(t); v["reason"] == "verifier_stale" && want != "verifier_stale"; v = p.verify(t, body) {
+		again(fmt.Sprint("verify ", body["scope"], ": ", v))
+	}
 	if v["reason"] != want || v["allowed"] != (want == "ok") {
 		t.Fatalf("verify %v: %v, want %s", body["scope"], v, want)
 	}
 	return v
 }
 
+// patience is how long a test waits for what must come: a busy machine may take long,
+// and a wait that ends well costs nothing.
+const patience = 2 * time.Minute
+
+// unproved matches a 503 of a node that could not prove within three seconds that it
+// sees everything, or that a reading is on the record. On a busy machine that is the
+// right answer, which asks for a retry.
+var unproved = regexp.MustCompile("nothing was written, try again|nothing was read")
+
+// patiently returns what is called before each retry. It fails the test with the last
+// answer when patience is at its end.
+func patiently(t testing.TB) func(answer string) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	return func(answer string) {
+		t.Helper()
+		if time.Now().After(deadline) {
+			t.Fatal(answer)
+		}
+		t.Log("asked again after ", answer)
+		time.Sleep(20 * time.Millisecond) // a real process on the other side
+	}
+}
+
 // eventually polls until f returns "", and fails with its last word after a while.
 func eventually(t testing.TB, f func() string) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		word := f()
 		if word == "" {
@@ -324,4 +360,26 @@ func eventually(t testing.TB, f func() string) {
 		}
 		time.Sleep(20 * time.Millisecond) // a real process on the other side: poll, do not wait blindly
 	}
+}
+
+// given are the ports that freeAddr has returned.
+var given sync.Map
+
+// freeAddr returns a loopback address that nobody listens on, never the same twice. Its
+// port is below those that the system chooses, so no connection and no listener on port
+// 0 takes it before its process listens, nor while that process is restarted.
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	for range 1000 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(22000))
+		if _, again := given.LoadOrStore(addr, true); again {
+			continue
+		}
+		if l, err := net.Listen("tcp", addr); err == nil {
+			l.Close()
+			return addr
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
 }

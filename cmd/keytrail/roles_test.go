@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -83,16 +82,6 @@ func (c *cluster) role(t testing.TB, name string, more ...string) *proc {
 	p := spawn(t, c.env, append([]string{name, "--nats", c.nats, "--listen", "127.0.0.1:0"}, more...)...)
 	p.root = c.root
 	return p
-}
-
-// freeAddr returns a loopback address that nobody listens on.
-func freeAddr(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // TestRoles runs the roles as processes: what control writes, every verifier
