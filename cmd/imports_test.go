@@ -16,7 +16,7 @@ var arrows = map[string][]string{
 	"events":                  {"events/input", "events/keyspace", "github.com/oklog/ulid/v2", "github.com/go-json-experiment/", "google.golang.org/protobuf/encoding/protowire"},
 	"events/keyspace":         {"events/input", "github.com/go-json-experiment/"},
 	"events/input":            {"golang.org/x/text/secure/precis"},
-	"events/logtest":          {"events", "events/keyspace", "github.com/oklog/ulid/v2", "github.com/go-json-experiment/", "pgregory.net/rapid"},
+	"events/logtest":          {"events", "events/keyspace", "github.com/oklog/ulid/v2", "github.com/go-json-experiment/", "go.uber.org/goleak", "pgregory.net/rapid"},
 	"events/eventlog":         {"events", "events/input", "events/eventlog/streams", "internal/flight", "github.com/nats-io/nats.go", "github.com/nats-io/nats.go/jetstream", "github.com/nats-io/nuid"},
 	"events/eventlog/dial":    {"events", "github.com/nats-io/nats.go"},
 	"events/eventlog/streams": {"events", "github.com/nats-io/nats.go/jetstream"},

@@ -22,7 +22,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.Cleanup(os.Exit))
+	goleak.VerifyTestMain(logtest.Settled(m), goleak.Cleanup(os.Exit))
 }
 
 // world is a node over an in-memory log, folded step by step and not in the

@@ -21,7 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.Cleanup(os.Exit))
+	goleak.VerifyTestMain(logtest.Settled(m), goleak.Cleanup(os.Exit))
 }
 
 // world is a log with a revoked key, and a node that has followed it.

@@ -27,7 +27,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.Cleanup(os.Exit))
+	goleak.VerifyTestMain(logtest.Settled(m), goleak.Cleanup(os.Exit))
 }
 
 // Each reason at Envoy's endpoint, with both ways that Envoy has to send headers.
