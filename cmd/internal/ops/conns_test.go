@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -77,50 +79,84 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 }
 
-// TestServerBoundsConnections: the server's own connections are counted, and who asks
-// is answered in the place of one that says nothing.
-func TestServerBoundsConnections(t *testing.T) {
+// pipes is a listener whose connections are pipes, so that a bubble's clock runs while
+// a server waits on them.
+type pipes struct {
+	net.Listener // for its address
+	accept       chan net.Conn
+	once         sync.Once
+	closed       chan struct{}
+}
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.accept:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *pipes) Close() error {
+	p.once.Do(func() { close(p.closed) })
+	return nil
+}
+
+// serving returns a server that listens to pipes, and what opens one: when dial
+// returns, the server has the other end.
+func serving(t *testing.T) (s *Server, dial func() net.Conn) {
+	t.Helper()
 	s, err := Listen("127.0.0.1:0", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.ln.max < 1 || s.ln.max > maxConns {
-		t.Errorf("%d connections", s.ln.max)
+	s.ln.Listener.Close()
+	p := &pipes{Listener: s.ln.Listener, accept: make(chan net.Conn), closed: make(chan struct{})}
+	s.ln.Listener = p
+	return s, func() net.Conn {
+		near, far := net.Pipe()
+		t.Cleanup(func() { near.Close() })
+		p.accept <- far
+		synctest.Wait()
+		return near
 	}
-	s.ln.max = 1
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx) }()
-	dial := func() net.Conn {
-		t.Helper()
-		c, err := net.Dial("tcp", s.ln.Addr().String())
+}
+
+// TestServerBoundsConnections: the server's own connections are counted, and who asks
+// is answered in the place of one that says nothing.
+func TestServerBoundsConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, dial := serving(t)
+		if s.ln.max < 1 || s.ln.max > maxConns {
+			t.Errorf("%d connections", s.ln.max)
+		}
+		s.ln.max = 1
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+		mute, asking, began := dial(), dial(), time.Now()
+		if _, err := io.WriteString(asking, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(asking), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return c
-	}
-	mute := dial()
-	defer mute.Close()
-	asking := dial()
-	defer asking.Close()
-	if _, err := io.WriteString(asking, "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.ReadResponse(bufio.NewReader(asking), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		t.Error(resp.Status)
-	}
-	if _, err := mute.Read(make([]byte, 1)); err == nil {
-		t.Error("the one that said nothing is still open")
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Error(resp.Status)
+		}
+		if _, err := mute.Read(make([]byte, 1)); err == nil || time.Since(began) > 0 {
+			t.Errorf("the one that said nothing was open for %v: %v", time.Since(began), err)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if synctest.Wait(); len(s.ln.open) > 0 {
+			t.Errorf("%d connections are counted after the end", len(s.ln.open))
+		}
+	})
 }
 
 // TestRequestsAreBounded: HTTP/2 puts many requests on one connection, so they are
@@ -159,62 +195,50 @@ func TestRequestsAreBounded(t *testing.T) {
 // TestServerStopsInItsShare: neither a connection that a client opened in advance nor
 // a request that hangs keeps the server from stopping within what its Group leaves it.
 func TestServerStopsInItsShare(t *testing.T) {
-	s, err := Listen("127.0.0.1:0", slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	begun, release := make(chan struct{}), make(chan struct{})
-	s.Mux.HandleFunc("GET /hangs", func(http.ResponseWriter, *http.Request) { close(begun); <-release })
-	defer close(release)
-	g := &Group{Logger: slog.New(slog.DiscardHandler), Grace: time.Second}
-	g.Go("http server", s.Run)
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- g.Run(ctx) }()
-	unused, err := net.Dial("tcp", s.ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unused.Close()
-	go func() { // ends when the server closes the connection
-		if resp, err := http.Get(s.URL() + "/hangs"); err == nil {
-			resp.Body.Close()
+	synctest.Test(t, func(t *testing.T) {
+		s, dial := serving(t)
+		begun, release := make(chan struct{}), make(chan struct{})
+		s.Mux.HandleFunc("GET /hangs", func(http.ResponseWriter, *http.Request) { close(begun); <-release })
+		defer close(release)
+		g := &Group{Logger: slog.New(slog.DiscardHandler), Grace: time.Second}
+		g.Go("http server", s.Run)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- g.Run(ctx) }()
+		dial() // says nothing
+		if _, err := io.WriteString(dial(), "GET /hangs HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
+			t.Fatal(err)
 		}
-	}()
-	<-begun
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+		<-begun
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestUnusedConnectionsEndEarly: they alone cost a stop a quarter of its time.
 func TestUnusedConnectionsEndEarly(t *testing.T) {
-	s, err := Listen("127.0.0.1:0", slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx) }()
-	unused, err := net.Dial("tcp", s.ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unused.Close()
-	open := func() int {
-		s.ln.mu.Lock()
-		defer s.ln.mu.Unlock()
-		return len(s.ln.open)
-	}
-	for open() == 0 {
-		time.Sleep(time.Millisecond) // the server's own goroutine accepts
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
-	if _, err := unused.Read(make([]byte, 1)); err == nil || open() != 0 {
-		t.Errorf("%d connections are open", open())
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s, dial := serving(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+		unused := dial()
+		if len(s.ln.open) != 1 {
+			t.Fatalf("%d connections are open", len(s.ln.open))
+		}
+		began := time.Now()
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		// Shutdown looks twice a second whether the last one is closed.
+		if took := time.Since(began); took > drain*4/5/4+500*time.Millisecond {
+			t.Errorf("the stop took %v of %v", took, drain)
+		}
+		if _, err := unused.Read(make([]byte, 1)); err == nil || len(s.ln.open) != 0 {
+			t.Errorf("%d connections are open", len(s.ln.open))
+		}
+	})
 }
