@@ -433,34 +433,36 @@ func TestStatusOfARegime(t *testing.T) {
 
 // No path of a decision allocates, under any definition.
 func TestRegimesAllocateNothing(t *testing.T) {
-	w := regimesWorld(t, nil)
-	defer w.end()
-	def := cloudDefinition()
-	def.Checks = []keyspace.Check{keyspace.CheckLimit, keyspace.CheckResource, keyspace.CheckScope, keyspace.CheckAddress, keyspace.CheckState}
-	w.define("limit-first", def)
-	w.keyIn("limit-first", "acme", secretOf("eager"), func(c *events.KeyCreated) { c.Scopes = []string{"deploy"} })
-	project := events.Resource{Kind: "project", ID: "proj_1"}
-	now := events.At(time.Now())
-	for name, req := range map[string]Request{
-		"both limits":   {Secret: events.NewSecret(secretOf("first")), Keyspace: "cloud", Scope: "read"},
-		"no scope":      {Secret: events.NewSecret(secretOf("second")), Keyspace: "cloud", Scope: "upload"},
-		"revoked":       {Secret: events.NewSecret(secretOf("gone")), Keyspace: "cloud", IP: inside},
-		"address":       {Secret: events.NewSecret(secretOf("gone")), Keyspace: "cloud"},
-		"no project":    {Secret: events.NewSecret(secretOf("deployer")), Keyspace: "cloud", Scope: "deploy"},
-		"a project":     {Secret: events.NewSecret(secretOf("deployer")), Keyspace: "cloud", Scope: "deploy", Resource: project},
-		"limit first":   {Secret: events.NewSecret(secretOf("eager")), Keyspace: "limit-first", Scope: "read"},
-		"plain HTTP":    {Secret: events.NewSecret(secretOf("safe")), Keyspace: "locked", Insecure: true},
-		"junk":          {Secret: events.NewSecret(secretOf("junk")), Keyspace: "hub"},
-		"checked":       {Secret: events.NewSecret(checkedSecret()), Keyspace: "hub"},
-		"malformed":     {Secret: events.NewSecret("lat_live_8FjK4qHN00000000"), Keyspace: "locked"},
-		"unknown":       {Secret: events.NewSecret(secretOf("nobody"))},
-		"missing":       {Keyspace: "cloud"},
-		"named nowhere": {Secret: events.NewSecret(secretOf("first")), Keyspace: "nowhere"},
-	} {
-		if n := testing.AllocsPerRun(100, func() { Verify(w.view, &req, now) }); n > 0 {
-			t.Errorf("%s: %v allocations", name, n)
+	synctest.Test(t, func(t *testing.T) {
+		w := regimesWorld(t, nil)
+		defer w.end()
+		def := cloudDefinition()
+		def.Checks = []keyspace.Check{keyspace.CheckLimit, keyspace.CheckResource, keyspace.CheckScope, keyspace.CheckAddress, keyspace.CheckState}
+		w.define("limit-first", def)
+		w.keyIn("limit-first", "acme", secretOf("eager"), func(c *events.KeyCreated) { c.Scopes = []string{"deploy"} })
+		project := events.Resource{Kind: "project", ID: "proj_1"}
+		now := events.At(time.Now())
+		for name, req := range map[string]Request{
+			"both limits":   {Secret: events.NewSecret(secretOf("first")), Keyspace: "cloud", Scope: "read"},
+			"no scope":      {Secret: events.NewSecret(secretOf("second")), Keyspace: "cloud", Scope: "upload"},
+			"revoked":       {Secret: events.NewSecret(secretOf("gone")), Keyspace: "cloud", IP: inside},
+			"address":       {Secret: events.NewSecret(secretOf("gone")), Keyspace: "cloud"},
+			"no project":    {Secret: events.NewSecret(secretOf("deployer")), Keyspace: "cloud", Scope: "deploy"},
+			"a project":     {Secret: events.NewSecret(secretOf("deployer")), Keyspace: "cloud", Scope: "deploy", Resource: project},
+			"limit first":   {Secret: events.NewSecret(secretOf("eager")), Keyspace: "limit-first", Scope: "read"},
+			"plain HTTP":    {Secret: events.NewSecret(secretOf("safe")), Keyspace: "locked", Insecure: true},
+			"junk":          {Secret: events.NewSecret(secretOf("junk")), Keyspace: "hub"},
+			"checked":       {Secret: events.NewSecret(checkedSecret()), Keyspace: "hub"},
+			"malformed":     {Secret: events.NewSecret("lat_live_8FjK4qHN00000000"), Keyspace: "locked"},
+			"unknown":       {Secret: events.NewSecret(secretOf("nobody"))},
+			"missing":       {Keyspace: "cloud"},
+			"named nowhere": {Secret: events.NewSecret(secretOf("first")), Keyspace: "nowhere"},
+		} {
+			if n := testing.AllocsPerRun(100, func() { Verify(w.view, &req, now) }); n > 0 {
+				t.Errorf("%s: %v allocations", name, n)
+			}
 		}
-	}
+	})
 }
 
 // A key may stand on the log before its keyspace: no scope, no limit, but known.

@@ -395,7 +395,9 @@ func TestTwinsOnJetStream(t *testing.T) {
 	start := func(i int) *process {
 		log := logs[i%2]
 		for {
-			w := startTwin(t, nil, func(c *LedgerConfig) { c.Sink, c.Log, c.FlushEvery = log, log.ID(), 5*time.Millisecond })
+			w := startTwin(t, nil, func(c *LedgerConfig) {
+				c.Sink, c.Log, c.FlushEvery, c.Drain = log, log.ID(), 5*time.Millisecond, 2*time.Minute
+			})
 			waitFor(t, func() bool { ready := w.Ready(); return ready == nil || errors.Is(ready, events.ErrFenced) })
 			if w.Ready() == nil {
 				return w

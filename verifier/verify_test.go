@@ -241,31 +241,33 @@ func TestTokensOfRefusedRequests(t *testing.T) {
 }
 
 func TestVerifyAllocatesNothing(t *testing.T) {
-	w := newWorld(t, nil)
-	w.key("limited", func(c *events.KeyCreated) {
-		c.Limit = &keyspace.Limit{PerMinute: 1e9, Burst: 1e9}
-		c.Allowlist = []netip.Prefix{office}
-		c.Resources = []events.Resource{{Kind: "project", ID: "proj_1"}}
+	synctest.Test(t, func(t *testing.T) { // no time passes, so that nothing is stored while it counts
+		w := newWorld(t, nil)
+		w.key("limited", func(c *events.KeyCreated) {
+			c.Limit = &keyspace.Limit{PerMinute: 1e9, Burst: 1e9}
+			c.Allowlist = []netip.Prefix{office}
+			c.Resources = []events.Resource{{Kind: "project", ID: "proj_1"}}
+		})
+		req := &Request{Secret: events.NewSecret(secretOf("limited")), Keyspace: scribe, Scope: "read",
+			Resource: events.Resource{Kind: "project", ID: "proj_1"}, IP: inside}
+		now := events.At(time.Now())
+		if n := testing.AllocsPerRun(1000, func() {
+			if d := Verify(w.view, req, now); !d.Allowed() {
+				t.Fatal(d.Reason)
+			}
+		}); n > 0 {
+			t.Errorf("Verify: %v allocations", n)
+		}
+		ctx := t.Context()
+		if n := testing.AllocsPerRun(1000, func() {
+			if d := w.node.Decide(ctx, req); !d.Allowed() {
+				t.Fatal(d.Reason)
+			}
+		}); n > 0 {
+			t.Errorf("Decide: %v allocations", n)
+		}
+		w.end()
 	})
-	req := &Request{Secret: events.NewSecret(secretOf("limited")), Keyspace: scribe, Scope: "read",
-		Resource: events.Resource{Kind: "project", ID: "proj_1"}, IP: inside}
-	now := events.At(time.Now())
-	if n := testing.AllocsPerRun(1000, func() {
-		if d := Verify(w.view, req, now); !d.Allowed() {
-			t.Fatal(d.Reason)
-		}
-	}); n > 0 {
-		t.Errorf("Verify: %v allocations", n)
-	}
-	ctx := t.Context()
-	if n := testing.AllocsPerRun(1000, func() {
-		if d := w.node.Decide(ctx, req); !d.Allowed() {
-			t.Fatal(d.Reason)
-		}
-	}); n > 0 {
-		t.Errorf("Decide: %v allocations", n)
-	}
-	w.end()
 }
 
 // A question without a keyspace means those of products: an operator's key is

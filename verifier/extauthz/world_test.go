@@ -74,7 +74,7 @@ func newWorld(t testing.TB) *world {
 	go func() { ended <- w.ledger.Run(ctx) }()
 	w.stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() { w.stop() })
-	for end := time.Now().Add(10 * time.Second); w.ledger.Ready() != nil; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); w.ledger.Ready() != nil; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the ledger opens no epoch")
 		}
