@@ -18,7 +18,7 @@ import (
 	"github.com/keytrail/keytrail/events/tree"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(logtest.Settled(m)) }
 
 func TestPublish(t *testing.T) {
 	w := newWorld()
@@ -152,9 +152,7 @@ func TestForkIsNeverSigned(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- p.Run(ctx) }()
-	for !p.forked() {
-		time.Sleep(time.Millisecond)
-	}
+	await(t, "the fork is seen", p.forked)
 	if err := p.Ready(); err == nil || !strings.HasPrefix(err.Error(), "fork: ") {
 		t.Error(err)
 	}
@@ -255,9 +253,7 @@ func TestTwoSigners(t *testing.T) {
 		time.Sleep(200 * time.Microsecond)
 	}
 	for _, p := range ps {
-		for p.servedSize() < 600 {
-			time.Sleep(time.Millisecond)
-		}
+		await(t, "all events are served", func() bool { return p.servedSize() == 600 })
 		if err := p.Ready(); err != nil {
 			t.Error(err)
 		}

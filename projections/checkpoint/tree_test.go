@@ -91,12 +91,11 @@ func TestDamagedWithin(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- p.Run(ctx) }()
-	for {
-		if r := p.tree.hashes.Load().Range(); r.Size() == 1000 && p.tree.hashes.Load().Verify(t.Context()) == nil {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
+	await(t, "the hashes are mended", func() bool {
+		h := p.tree.hashes.Load()
+		r := h.Range()
+		return r.Size() == 1000 && h.Verify(t.Context()) == nil
+	})
 	cancel()
 	<-done
 	if last, _ := w.cps.Last(t.Context()); last.Seq != 1 {

@@ -134,6 +134,16 @@ func (w *world) open(t testing.TB, dir string, change func(*Config)) *Publisher 
 	return p
 }
 
+// await waits for what the publishers bring about.
+func await(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("still waiting after 2 minutes: %s", what)
+		}
+	}
+}
+
 // mustRound runs one round that must succeed, and checks what is served.
 func (w *world) mustRound(t testing.TB, p *Publisher) {
 	t.Helper()
