@@ -357,7 +357,10 @@ func TestBodiesAreBoundedTogether(t *testing.T) {
 	const clients = 200
 	var working sync.WaitGroup
 	working.Add(clients)
+	var first sync.Once
+	held := make(chan struct{})
 	HandleOpen(mux, Endpoint{Pattern: "POST /x", Body: RequiredBody, Bounds: Bounds{Lists: map[string]int{"requests": 100}}}, func(w http.ResponseWriter, r *Request) error {
+		first.Do(func() { close(held) })
 		working.Done()
 		working.Wait() // until each client has been let in or refused
 		return r.Decode(new(struct {
@@ -369,7 +372,7 @@ func TestBodiesAreBoundedTogether(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&before)
 	status := make(chan int, clients)
-	for range clients {
+	for i := range clients {
 		go func() {
 			r := httptest.NewRequest("POST", "/x", bytes.NewReader(one))
 			w := httptest.NewRecorder()
@@ -379,6 +382,9 @@ func TestBodiesAreBoundedTogether(t *testing.T) {
 			}
 			status <- w.Code
 		}()
+		if i == 0 {
+			<-held // of many at the same moment, each may find the others' bodies too large
+		}
 	}
 	counts := map[int]int{}
 	for range clients {
