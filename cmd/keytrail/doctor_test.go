@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/keytrail/keytrail/audit"
 	"github.com/keytrail/keytrail/audit/engine/enginetest"
+	"github.com/keytrail/keytrail/cmd/internal/client"
 )
 
 // patient is one deployment that the doctor looks at.
@@ -71,9 +73,9 @@ func TestDoctorOfUp(t *testing.T) {
 	p := patient{t, first.url, first.root}
 	first.must(t, "keyspace", "apply", "-f", regime)
 	first.data(t, 201, "POST", "/v1/keyspaces/scribe-sight/keys", map[string]any{"tenant": "acme", "name": "ci"})
-	p.says(nil, "healthy", "ok endpoint "+p.url+", role up", "ok clock", "ok ready up", "ok operator key accepted", "ok record can be read")
-	p.says([]string{"--json"}, "healthy", `"check": "operator key"`, `"status": "ok"`)
-	p.says([]string{"--deep"}, "healthy", "note log not read: `keytrail up` has no NATS port", "--deep --dir DIR")
+	p.eventuallySays(nil, "healthy", "ok endpoint "+p.url+", role up", "ok clock", "ok ready up", "ok operator key accepted", "ok record can be read")
+	p.eventuallySays([]string{"--json"}, "healthy", `"check": "operator key"`, `"status": "ok"`)
+	p.eventuallySays([]string{"--deep"}, "healthy", "note log not read: `keytrail up` has no NATS port", "--deep --dir DIR")
 	p.says([]string{"--deep", "--dir", dir}, "FAIL data directory", "is in use by another keytrail", "do: stop `keytrail up` with Ctrl-C")
 	p.says([]string{"--deep", "--dir", t.TempDir()}, "FAIL data directory there is no log in", "do: name the data directory")
 
@@ -81,14 +83,14 @@ func TestDoctorOfUp(t *testing.T) {
 	wrong.root = "kt_" + strings.Repeat("x", 10)
 	wrong.says(nil, "FAIL operator key", "do: name the file of an operator key with --key-file, or set KEYTRAIL_ROOT_KEY; `keytrail up` keeps it in <dir>/root.key")
 	wrong.root = "" // the advice
-	wrong.says([]string{"--key-file", filepath.Join(dir, "root.key")}, "healthy")
+	wrong.eventuallySays([]string{"--key-file", filepath.Join(dir, "root.key")}, "healthy")
 
 	first.stop(t)
 	p.says(nil, "FAIL endpoint nothing answers at "+p.url, "do: start it, or correct --url or KEYTRAIL_URL")
 	p.says([]string{"--deep", "--dir", dir}, "ok log", "no gap, every chain whole", "ok copy", "are the same in the log and in its copy")
 	again := up(t, dir)
 	p.url = again.url
-	p.says(nil, "healthy")
+	p.eventuallySays(nil, "healthy")
 
 	other := httptest.NewServer(http.NotFoundHandler())
 	defer other.Close()
@@ -121,7 +123,18 @@ func TestDoctorOfKeys(t *testing.T) {
 	id, secret = admin("disabled", nil)
 	first.must(t, "key", "disable", id)
 	says(secret, "FAIL operator key", "do: "+another)
-	_, secret = admin("expired", map[string]any{"expires_at": time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)})
+	// A key that has expired was created while it had not.
+	for in := time.Second; ; in *= 2 {
+		status, v := first.do(t, "POST", "/v1/keyspaces/keytrail/keys", nil, map[string]any{"tenant": "operators", "name": "expired", "scopes": []string{"admin"},
+			"expires_at": time.Now().Add(in).UTC().Format(time.RFC3339Nano)})
+		if status == http.StatusCreated {
+			secret = v["data"].(map[string]any)["key"].(string)
+			break
+		}
+		if in > patience { // even that was over before the request was read
+			t.Fatal(status, v)
+		}
+	}
 	says(secret, "FAIL operator key", "do: "+another)
 	_, secret = admin("elsewhere", map[string]any{"allowlist": []string{"198.51.100.0/24"}})
 	says(secret, "FAIL operator key", "do: call from an address of the key's allowlist, or "+another)
@@ -150,7 +163,7 @@ func TestDoctorOfKeys(t *testing.T) {
 	if again.root == first.root {
 		t.Fatal("the root key is the old one")
 	}
-	patient{t, again.url, again.root}.says(nil, "healthy")
+	patient{t, again.url, again.root}.eventuallySays(nil, "healthy")
 	again.stop(t)
 }
 
@@ -168,9 +181,9 @@ func TestDoctorOfRoles(t *testing.T) {
 	roles := t // they outlive the parts of this test
 	t.Run("auditor's URL", func(t *testing.T) {
 		t.Setenv("KEYTRAIL_AUDIT_URL", c.control.url)
-		patient{t, p.url, p.root}.says(nil, "FAIL record", "does not serve the record", "do: name the auditor with KEYTRAIL_AUDIT_URL")
+		patient{t, p.url, p.root}.eventuallySays(nil, "FAIL record", "does not serve the record", "do: name the auditor with KEYTRAIL_AUDIT_URL")
 		t.Setenv("KEYTRAIL_AUDIT_URL", c.auditor.url)
-		patient{t, p.url, p.root}.says(nil, "healthy")
+		patient{t, p.url, p.root}.eventuallySays(nil, "healthy")
 	})
 	t.Run("clock", func(t *testing.T) {
 		u, err := url.Parse(c.verifiers[0].url)
@@ -184,7 +197,15 @@ func TestDoctorOfRoles(t *testing.T) {
 		}
 		late := httptest.NewServer(proxy)
 		defer late.Close()
-		patient{t, p.url, p.root}.says([]string{"--verifier", late.URL}, "FAIL clock the clock of "+late.URL+" differs by -5m0s", "do: synchronise the clocks of both hosts")
+		began := time.Now()
+		out, errs, _ := cliAt(t, p.url, p.root, "doctor", "--verifier", late.URL)
+		m := regexp.MustCompile(`FAIL +clock +the clock of ` + late.URL + ` differs by (\S+) from the one here\n +do: synchronise the clocks of both hosts`).FindStringSubmatch(out)
+		if m == nil {
+			t.Fatalf("doctor says nothing of the clock:\n%s%s", out, errs)
+		}
+		if skew, err := time.ParseDuration(m[1]); err != nil || skew < -5*time.Minute-time.Second || skew > -5*time.Minute+time.Since(began)+time.Second {
+			t.Errorf("a clock that is five minutes late differs by %v, %v", skew, err)
+		}
 	})
 	t.Run("copy", func(t *testing.T) {
 		empty := enginetest.Database(t)
@@ -255,7 +276,7 @@ func TestDoctorOfRoles(t *testing.T) {
 			return ""
 		})
 		logArgs, nodeArgs := c.log.cmd.Args[1:], v.cmd.Args[1:]
-		c.log.stop(t)
+		c.log.kill() // at once: the verifier answers for the rest of its lease
 		for range 3 {
 			v.wantReason(t, "ok", map[string]any{"key": made["key"], "keyspace": "scribe-sight"})
 		}
@@ -264,6 +285,29 @@ func TestDoctorOfRoles(t *testing.T) {
 		again := spawn(roles, c.env, nodeArgs...)
 		patient{t, p.url, p.root}.eventuallySays([]string{"--verifier", again.url}, "ok ready verifier", "note uses "+again.url+": 1 gaps were recorded since this process started: uses were lost")
 	})
+}
+
+// A slow answer is not a wrong clock.
+func TestDoctorAllowsForTheAnswersTime(t *testing.T) {
+	sent := time.Date(2026, 1, 6, 10, 0, 0, 900_000_000, time.UTC)
+	for _, c := range []struct {
+		dated, answered time.Duration // after sent
+		want            string
+	}{
+		{0, 0, "ok"},
+		{-time.Second, 0, "ok"},
+		{15 * time.Second, 30 * time.Second, "ok"},
+		{32 * time.Second, 30 * time.Second, "ok"},
+		{-3 * time.Second, 30 * time.Second, "the clock of http://v differs by -3s from the one here"},
+		{33 * time.Second, 30 * time.Second, "the clock of http://v differs by 3s from the one here"},
+		{-5 * time.Minute, 0, "the clock of http://v differs by -5m0s from the one here"},
+	} {
+		d := &doctor{}
+		(&role{doctor: d, client: client.Client{Base: "http://v"}}).clock(sent.Add(c.dated).Format(http.TimeFormat), sent, sent.Add(c.answered))
+		if f := d.findings; len(f) != 1 || f[0].Found != c.want && f[0].Status != c.want {
+			t.Errorf("dated %v after the question, answered after %v: %+v, want %s", c.dated, c.answered, f, c.want)
+		}
+	}
 }
 
 // TestDoctorOfNATS: a server that is not prepared, and one that does not fsync
@@ -302,7 +346,7 @@ func TestDoctorOfNATS(t *testing.T) {
 			t.Fatal(err)
 		}
 		go s.Start() // ends with Shutdown below
-		if !s.ReadyForConnections(30 * time.Second) {
+		if !s.ReadyForConnections(patience) {
 			t.Fatal("the server does not start")
 		}
 		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
