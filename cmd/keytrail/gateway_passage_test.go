@@ -3,10 +3,12 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -18,6 +20,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -67,10 +70,25 @@ func trySend(t *testing.T, client *http.Client, method, base, path string, heade
 }
 
 func newClient(t *testing.T) *http.Client {
-	tr := &http.Transport{MaxConnsPerHost: 1, DisableCompression: true}
+	tr := &http.Transport{MaxConnsPerHost: 1, DisableCompression: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, addr)
+		return hearing{c}, err
+	}}
 	t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, Timeout: 20 * time.Second,
+	return &http.Client{Transport: tr, Timeout: patience,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+// hearing is a connection on which a gateway may answer and stop reading before it has
+// the whole request: its answer counts, and not which of the two the client sees first.
+type hearing struct{ net.Conn }
+
+func (c hearing) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		return len(b), nil
+	}
+	return n, err
 }
 
 // refusalHeaders are the headers of a refusal that belong to the client.
@@ -105,6 +123,26 @@ func sameRefusal(direct, got passage) string {
 		return fmt.Sprintf("body\n%s\nthe verifier answers\n%s", got.body, direct.body)
 	}
 	return ""
+}
+
+// sameRefusalAs is sameRefusal of a gateway's answer between two of the verifier's own.
+// Seconds that are left tick: what counts is an answer during which they did not.
+func sameRefusalAs(t *testing.T, direct, gateway func() passage) string {
+	t.Helper()
+	before := direct()
+	for again := patiently(t); ; {
+		got, after := gateway(), direct()
+		diff := sameRefusal(before, got)
+		if diff == "" {
+			return ""
+		}
+		if moved := sameRefusal(before, after); moved == "" {
+			return diff
+		} else {
+			again(moved)
+		}
+		before = after
+	}
 }
 
 // replace returns v with the string from replaced by to wherever it stands.
@@ -146,7 +184,7 @@ func rawExchange(t *testing.T, base, request string) passage {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(c, request); err != nil {
 		t.Fatal(err)
 	}

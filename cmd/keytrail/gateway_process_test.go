@@ -79,8 +79,16 @@ func (k gatewayKind) installed(t *testing.T) string {
 	return path
 }
 
-// startGateway runs the shipped configuration on other ports: that, and what
-// change says, is all that differs. Without echo the shipped upstream stays out.
+// unhurried gives Keytrail as long for its answer as the tests have: a busy machine is
+// no verifier that does not answer.
+var unhurried = strings.NewReplacer(
+	"proxy_connect_timeout 1s;", "proxy_connect_timeout 120s;", "proxy_send_timeout    2s;", "proxy_send_timeout 120s;", "proxy_read_timeout    2s;", "proxy_read_timeout 120s;",
+	"dial_timeout 1s", "dial_timeout 120s", "response_header_timeout 2s", "response_header_timeout 120s",
+	"timeout connect 1s", "timeout connect 120s", "timeout = 2000", "timeout = 120000", "timeout http-request 10s", "timeout http-request 120s",
+	"timeout http-keep-alive 60s", "timeout http-keep-alive 120s")
+
+// startGateway runs the shipped configuration on other ports and without hurry: that,
+// and what change says, is all that differs. Without echo the shipped upstream stays out.
 func startGateway(t *testing.T, k gatewayKind, keytrail, api, mirror string, echo bool, change ...string) *gateway {
 	t.Helper()
 	program := k.installed(t)
@@ -118,7 +126,7 @@ func startGateway(t *testing.T, k gatewayKind, keytrail, api, mirror string, ech
 		if err != nil {
 			return err
 		}
-		return os.WriteFile(to, []byte(ports.Replace(changes.Replace(string(b)))), 0o644)
+		return os.WriteFile(to, []byte(ports.Replace(changes.Replace(unhurried.Replace(string(b))))), 0o644)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -141,7 +149,7 @@ func startGateway(t *testing.T, k gatewayKind, keytrail, api, mirror string, ech
 		c.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-exited:
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience):
 			c.Process.Kill()
 			<-exited
 		}
@@ -149,17 +157,23 @@ func startGateway(t *testing.T, k gatewayKind, keytrail, api, mirror string, ech
 			t.Logf("%s said:\n%s", k.name, out.String())
 		}
 	})
+	serves := []string{listen}
+	if echo {
+		serves = append(serves, api)
+	}
 	eventually(t, func() string {
 		select {
 		case <-exited:
 			t.Fatalf("%s ended at once:\n%s", k.name, out.String())
 		default:
 		}
-		conn, err := net.Dial("tcp", listen)
-		if err != nil {
-			return fmt.Sprintf("%s does not listen: %v\n%s", k.name, err, out.String())
+		for _, addr := range serves {
+			conn, err := net.Dial("tcp", addr)
+			if err != nil {
+				return fmt.Sprintf("%s does not listen: %v\n%s", k.name, err, out.String())
+			}
+			conn.Close()
 		}
-		conn.Close()
 		return ""
 	})
 	return &gateway{kind: k, url: "http://" + listen}

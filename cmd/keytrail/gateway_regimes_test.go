@@ -92,7 +92,7 @@ func TestGatewayRegimes(t *testing.T) {
 			p.must(t, "keyspace", "apply", "-f", filepath.Join(filepath.Dir(regime), name+".yaml"))
 			tt.key["tenant"], tt.key["name"] = "acme", tt.name
 			key := p.data(t, 201, "POST", "/v1/keyspaces/"+name+"/keys", tt.key)
-			p.verify(t, map[string]any{"key": key["key"], "keyspace": name, "min_position": key["__position"]}) // it is known now
+			p.reached(t, map[string]any{"key": key["key"], "keyspace": name, "min_position": key["__position"]}) // it is known now
 			header := http.Header{"Authorization": {"Bearer " + key["key"].(string)}}
 			if name == "laserdata" {
 				header = http.Header{"Ld-Api-Key": {key["key"].(string)}}
@@ -264,7 +264,7 @@ func TestNewcomer(t *testing.T) {
 			tt.key["tenant"], tt.key["name"] = tenant, tt.name
 			key := p.data(t, 201, "POST", "/v1/keyspaces/"+name+"/keys", tt.key)
 			known := func(at any) { // takes nothing from a limit
-				p.verify(t, map[string]any{"key": key["key"], "keyspace": name, "scope": "none", "min_position": at})
+				p.reached(t, map[string]any{"key": key["key"], "keyspace": name, "scope": "none", "min_position": at})
 			}
 			known(key["__position"])
 			change := []string{"include regimes/scribe-sight.conf;", "include regimes/" + name + ".conf;"}
