@@ -10,7 +10,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/keytrail/keytrail/cmd/internal/ops"
 	"github.com/keytrail/keytrail/events"
@@ -101,13 +100,25 @@ func TestHelpShowsNoPassword(t *testing.T) {
 
 // A store that refuses control costs the last use of keys, and nothing else.
 func TestControlOutlivesARefusedStore(t *testing.T) {
-	var logged bytes.Buffer
+	var logged lockedBuffer
 	logger := slog.New(slog.NewJSONHandler(&logged, nil))
 	n := &node{logger: logger, group: &ops.Group{Logger: logger}}
 	lastUsed := n.lastUsedFrom("clickhouse://keytrail:hunter2@127.0.0.1:1/no-such.name")
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	if err := n.group.Run(ctx); err != nil {
+	ended := make(chan error, 1)
+	go func() { ended <- n.group.Run(ctx) }() // joined below
+	eventually(t, func() string {
+		if text := logged.String(); len(ended) == 0 && !strings.Contains(text, "without their last use") {
+			return "logged " + text
+		}
+		return ""
+	})
+	if len(ended) > 0 {
+		t.Error("control ends with the store")
+	}
+	cancel()
+	if err := <-ended; err != nil {
 		t.Errorf("control ends: %v", err)
 	}
 	if _, err := lastUsed(t.Context(), nil); !errors.Is(err, events.ErrUnavailable) {

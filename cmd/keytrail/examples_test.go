@@ -85,8 +85,8 @@ func fillTile(t *testing.T, p *proc) {
 			name := fmt.Sprintf("legacy-%d-%d", batch, i)
 			keys = append(keys, map[string]any{"digest": hexDigest(name), "tenant": "acme", "name": name, "scopes": []string{"read"}})
 		}
-		if status, got := p.do(t, "POST", "/v1/keyspaces/scribe-sight/keys/import", nil, map[string]any{"keys": keys}); status != http.StatusOK {
-			t.Fatal(status, got)
+		if status, _, got := p.proved(t, "POST", "/v1/keyspaces/scribe-sight/keys/import", nil, map[string]any{"keys": keys}); status != http.StatusOK {
+			t.Fatalf("%d %s", status, got)
 		}
 	}
 	eventually(t, func() string {
@@ -173,7 +173,7 @@ func (e *example) send(o *operation, query url.Values) map[string]any {
 	if len(query) > 0 {
 		path += "?" + query.Encode()
 	}
-	status, h, raw := e.p.raw(e.t, method, path, header, body)
+	status, h, raw := e.p.proved(e.t, method, path, header, body)
 	if id := h.Get("Keytrail-Export-Id"); id != "" {
 		e.stands["01JH2Q8X5T6V7W8Y9Z0EXP0RT1"] = id
 		eventually(e.t, func() string { // the copy has it a moment later
@@ -210,7 +210,7 @@ func (e *example) refused(o *operation) {
 	case o.literals == strings.Count(o.path, "/")+1 && len(o.spec["security"].([]any)) == 0:
 		header["X-Padding"] = strings.Repeat("x", 80<<10)
 	}
-	status, _, raw := e.p.raw(e.t, method, e.target(o), header, body)
+	status, _, raw := e.p.proved(e.t, method, e.target(o), header, body)
 	if o.spec["responses"].(map[string]any)[fmt.Sprint(status)] == nil || status/100 != 4 {
 		e.t.Errorf("%s: %s without a key, or a body that is none: %d %s: want a documented 4xx", o.id, method, status, raw)
 	}

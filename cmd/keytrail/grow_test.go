@@ -50,15 +50,15 @@ func TestFullReadsAndGrow(t *testing.T) {
 		{"GET", "/v1/audit/uses?limit=1", nil},
 		{"POST", "/v1/audit/exports", map[string]any{"kind": "events", "format": "jsonl"}},
 	} {
-		status, _, b := p.raw(t, c.method, c.path, nil, c.body)
+		status, _, b := p.proved(t, c.method, c.path, nil, c.body)
 		if body := string(b); status != http.StatusInsufficientStorage || !strings.Contains(body, `"code":"log_full"`) ||
 			!strings.Contains(body, "nothing was read. Keys are still verified, changed and revoked") || !strings.Contains(body, streams.Read) {
 			t.Errorf("%s %s with a full %s: %d %s", c.method, c.path, streams.Read, status, body)
 		}
 	}
 	p.wantReason(t, "ok", map[string]any{"key": kept["key"], "keyspace": "scribe-sight"})
-	p.data(t, 200, "DELETE", "/v1/keys/"+lost["id"].(string), nil)
-	p.wantReason(t, "key_revoked", map[string]any{"key": lost["key"], "keyspace": "scribe-sight"})
+	revoked := p.data(t, 200, "DELETE", "/v1/keys/"+lost["id"].(string), nil)
+	p.wantReason(t, "key_revoked", map[string]any{"key": lost["key"], "keyspace": "scribe-sight", "min_position": revoked["__position"]})
 	create("made meanwhile")
 	p.stop(t)
 

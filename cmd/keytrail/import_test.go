@@ -492,6 +492,13 @@ func TestImportKilled(t *testing.T) {
 		lines != keys || imported+already != keys || already < 300 || imported < keys/4 {
 		t.Fatalf("again: %v\n%s", err, out2.String())
 	}
+	eventually(t, func() string { // the view reaches what another process wrote
+		last := p.verify(t, map[string]any{"key": secrets[keys-1].Reveal(), "keyspace": "scribe-sight", "scope": "read"})
+		if last["reason"] != "ok" {
+			return fmt.Sprint("the last key: ", last)
+		}
+		return ""
+	})
 	ids := map[any]bool{}
 	for _, s := range secrets {
 		v := p.wantReason(t, "ok", map[string]any{"key": s.Reveal(), "keyspace": "scribe-sight", "scope": "read"})
