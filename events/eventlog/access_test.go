@@ -69,7 +69,7 @@ func startPlain(t *testing.T, o *natsserver.Options) *natsserver.Server {
 	}
 	s.Start()
 	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	if !s.ReadyForConnections(20 * time.Second) {
+	if !s.ReadyForConnections(patient) {
 		t.Fatal("the server does not come up")
 	}
 	return s

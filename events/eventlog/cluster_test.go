@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -24,20 +23,6 @@ type cluster struct {
 	t       *testing.T
 	configs []server.Config
 	servers []*server.Server // nil while stopped
-}
-
-// freePorts returns addresses that were free a moment ago.
-func freePorts(t *testing.T, n int) (addrs []string) {
-	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		addrs = append(addrs, l.Addr().String())
-	}
-	return addrs
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -84,7 +69,7 @@ func (c *cluster) stop(i int) {
 
 func (c *cluster) ready() {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(c.t.Context(), patient)
 	defer cancel()
 	for _, s := range c.servers {
 		if s != nil {

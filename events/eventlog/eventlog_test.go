@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"cmp"
 	"context"
 	"strconv"
 	"strings"
@@ -58,12 +59,18 @@ func edge(s *server.Server) connectAs {
 	return func() (*nats.Conn, error) { return s.ConnectNode("n1", nodePassword("n1")) }
 }
 
-// conn returns what connect makes and closes it with the test.
+// conn returns what connect makes, as soon as it does, and closes it with the test.
 func conn(t testing.TB, connect func() (*nats.Conn, error)) *nats.Conn {
 	t.Helper()
-	nc, err := connect()
-	if err != nil {
-		t.Fatal(err)
+	var nc *nats.Conn
+	var err error
+	for deadline := time.Now().Add(patient); ; {
+		if nc, err = connect(); err == nil {
+			break
+		}
+		if time.Now().After(deadline) || waitFor(t.Context(), retryFirst) != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Cleanup(func() { closed(nc) })
 	return nc
@@ -89,8 +96,11 @@ func initLog(t testing.TB, s *server.Server) events.LogID {
 	return id
 }
 
+// openLog opens a log whose calls wait longer than a machine is busy with other work,
+// unless o says how long.
 func openLog(t testing.TB, nc *nats.Conn, o Options) *Log {
 	t.Helper()
+	o.Timeout = cmp.Or(o.Timeout, patient)
 	l, err := Open(t.Context(), nc, o)
 	if err != nil {
 		t.Fatal(err)
@@ -186,9 +196,9 @@ func fill(t testing.TB, l events.Log, n int) {
 // until polls cond.
 func until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !cond(); {
+	for deadline := time.Now().Add(patient); !cond(); {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within 30 s", what)
+			t.Fatalf("%s: not within %s", what, patient)
 		}
 		if waitFor(t.Context(), 5*time.Millisecond) != nil {
 			t.Fatal("the test's time is over")

@@ -2,11 +2,11 @@ package eventlog
 
 import (
 	"context"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/eventlog/dial"
@@ -34,11 +34,9 @@ func TestFollowersRefuseAnotherHistory(t *testing.T) {
 			}
 
 			s = testServer(t, cfg)
-			nc, err := dial.Connect("nats://"+listen, dial.Login{User: "n1", Password: dial.Password(nodePassword("n1"))})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { closed(nc) })
+			nc := conn(t, func() (*nats.Conn, error) {
+				return dial.Connect("nats://"+listen, dial.Login{User: "n1", Password: dial.Password(nodePassword("n1"))})
+			})
 			follower := openLog(t, nc, Options{Edge: true})
 			fill(t, openLog(t, conn(t, s.Connect), Options{}), 2)
 			v := &view{}
@@ -64,17 +62,6 @@ func TestFollowersRefuseAnotherHistory(t *testing.T) {
 	}
 }
 
-// freeAddr returns a loopback address that nobody listens on.
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // The store is replaced while a node is connected, and in the other history the floor
 // stands at the very sequence at which the node saw it: the node's next lease stands
 // on what is there, and control does not take it for its own.
@@ -90,12 +77,10 @@ func TestLeasesStandOnTheFloorThatIsThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	as := func(user, password string) *Log {
-		nc, err := dial.Connect("nats://"+listen, dial.Login{User: user, Password: dial.Password(password)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { closed(nc) })
-		return openLog(t, nc, Options{Edge: user == "n1", Timeout: 20 * time.Second})
+		nc := conn(t, func() (*nats.Conn, error) {
+			return dial.Connect("nats://"+listen, dial.Login{User: user, Password: dial.Password(password)})
+		})
+		return openLog(t, nc, Options{Edge: user == "n1"})
 	}
 	s = testServer(t, cfg)
 	control, edge := as("ctrl", "c"), as("n1", nodePassword("n1"))
@@ -124,10 +109,7 @@ func TestLeasesStandOnTheFloorThatIsThere(t *testing.T) {
 	if err != nil || after.Floor.Seq != before.Floor.Seq || after.Floor.Head != head(2) {
 		t.Errorf("the lease stands on %+v, %v: want %+v at %d", after.Floor, err, head(2), before.Floor.Seq)
 	}
-	for control.Leases.nc.Stats().Reconnects == 0 { // what it has seen holds until it has noticed
-		if waitFor(t.Context(), time.Millisecond) != nil {
-			t.Fatal("control does not reconnect")
-		}
-	}
+	// What it has seen holds until it has noticed.
+	until(t, "control reconnects", func() bool { return control.Leases.nc.Stats().Reconnects > 0 })
 	wantCorrupt(t, "raise", control.Raise(t.Context(), head(1)), "two histories", head(1).Root.String()[:16], head(2).Root.String()[:16])
 }

@@ -58,7 +58,7 @@ func ballast(t *testing.T, dir string, rest int64) (path string) {
 // the same call again, when there is room and the server was restarted.
 func TestFullDisk(t *testing.T) {
 	disk := smallDisk(t, 32<<20)
-	cfg := childConfig(filepath.Join(disk, "log"), "127.0.0.1:"+strings.TrimPrefix(freePorts(t, 1)[0], "127.0.0.1:"))
+	cfg := childConfig(filepath.Join(disk, "log"), freeAddr(t))
 	s, err := server.Start(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -23,7 +23,7 @@ import (
 // so on the list of nodes, and raises no floor. With room again all is as before.
 func TestLeaseOnFullDisk(t *testing.T) {
 	disk := smallDisk(t, 32<<20)
-	cfg := childConfig(filepath.Join(disk, "log"), "127.0.0.1:"+strings.TrimPrefix(freePorts(t, 1)[0], "127.0.0.1:"))
+	cfg := childConfig(filepath.Join(disk, "log"), freeAddr(t))
 	s, err := server.Start(cfg)
 	if err != nil {
 		t.Fatal(err)
