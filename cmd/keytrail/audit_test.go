@@ -24,7 +24,7 @@ func TestTheRecordSaysWhatHappened(t *testing.T) {
 	var reader struct{ Data keyView }
 	unjson(t, p.must(t, "--json", "key", "create", "--keyspace", "keytrail", "--tenant", "operators", "--name", "the reader", "--scope", "keys:read"), &reader)
 
-	_, refused, code := cliAt(t, p.url, reader.Data.Key, "key", "disable", reader.Data.ID)
+	_, refused, code := (&proc{url: p.url, root: reader.Data.Key}).proves(t, "key", "disable", reader.Data.ID)
 	if code != exitFailed || !strings.Contains(refused, "scope_missing, req_") {
 		t.Fatalf("exit %d: %s", code, refused)
 	}
@@ -76,7 +76,7 @@ func TestTheRecordSaysWhatHappened(t *testing.T) {
 
 	// A name that was never seen.
 	for _, args := range [][]string{{"events"}, {"uses"}, {"usage"}, {"export", "--kind", "uses", "-o", filepath.Join(t.TempDir(), "x.jsonl")}} {
-		out, errs, code := p.cli(t, append([]string{"audit"}, append(args, "--tenant", "acmee")...)...)
+		out, errs, code := p.proves(t, append([]string{"audit"}, append(args, "--tenant", "acmee")...)...)
 		if code != 0 || !strings.Contains(errs, "note: nothing of a tenant acmee was ever recorded") {
 			t.Errorf("%v: exit %d, %s%s", args, code, out, errs)
 		}
@@ -94,7 +94,7 @@ func TestTheRecordSaysWhatHappened(t *testing.T) {
 		}
 		return ""
 	})
-	if _, errs, _ := p.cli(t, "audit", "uses", "--to", time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)); strings.Contains(errs, "gap") {
+	if _, errs, code := p.proves(t, "audit", "uses", "--to", time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)); code != 0 || strings.Contains(errs, "gap") {
 		t.Errorf("a gap an hour before it: %s", errs)
 	}
 	patient{t, p.url, p.root}.eventuallySays(nil, "healthy", "note ledger")

@@ -507,7 +507,7 @@ func TestImportKilled(t *testing.T) {
 	if len(ids) != keys {
 		t.Errorf("%d secrets are those of %d keys", keys, len(ids))
 	}
-	if out, errs, code := p.cli(t, "key", "history", fmt.Sprint(anyOf(ids))); code != 0 || !strings.Contains(out, "key.imported") {
+	if out, errs, code := p.proves(t, "key", "history", fmt.Sprint(anyOf(ids))); code != 0 || !strings.Contains(out, "key.imported") {
 		t.Errorf("history: exit %d %s%s", code, out, errs)
 	}
 

@@ -219,13 +219,22 @@ func setenv(t testing.TB, name, value string) {
 	})
 }
 
+// proves is cli, tried again while the node cannot prove its answer yet.
+func (p *proc) proves(t testing.TB, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	for again := patiently(t); ; {
+		stdout, stderr, code = p.cli(t, args...)
+		if code == 0 || !strings.Contains(stderr, "(503 ") || !unproved.MatchString(stderr) {
+			return stdout, stderr, code
+		}
+		again("keytrail " + strings.Join(args, " ") + ": " + stderr)
+	}
+}
+
 // must is cli for a command that has to succeed.
 func (p *proc) must(t testing.TB, args ...string) string {
 	t.Helper()
-	out, errs, code := p.cli(t, args...)
-	for again := patiently(t); code != 0 && strings.Contains(errs, "(503 ") && unproved.MatchString(errs); out, errs, code = p.cli(t, args...) {
-		again("keytrail " + strings.Join(args, " ") + ": " + errs)
-	}
+	out, errs, code := p.proves(t, args...)
 	if code != 0 {
 		t.Fatalf("keytrail %s: exit %d\n%s%s", strings.Join(args, " "), code, out, errs)
 	}
