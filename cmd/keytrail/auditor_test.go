@@ -59,8 +59,9 @@ func TestAuditorBeforeClickHouseAnswers(t *testing.T) {
 	}
 }
 
-// The doctor tells a ClickHouse that is down from one that is short of something.
-func TestCopyAdviceFollowsTheReason(t *testing.T) {
+// The doctor tells a ClickHouse that is down from one that is short of something, and a
+// log without room from a key that is not accepted.
+func TestAdviceFollowsTheReason(t *testing.T) {
 	for reason, want := range map[string]string{
 		"ClickHouse cannot be reached":                                      "start ClickHouse",
 		"ClickHouse has no memory left for this":                            "ClickHouse runs, and gives this reason",
@@ -70,6 +71,11 @@ func TestCopyAdviceFollowsTheReason(t *testing.T) {
 		p := (&audit.Fault{Reason: reason, Later: true}).Problem()
 		if got := copyAdvice(p); !strings.HasPrefix(got, want) {
 			t.Errorf("%s: %q, want %q", reason, got, want)
+		}
+	}
+	for _, code := range []string{"log_not_storing", "log_full"} {
+		if got := operatorAdvice(api.Errorf(507, code, "the log stores nothing")); !strings.HasPrefix(got, "make room on the disk") {
+			t.Errorf("%s: %q", code, got)
 		}
 	}
 	if got := copyAdvice(api.Errorf(503, "copy_stopped", "the copy has stopped")); !strings.HasPrefix(got, "read in the auditor's log") {

@@ -254,6 +254,8 @@ func operatorAdvice(p *api.Problem) string {
 		return "call from an address of the key's allowlist, or " + another
 	case "rate_limited":
 		return "wait for the limit of this key or of its tenant, or " + another
+	case "log_not_storing", "log_full":
+		return partAdvice["log"]
 	case "verifier_stale", "unavailable":
 		return "see the line \"ready\" of this role: it cannot check keys now"
 	}
