@@ -128,6 +128,9 @@ func (d *Handler) export(w http.ResponseWriter, r *api.Request) error {
 		err = end.Digest.UnmarshalText([]byte(m.Digest))
 	}
 	d.ended(r, &end, err)
+	if err == nil { // its last bytes have not been written yet
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(exportGrace))
+	}
 	if broken := (*brokenOff)(nil); errors.As(err, &broken) {
 		// The answer has begun: cut the connection, so that nobody takes what came
 		// for the whole.
@@ -183,15 +186,15 @@ type brokenOff struct{ error }
 
 func (b *brokenOff) Unwrap() error { return b.error }
 
-// endBudget is how long the end of an export may take to get on the record. Its
-// reader may be gone already.
-const endBudget = 10 * time.Second
+// endBudget is how long the end of an export may take to get on the record: longer
+// than the log's servers take to choose a new leader. Its reader may be gone already.
+const endBudget = time.Minute
 
 // ended puts the end of an export on the record, with why it broke off.
 func (d *Handler) ended(r *api.Request, end *events.AuditExportEnded, broke error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), endBudget)
 	defer cancel()
-	if _, _, err := d.cfg.Recorder.record(ctx, &r.Who, whyBroken(broke), end); err != nil {
+	if err := d.cfg.Recorder.insist(ctx, &r.Who, whyBroken(broke), end); err != nil {
 		d.cfg.Logger.ErrorContext(ctx, "the end of an export is not on the record", "export", end.Export, "complete", end.Complete, "request_id", api.RequestID(r.Request), "err", err)
 	}
 }

@@ -116,22 +116,40 @@ func (r *Recorder) record(ctx context.Context, who *events.Principal, reason str
 	if err := r.screen(data); err != nil {
 		return events.EventID{}, 0, err
 	}
-	rd := r.reader(who.Actor)
-	select {
-	case rd.slot <- struct{}{}:
-		defer func() { <-rd.slot }()
-	case <-ctx.Done():
-		return events.EventID{}, 0, context.Cause(ctx)
+	en := r.entry(who, reason, data)
+	seq, err := r.append(ctx, en)
+	return en.ID, seq, refusal(err)
+}
+
+// insist puts on the record what has happened already, and so cannot be refused any
+// more: while the log takes nothing it tries again, until the context ends. It returns
+// when the event is durable, once.
+func (r *Recorder) insist(ctx context.Context, who *events.Principal, reason string, data events.Data) error {
+	en := r.entry(who, reason, data)
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		_, err := r.append(ctx, en)
+		if err == nil || !errors.Is(err, events.ErrUnavailable) && !errors.Is(err, events.ErrUnknownOutcome) && !errors.Is(err, events.ErrConflict) {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return err
+		}
 	}
-	e := events.Event{
+}
+
+// entry is an event on its way to a reader's history.
+type entry struct {
+	events.Event
+	unsure bool // an append of unknown outcome may have stored it
+}
+
+func (r *Recorder) entry(who *events.Principal, reason string, data events.Data) *entry {
+	return &entry{Event: events.Event{
 		ID: events.EventID(ulid.Make()), Aggregate: events.ReaderAggregate(who.Actor), Time: events.At(r.now()), Source: r.source,
 		Actor: who.Actor, IP: who.IP, UserAgent: who.UserAgent, RequestID: who.RequestID, Reason: reason, Data: data,
-	}
-	seq, err := r.append(ctx, rd, &e)
-	if err != nil {
-		rd.known = false
-	}
-	return e.ID, seq, refusal(err)
+	}}
 }
 
 // refusal makes an answer of an error of the read log; the rest goes through.
@@ -166,11 +184,24 @@ func (r *Recorder) screen(data events.Data) error {
 	return nil
 }
 
-func (r *Recorder) append(ctx context.Context, rd *reader, e *events.Event) (seq events.Seq, err error) {
+// append appends the entry, which may have been tried before, as the next event of
+// its reader.
+func (r *Recorder) append(ctx context.Context, e *entry) (seq events.Seq, err error) {
+	rd := r.reader(e.Actor)
+	select {
+	case rd.slot <- struct{}{}:
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+	defer func() {
+		if err != nil {
+			rd.known = false
+		}
+		<-rd.slot
+	}()
 	readers := r.log.Readers()
-	unsure := false // an append of unknown outcome may have been stored
 	for range recordTries {
-		if unsure && !rd.known {
+		if e.unsure && !rd.known {
 			// Another auditor may have appended after it: only the whole history tells.
 			history, err := r.log.Load(ctx, e.Aggregate)
 			if err != nil {
@@ -192,11 +223,11 @@ func (r *Recorder) append(ctx context.Context, rd *reader, e *events.Event) (seq
 			rd.known = true
 		}
 		e.Rev, e.Prev = rd.chain.Rev+1, rd.chain.Head
-		m, eerr := events.EncodeFor(e, readers)
+		m, eerr := events.EncodeFor(&e.Event, readers)
 		if eerr != nil {
 			return 0, eerr
 		}
-		seq, err = r.log.Append(ctx, events.Write{Event: *e, Expect: rd.chain.Seq, Readers: readers})
+		seq, err = r.log.Append(ctx, events.Write{Event: e.Event, Expect: rd.chain.Seq, Readers: readers})
 		switch {
 		case err == nil:
 			rd.chain = events.Chain{Rev: e.Rev, Head: m.Hash(), Seq: seq}
@@ -204,7 +235,7 @@ func (r *Recorder) append(ctx context.Context, rd *reader, e *events.Event) (seq
 		case errors.Is(err, events.ErrNotStoring): // nor will it before an operator has mended it
 			return 0, err
 		case errors.Is(err, events.ErrUnknownOutcome):
-			unsure = true // the very same write again, until the answer is definite
+			e.unsure = true // the very same write again, until the answer is definite
 		case errors.Is(err, events.ErrConflict):
 			rd.known = false // another auditor appended, or the first try was stored
 		default:

@@ -1,9 +1,11 @@
 package audit
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/keytrail/keytrail/events"
@@ -102,4 +104,43 @@ func TestWalkIsRecordedOnce(t *testing.T) {
 	if _, err := r.Walk(t.Context(), who(1), walk, question("acme")); !errors.As(err, &p) || p.Status != 503 {
 		t.Errorf("the walk cannot be looked up: %v", err)
 	}
+}
+
+// TestWhatHappenedIsInsistedOn: how an export ended is on the record once, however
+// long the log takes nothing, and whatever became of the tries; what must not happen
+// unrecorded is refused at once.
+func TestWhatHappenedIsInsistedOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := logtest.New(t).Reads()
+		r := NewRecorder(log, nil, "/keytrail/test/a", time.Now)
+		who := &events.Principal{Actor: events.Actor{Kind: events.ActorKey, ID: (events.KeyID{15: 1}).String()}}
+		id, _, err := r.record(t.Context(), who, "", &events.AuditExported{Kind: "uses", Format: "csv"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 40 { // more than one try makes
+			log.FailNext(logtest.OpAppend, logtest.Unavailable)
+			log.FailNext(logtest.OpAppend, logtest.UnknownNotStored)
+		}
+		log.FailNext(logtest.OpAppend, logtest.UnknownStored)
+		log.FailNext(logtest.OpLoad, logtest.Unavailable)
+		if err := r.insist(t.Context(), who, "", &events.AuditExportEnded{Export: id}); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(log.Records()); n != 2 {
+			t.Errorf("%d events, want a beginning and an end", n)
+		}
+
+		log.SetDown(true)
+		ctx, cancel := context.WithTimeout(t.Context(), endBudget)
+		defer cancel()
+		began := time.Now()
+		if err := r.insist(ctx, who, "", &events.AuditExportEnded{Export: id}); err == nil || time.Since(began) != endBudget {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		began = time.Now()
+		if err := r.Record(t.Context(), who, &events.AuditExported{Kind: "uses", Format: "csv"}); err == nil || time.Since(began) != 0 {
+			t.Errorf("a beginning: %v after %v", err, time.Since(began))
+		}
+	})
 }
