@@ -161,7 +161,7 @@ func (w *twinWorld) administered(now events.Time) bool {
 // Keytrail keeps an administrator that nothing shuts out (C3, C5).
 func TestNobodyGivesMoreThanTheyHold(t *testing.T) {
 	outcomes := map[string]int{}
-	rapid.Check(t, func(r *rapid.T) {
+	operate := func(r *rapid.T) {
 		w := newWorld(t)
 		n, other := w.node("one"), w.node("two")
 		w.define(n, "acme", acme)
@@ -265,9 +265,17 @@ func TestNobodyGivesMoreThanTheyHold(t *testing.T) {
 				r.Fatalf("%s leaves no administrator", what)
 			}
 		}
-	})
+	}
+	all := func() bool {
+		return outcomes["ok"] > 0 && outcomes["beyond_own_power"] > 0 && outcomes["last_admin"] > 0 && outcomes["narrowed ok"] > 0
+	}
+	rapid.Check(t, operate)
+	// The rarest comes eight times in a run, by chance: one run in some thousand lacks it.
+	for more := 0; more < 10 && !t.Failed() && !testing.Short() && !all(); more++ {
+		rapid.Check(t, operate)
+	}
 	t.Logf("%v", outcomes)
-	if !testing.Short() && (outcomes["ok"] == 0 || outcomes["beyond_own_power"] == 0 || outcomes["last_admin"] == 0 || outcomes["narrowed ok"] == 0) {
+	if !testing.Short() && !all() {
 		t.Errorf("the commands are not of every sort: %v", outcomes)
 	}
 }

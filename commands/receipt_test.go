@@ -4,11 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -23,7 +24,9 @@ import (
 
 // With wait=applied a change answers with a receipt: 202 and incomplete while a node
 // may still answer as before, 200 once it has said that it holds the change.
-func TestWaitForTheReceipt(t *testing.T) {
+func TestWaitForTheReceipt(t *testing.T) { synctest.Test(t, waitForTheReceipt) }
+
+func waitForTheReceipt(t *testing.T) {
 	w := newWorldAt(t, new(clock))
 	n := w.nodeWith("control-1", func(c *commands.Config) {
 		c.Nodes = receipts.NewObserver(w.log, c.Logger)
@@ -75,7 +78,7 @@ func TestWaitForTheReceipt(t *testing.T) {
 
 	// The node hears the question, and answers once it holds the event.
 	ctx, stop := context.WithCancel(t.Context())
-	listening := make(chan error)
+	listening := make(chan error, 1)
 	go func() {
 		listening <- w.log.Listen(ctx, func(h events.Head) {
 			edge.Applied = h
@@ -101,6 +104,10 @@ func TestWaitForTheReceipt(t *testing.T) {
 // receipt can be made at all, the answer is the command's own all the same, with the
 // secret of a successor.
 func TestEveryNarrowingWaitsForTheReceipt(t *testing.T) {
+	synctest.Test(t, everyNarrowingWaitsForTheReceipt)
+}
+
+func everyNarrowingWaitsForTheReceipt(t *testing.T) {
 	w := newWorldAt(t, new(clock))
 	list := &lostList{Leases: w.log}
 	n := w.nodeWith("control-1", func(c *commands.Config) {
@@ -213,9 +220,34 @@ func TestEveryNarrowingWaitsForTheReceipt(t *testing.T) {
 	}
 }
 
+// pipes is a listener whose connections stay within the process, so that a bubble's
+// clock moves while both ends wait.
+type pipes chan net.Conn
+
+func (p pipes) Accept() (net.Conn, error) {
+	c, open := <-p
+	if !open {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+
+func (p pipes) Close() error   { close(p); return nil }
+func (p pipes) Addr() net.Addr { return new(net.TCPAddr) }
+
+func (p pipes) dial(context.Context, string, string) (net.Conn, error) {
+	client, server := net.Pipe()
+	p <- server
+	return client, nil
+}
+
 // A wait outlasts the deadlines that the server has for other requests: its answer may
 // hold a secret that is told once.
 func TestAWaitOutlastsTheDeadlinesOfTheServer(t *testing.T) {
+	synctest.Test(t, aWaitOutlastsTheDeadlinesOfTheServer)
+}
+
+func aWaitOutlastsTheDeadlinesOfTheServer(t *testing.T) {
 	w := newWorldAt(t, new(clock))
 	n := w.nodeWith("control-1", func(c *commands.Config) {
 		c.Confirm = func(context.Context) (events.Floor, error) { // this control has no lease of its own
@@ -228,17 +260,23 @@ func TestAWaitOutlastsTheDeadlinesOfTheServer(t *testing.T) {
 	if _, err := w.log.Renew(t.Context(), logtest.Lease(w.log.ID(), "edge-1")); err != nil {
 		t.Fatal(err)
 	}
-	srv := httptest.NewUnstartedServer(api.Handler(n.mux))
-	// Shorter than the wait; a machine under load takes longer for the rest.
-	srv.Config.ReadTimeout, srv.Config.WriteTimeout = 2*time.Second, 2*time.Second
-	srv.Start()
-	defer srv.Close()
-	req, err := http.NewRequestWithContext(t.Context(), "POST", srv.URL+"/v1/keys/"+key.String()+"/rotate?wait=applied&wait_timeout=2500ms", nil)
+	conns := make(pipes)
+	srv := &http.Server{Handler: api.Handler(n.mux), ReadTimeout: 2 * time.Second, WriteTimeout: 2 * time.Second} // shorter than the wait
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(conns) }()
+	defer func() {
+		if err := srv.Close(); err != nil {
+			t.Error(err)
+		}
+		<-ended
+	}()
+	client := http.Client{Transport: &http.Transport{DialContext: conns.dial, DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(t.Context(), "POST", "http://control-1/v1/keys/"+key.String()+"/rotate?wait=applied&wait_timeout=2500ms", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	req.Header.Set("Authorization", "Bearer "+w.root.Reveal())
-	resp, err := srv.Client().Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatalf("the secret is lost: %v", err)
 	}

@@ -25,6 +25,9 @@ import (
 
 var timersOf = flag.Int("timers", 50_000, "how many keys that expire BenchmarkRebuildTimers has")
 
+// callPatience bounds one call to the server.
+const callPatience = 2 * time.Minute
+
 // jetStream is a log on a server of its own.
 type jetStream struct {
 	testing.TB
@@ -57,10 +60,11 @@ func newJetStream(t testing.TB, max int64) *jetStream {
 		}
 	}}
 	j.again()
-	if j.Log, err = eventlog.Open(t.Context(), connect(s.Connect), eventlog.Options{}); err != nil {
+	// A call has as long as it takes: how fast the server answers is not what is tried.
+	if j.Log, err = eventlog.Open(t.Context(), connect(s.Connect), eventlog.Options{Timeout: callPatience}); err != nil {
 		t.Fatal(err)
 	}
-	if j.js, err = jetstream.New(admin); err != nil {
+	if j.js, err = jetstream.New(admin, jetstream.WithDefaultTimeout(callPatience)); err != nil {
 		t.Fatal(err)
 	}
 	return j
