@@ -16,8 +16,10 @@ const (
 	// takes 0.1 s; the rest is for big ones on slow disks.
 	startLimit = 2 * time.Minute
 	// takeoverLimit is how long a directory may stay locked by an engine whose
-	// parent is already gone: the kernel needs a moment to end it.
-	takeoverLimit = 3 * time.Second
+	// parent is already gone: the kernel needs a moment to end it, and on a machine
+	// under load several seconds. No living Keytrail is waited for: it holds the lock
+	// of the directory.
+	takeoverLimit = 30 * time.Second
 	// portTries is how many pairs of ports the first start tries.
 	portTries = 8
 
@@ -130,24 +132,31 @@ func (e *Engine) startProcess(ctx context.Context) error {
 }
 
 // awaitReady waits for the ports, then asks what answers there. That it knows
-// the password proves that it is this engine and no neighbour on its port.
+// the password proves that it is this engine and no neighbour on its port. Another
+// program may have taken the HTTP port since it was found free. It answers before the
+// engine has tried to open the port, so a wrong answer is no failure yet: the engine
+// says on stderr that the port is taken.
 func (e *Engine) awaitReady(ctx context.Context, p *process) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("engine did not answer within %v", startLimit))
 	defer cancel()
-	for !e.endpoint.ping(ctx) {
+	var version string
+	var wrong error // what answered the last time
+	for {
 		if !p.alive() || p.bootFailed() {
 			return p.cause()
 		}
+		if e.endpoint.ping(ctx) {
+			var err error
+			if version, err = e.endpoint.query(ctx, "SELECT version()"); err == nil {
+				break
+			}
+			if ctx.Err() == nil {
+				wrong = fmt.Errorf("ask the engine for its version: %w", err)
+			}
+		}
 		if err := pause(ctx, 5*time.Millisecond, e.closing); err != nil {
-			return err
+			return errors.Join(err, wrong)
 		}
-	}
-	version, err := e.endpoint.query(ctx, "SELECT version()")
-	if err != nil {
-		if !p.alive() {
-			return p.cause()
-		}
-		return fmt.Errorf("ask the engine for its version: %w", err)
 	}
 	if err := checkVersion(version); err != nil {
 		return err

@@ -184,7 +184,6 @@ func TestStart(t *testing.T) {
 func TestPrintsWithoutPassword(t *testing.T) {
 	t.Setenv("KEYTRAIL_ROOT_KEY", "a secret of the parent")
 	e, log := start(t, engine.Config{})
-	log.b.Reset()
 	logger := slog.New(slog.NewJSONHandler(log, nil))
 	logger.Info("engine", "engine", e)
 	shown := log.String() + fmt.Sprintf("%v %+v %#v %s", e, e, e, e)

@@ -182,9 +182,11 @@ func (p *process) ask() error {
 }
 
 // bootFailed reports whether a statement of bootSQL failed. The engine then stays
-// at its prompt, deaf on that port; only stderr tells.
+// at its prompt, deaf on that port; only stderr tells. The reason is the line after,
+// which may come later.
 func (p *process) bootFailed() bool {
-	return strings.Contains(p.tail.String(), "Received exception")
+	_, reason, failed := strings.Cut(p.tail.String(), "Received exception")
+	return failed && strings.Contains(reason, "Code: ")
 }
 
 // cause says why the process ended, or failed to open its ports. The exit code

@@ -5,8 +5,11 @@ package engine_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"strconv"
@@ -126,30 +129,32 @@ func TestCloseEndsRun(t *testing.T) {
 	}
 }
 
+// A port may be taken between the look that found it free and the engine's own try. At
+// the HTTP port another engine may then answer, which does not know the password.
 func TestFirstStartTriesOtherPorts(t *testing.T) {
-	taken, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer taken.Close()
-	ports := []int{taken.Addr().(*net.TCPAddr).Port}
-	for range 3 {
-		l, err := net.Listen("tcp4", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	neighbour := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/ping" {
+			http.Error(w, "Code: 516. DB::Exception: keytrail: Authentication failed", http.StatusForbidden)
 		}
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	next := 0
-	e, _ := start(t, engine.WithPorts(engine.Config{}, func() (int, error) {
-		next++
-		return ports[next-1], nil
 	}))
-	if want := "127.0.0.1:" + strconv.Itoa(ports[3]); e.HTTPAddr() != want {
-		t.Errorf("HTTP is on %s, want %s", e.HTTPAddr(), want)
+	defer neighbour.Close()
+	taken := neighbour.Listener.Addr().(*net.TCPAddr).Port
+	var picked []int
+	e, _ := start(t, engine.WithPorts(engine.Config{}, func() (int, error) {
+		if n := len(picked); n == 0 || n == 3 { // for TCP, then for HTTP
+			picked = append(picked, taken)
+			return taken, nil
+		}
+		port, err := engine.FreePort()
+		picked = append(picked, port)
+		return port, err
+	}))
+	if n := len(picked); n < 6 {
+		t.Fatalf("ports were picked %d times, want 3 pairs at least", n)
+	}
+	last := picked[len(picked)-2:]
+	if tcp, http := fmt.Sprint("127.0.0.1:", last[0]), fmt.Sprint("127.0.0.1:", last[1]); options(t, e).Addr[0] != tcp || e.HTTPAddr() != http {
+		t.Errorf("it is on %s and %s, want %s and %s", options(t, e).Addr[0], e.HTTPAddr(), tcp, http)
 	}
 }
 
@@ -199,8 +204,11 @@ func TestNoOrphan(t *testing.T) {
 
 	start(t, engine.Config{Dir: dir})
 
-	// A pidfd is readable when the process has ended.
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 5000)
+	// A pidfd is readable when the process has ended. Any signal ends a Poll.
+	n, err := 0, error(unix.EINTR)
+	for errors.Is(err, unix.EINTR) {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 60_000)
+	}
 	if err != nil || n != 1 {
 		t.Errorf("the engine of a killed parent still runs (%d, %v)", n, err)
 	}

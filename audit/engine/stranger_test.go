@@ -131,7 +131,7 @@ func (v visit) overNative(sql string) attempt {
 }
 
 // strangersClient keeps no connection, which would outlive an engine.
-var strangersClient = http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+var strangersClient = http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Minute}
 
 func (v visit) overHTTP(method, path, body string) attempt {
 	a := attempt{What: method + " " + path + " " + body}

@@ -25,6 +25,21 @@ func TestRedact(t *testing.T) {
 	}
 }
 
+// The engine says that it failed in one line and why in the next, and either may be
+// read before the other is written. Only with both is it known that other ports help.
+func TestBootFailureIsReadWhole(t *testing.T) {
+	const said = "Received exception:\nCode: 210. DB::Exception: Listen [127.0.0.1]:20001 failed: Poco::Exception. Code: 1000, e.code() = 98, " +
+		"Net Exception: Address already in use: 127.0.0.1:20001 (version 26.7.2.1). (NETWORK_ERROR)\n"
+	for n := range len(said) {
+		if err := engine.BootFailure(said[:n]); err != nil {
+			t.Fatalf("after %q: %v", said[:n], err)
+		}
+	}
+	if err := engine.BootFailure(said); !engine.IsPortInUse(err) {
+		t.Errorf("%v, want one that asks for other ports", err)
+	}
+}
+
 func TestVersion(t *testing.T) {
 	for version, ok := range map[string]bool{
 		"26.6.1.1": true, "26.7.2.1": true, "26.10": true, "27.1.1": true,
