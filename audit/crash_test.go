@@ -263,7 +263,8 @@ func (l *pureLog) Follow(ctx context.Context, after events.Seq, f events.Followe
 // child is one writer process.
 type child struct {
 	cmd  *exec.Cmd
-	done chan error
+	done chan struct{} // closed when it has ended, and all that it said was read
+	err  error         // how it ended; readable after done
 }
 
 func spawnWriter(t *testing.T, dsn string, seed uint64, env ...string) *child {
@@ -272,7 +273,7 @@ func spawnWriter(t *testing.T, dsn string, seed uint64, env ...string) *child {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &child{cmd: exec.Command(exe), done: make(chan error, 1)}
+	c := &child{cmd: exec.Command(exe), done: make(chan struct{})}
 	c.cmd.Env = append(append(os.Environ(), crashEnvDSN+"="+dsn, crashEnvSeed+"="+strconv.FormatUint(seed, 10)), env...)
 	in, err := c.cmd.StdinPipe()
 	if err != nil {
@@ -282,10 +283,14 @@ func spawnWriter(t *testing.T, dsn string, seed uint64, env ...string) *child {
 	if err := c.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go func() { c.done <- c.cmd.Wait() }()
+	go func() {
+		c.err = c.cmd.Wait()
+		close(c.done)
+	}()
 	t.Cleanup(func() {
 		in.Close()
 		c.cmd.Process.Kill()
+		<-c.done // what it says is told to the test
 	})
 	return c
 }
@@ -293,7 +298,8 @@ func spawnWriter(t *testing.T, dsn string, seed uint64, env ...string) *child {
 func (c *child) kill(t *testing.T) {
 	t.Helper()
 	if err := c.cmd.Process.Kill(); err != nil {
-		t.Fatalf("the writer ended by itself: %v, %v", err, <-c.done)
+		<-c.done
+		t.Fatalf("the writer ended by itself: %v, %v", err, c.err)
 	}
 	<-c.done
 }
@@ -385,7 +391,7 @@ func TestCrash(t *testing.T) {
 	t.Logf("kills: %v; after the last: %+v of %d events, %d messages", kills, look(), crashEvents, crashMessages)
 	writer.kill(t)
 	writer = spawnWriter(t, e.DSN(), seed, crashEnvFast+"=1")
-	deadline := time.Now().Add(60 * time.Second)
+	deadline := time.Now().Add(2 * patience)
 	for p := look(); p.err != nil || p.events != 2*crashEvents || p.messages != crashMessages || p.rolled < p.uses; p = look() {
 		if time.Now().After(deadline) {
 			t.Fatalf("not complete: %+v", p)

@@ -98,7 +98,8 @@ func TestFaultsOfARealClickHouse(t *testing.T) {
 	defer stop()
 	first := make(chan error, 1)
 	go func() {
-		first <- s.conn.Exec(clickhouse.Context(running, clickhouse.WithQueryID("one-name")), "SELECT sum(sleepEachRow(0.1)) FROM numbers(100) SETTINGS max_block_size = 1")
+		// It runs until it is killed.
+		first <- s.conn.Exec(clickhouse.Context(running, clickhouse.WithQueryID("one-name")), "SELECT sum(sleepEachRow(0.1)) FROM numbers(100000) SETTINGS max_block_size = 1")
 	}()
 	eventually(t, func() error {
 		var n uint64

@@ -22,13 +22,14 @@ type fixture struct {
 	uses  []UseRow
 	node  events.NodeID
 	n     uint64
+	stop  func() error // of the writer, for tests that damage the copy
 }
 
 func newFixture(t testing.TB) *fixture {
 	f := &fixture{store: openStore(t, enginetest.Database(t)), log: logtest.New(t), clock: clockAt(start), node: "n1", n: 1}
 	f.log.SetClock(f.clock.now)
 	f.log.Reads().SetClock(f.clock.now)
-	startWriter(t, WriterConfig{Store: f.store, Log: f.log, Reads: f.log.Reads(), Uses: f.log, Linger: 5 * time.Millisecond})
+	f.stop = startWriter(t, WriterConfig{Store: f.store, Log: f.log, Reads: f.log.Reads(), Uses: f.log, Linger: 5 * time.Millisecond})
 	for _, ks := range []events.KeyspaceID{"scribe", "other", events.Builtin} {
 		logtest.Append(t, f.log, events.KeyspaceAggregate(ks), &events.KeyspaceDefined{Definition: events.BuiltinDefinition()})
 		tenants := []events.TenantID{"acme", "globex"}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -74,9 +75,33 @@ func serveEndpointWhile(t testing.TB, s *Store, log *logtest.MemLog, allowed fun
 	who["stranger"] = &events.Principal{Actor: events.Actor{Kind: events.ActorKey, ID: keyID(8).String()}, Scopes: []string{events.ScopeKeysRead}}
 	mux := http.NewServeMux()
 	NewHandler(HandlerConfig{Store: s, Log: log, Recorder: testRecorder(log.Reads())}).Routes(mux, rechecked{who, allowed})
-	srv := httptest.NewServer(api.Handler(mux))
+	srv := httptest.NewUnstartedServer(api.Handler(mux))
+	srv.Config.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		if err := c.(*net.TCPConn).SetWriteBuffer(smallBuffer); err != nil {
+			t.Error(err)
+		}
+		return ctx
+	}
+	srv.Start()
 	t.Cleanup(srv.Close)
 	return srv
+}
+
+// smallBuffer is the size of a connection's buffers, in bytes, where a server must wait
+// for its reader. By default some systems take megabytes.
+const smallBuffer = 64 << 10
+
+// smallReader is a client who takes no more than is read of the answer.
+func smallReader(t testing.TB) *http.Client {
+	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return c, c.(*net.TCPConn).SetReadBuffer(smallBuffer)
+	}}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr}
 }
 
 func call(t testing.TB, srv *httptest.Server, who, method, path, body string) (*http.Response, string) {
@@ -280,7 +305,7 @@ func TestBrokenExportIsOnTheRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	req.Header.Set("X-Who", "root")
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := smallReader(t).Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

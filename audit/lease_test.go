@@ -75,7 +75,10 @@ func TestStandbyKeepsItsConnection(t *testing.T) {
 	go func() {
 		holding <- holder.withLease(t.Context(), "uses", func(context.Context) error {
 			close(held)
-			<-release
+			select {
+			case <-release:
+			case <-t.Context().Done():
+			}
 			return nil
 		})
 	}()
@@ -105,7 +108,12 @@ func TestStandbyKeepsItsConnection(t *testing.T) {
 	var slowest time.Duration
 	const n = 50
 	for range n {
-		slowest = max(slowest, <-looks)
+		select {
+		case d := <-looks:
+			slowest = max(slowest, d)
+		case err := <-ended:
+			t.Fatalf("the standby does not look any more: %v", err)
+		}
 	}
 	// One try to take it, and what the pool opens for the looks.
 	if got := dials.Load() - opened; got > 2 {
@@ -124,6 +132,8 @@ func TestStandbyKeepsItsConnection(t *testing.T) {
 		case <-looks:
 		case <-taken:
 			waiting = false
+		case err := <-ended:
+			t.Fatalf("the standby did not take over: %v", err)
 		}
 	}
 	cancel()

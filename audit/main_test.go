@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/keytrail/keytrail/audit/engine/enginetest"
 	"github.com/keytrail/keytrail/events"
@@ -77,6 +79,13 @@ func startWriter(t testing.TB, cfg WriterConfig) (stop func() error) {
 	return stop
 }
 
+// counted reports whether a counter of what the writer read shows n: exactly, unless
+// an epoch began anew, which reads again what was not stored.
+func counted(m *WriterMetrics, c prometheus.Counter, n float64) bool {
+	got := testutil.ToFloat64(c)
+	return got == n || got > n && testutil.ToFloat64(m.restarts.WithLabelValues(sourceUses)) > 0
+}
+
 // waitCopied returns when the copy, rollups included, holds everything of log.
 func waitCopied(t testing.TB, s *Store, log *logtest.MemLog) {
 	t.Helper()
@@ -106,13 +115,17 @@ func waitCopied(t testing.TB, s *Store, log *logtest.MemLog) {
 	})
 }
 
-// eventually polls f until it returns nil.
+// patience bounds every wait for something that must come. How long it takes is the
+// machine's affair.
+const patience = 2 * time.Minute
+
+// eventually polls f until it returns nil. It may be called when the test has ended.
 func eventually(t testing.TB, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(patience)
 	err := f()
 	for err != nil && time.Now().Before(deadline) {
-		if perr := pause(t.Context(), 10*time.Millisecond); perr != nil {
+		if perr := pause(context.Background(), 10*time.Millisecond); perr != nil {
 			t.Fatal(errors.Join(perr, err))
 		}
 		err = f()

@@ -19,6 +19,9 @@ func TestReconcileFinds(t *testing.T) {
 	if r := mustReconcile(t, f.store, f.log); r.Uses != uint64(len(f.uses)) || r.Events != uint64(len(f.log.Records())) || r.Reads != uint64(len(f.log.Reads().Records())) {
 		t.Fatalf("%+v", r)
 	}
+	if err := f.stop(); err != nil { // it would find the damage too, whenever it starts over
+		t.Fatal(err)
+	}
 	ctx := clickhouse.Context(t.Context(), clickhouse.WithSettings(clickhouse.Settings{"mutations_sync": 2, "lightweight_deletes_sync": 2}))
 	// Each damage stays; what it adds to the report is looked for.
 	seen := map[string]bool{}

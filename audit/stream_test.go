@@ -36,7 +36,7 @@ func TestExportOfARevokedKeyIsCutOff(t *testing.T) {
 			t.Fatal(err)
 		}
 		req.Header.Set("X-Who", "root")
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := smallReader(t).Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}

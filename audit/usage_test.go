@@ -96,6 +96,9 @@ func TestUsageOfDroppedMonths(t *testing.T) {
 	if n, err := ask(cut); err != nil || n != before { // all are of the last minutes
 		t.Fatalf("%d of %d, %v", n, before, err)
 	}
+	if err := f.stop(); err != nil {
+		t.Fatal(err)
+	}
 	if err := f.store.conn.Exec(t.Context(), "ALTER TABLE uses DELETE WHERE toYYYYMM(stored) = 202601 SETTINGS mutations_sync = 2"); err != nil {
 		t.Fatal(err)
 	}
