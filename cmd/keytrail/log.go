@@ -20,7 +20,7 @@ import (
 // natsFlags are how a role reaches the log, and as whom.
 type natsFlags struct {
 	url, user, ca, cert, key string
-	node                     bool // the user is a verifier node's: its name is the node's, its password has one variable
+	node                     bool // the user is a verifier node: its rights are those of its name, and its password has one variable
 }
 
 func (n *natsFlags) register(c *cobra.Command) {
@@ -28,9 +28,7 @@ func (n *natsFlags) register(c *cobra.Command) {
 	const local = "nats://127.0.0.1:4222"
 	f.StringVar(&n.url, "nats", env("KEYTRAIL_NATS", local), "NATS URLs, separated by commas (KEYTRAIL_NATS)")
 	hush(f, "nats", local)
-	if n.node {
-		f.StringVar(&n.user, "nats-user", "", "NATS user (default: this node's name); its password is in KEYTRAIL_NODE_PASSWORD, or in the file that KEYTRAIL_NODE_PASSWORD_FILE names")
-	} else {
+	if !n.node {
 		f.StringVar(&n.user, "nats-user", n.user, "NATS user; its password is in KEYTRAIL_<USER>_PASSWORD, or in the file that KEYTRAIL_<USER>_PASSWORD_FILE names")
 	}
 	f.StringVar(&n.ca, "nats-ca", os.Getenv("KEYTRAIL_NATS_CA"), "PEM file of the authority of the server's certificate (KEYTRAIL_NATS_CA)")

@@ -61,7 +61,7 @@ func (r *roleFlags) register(c *cobra.Command, user, listen string) {
 	f := c.Flags()
 	r.nats.register(c)
 	f.StringVar(&r.log, "log-id", os.Getenv("KEYTRAIL_LOG_ID"), "refuse any other log than this (KEYTRAIL_LOG_ID)")
-	f.StringVar(&r.name, "name", os.Getenv("KEYTRAIL_NAME"), "this node's name in the ledger (KEYTRAIL_NAME; default: host, role and port)")
+	f.StringVar(&r.name, "name", os.Getenv("KEYTRAIL_NAME"), "this node's name in the ledger; a verifier is the log's user of that name, with the password in KEYTRAIL_NODE_PASSWORD, or in the file that KEYTRAIL_NODE_PASSWORD_FILE names (KEYTRAIL_NAME; default: host, role and port)")
 	f.StringVar(&r.listen, "listen", env("KEYTRAIL_LISTEN", listen), listenUsage)
 	f.StringVar(&r.dir, "dir", os.Getenv("KEYTRAIL_SNAPSHOT_DIR"), "directory for snapshots of the view (KEYTRAIL_SNAPSHOT_DIR; default: none, the log is replayed)")
 	f.StringSliceVar(&r.trusted, "trusted-proxy", nil, "network of a proxy that names the client: its X-Forwarded-For, X-Forwarded-Proto and Forwarded count")
@@ -93,7 +93,7 @@ func (a *app) open(ctx context.Context, role string, r *roleFlags) (*node, error
 	if cfg.Sources, err = r.from.sources(a, r.dir); err != nil {
 		return nil, err
 	}
-	if r.nats.node && r.nats.user == "" {
+	if r.nats.node {
 		r.nats.user = string(nodeID(cfg))
 	}
 	nc, err := r.nats.connect("keytrail "+role, logger)
