@@ -1,8 +1,6 @@
 package cmd_test
 
 import (
-	"bufio"
-	"bytes"
 	"go/ast"
 	"go/importer"
 	"go/parser"
@@ -10,7 +8,6 @@ import (
 	"go/types"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -25,19 +22,13 @@ var answering = []string{"events", "events/input", "events/keyspace", "internal/
 // nothing that could be a secret, or by input.Quote, which is for names of the
 // record. So the verb %q does not occur.
 func TestTextIsEchoed(t *testing.T) {
-	pkgs := make([]string, len(answering))
-	for i, p := range answering {
-		pkgs[i] = "./" + p
-	}
-	list := exec.Command("go", append([]string{"list", "-export", "-deps", "-f", "{{.ImportPath}}\t{{.Export}}\t{{.Dir}}\t{{join .GoFiles \" \"}}", "--"}, pkgs...)...)
-	list.Dir = ".."
-	out, err := list.Output()
-	if err != nil {
-		t.Fatal(err)
+	args := []string{"-export", "-deps", "-f", "{{.ImportPath}}\t{{.Export}}\t{{.Dir}}\t{{join .GoFiles \" \"}}", "--"}
+	for _, p := range answering {
+		args = append(args, "../"+p)
 	}
 	exports, sources := map[string]string{}, map[string][]string{}
-	for s := bufio.NewScanner(bytes.NewReader(out)); s.Scan(); {
-		f := strings.Split(s.Text(), "\t")
+	for line := range strings.Lines(goList(t, args...)) {
+		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
 		exports[f[0]] = f[1]
 		for _, name := range strings.Fields(f[3]) {
 			sources[f[0]] = append(sources[f[0]], filepath.Join(f[2], name))

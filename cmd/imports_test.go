@@ -2,7 +2,6 @@
 package cmd_test
 
 import (
-	"os/exec"
 	"strings"
 	"testing"
 )
@@ -55,13 +54,10 @@ var arrows = map[string][]string{
 var everywhere = []string{"github.com/prometheus/client_golang/", "go.opentelemetry.io/otel"}
 
 func TestImportsRunOneWay(t *testing.T) {
-	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, "../...").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := goList(t, "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, "../...")
 	seen := map[string]bool{}
 	used := map[[2]string]bool{} // by row and entry
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(out) {
 		fields := strings.Fields(line)
 		pkg := strings.TrimPrefix(fields[0], module)
 		if pkg == "cmd/keytrail" || pkg == "cmd" {
@@ -101,14 +97,11 @@ func TestImportsRunOneWay(t *testing.T) {
 // TestNothingShipsTheTestServers: the binary carries neither testcontainers nor
 // the packages that are for tests.
 func TestNothingShipsTheTestServers(t *testing.T) {
-	out, err := exec.Command("go", "list", "-deps", "./keytrail").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(string(out), module+"events/eventlog\n") {
+	out := goList(t, "-deps", "./keytrail")
+	if !strings.Contains(out, module+"events/eventlog\n") {
 		t.Fatal("the list of the binary's packages is not what this test takes it for")
 	}
-	for imp := range strings.Lines(string(out)) {
+	for imp := range strings.Lines(out) {
 		for _, not := range []string{"github.com/testcontainers/", module + "audit/engine/enginetest", module + "events/logtest", "testing\n"} {
 			if strings.HasPrefix(imp, not) {
 				t.Errorf("the binary contains %s", strings.TrimSpace(imp))
@@ -121,13 +114,7 @@ func TestNothingShipsTheTestServers(t *testing.T) {
 // log, links no NATS server.
 func TestClientsLinkNoServer(t *testing.T) {
 	const server = "github.com/nats-io/nats-server/"
-	deps := func(pkgs ...string) string {
-		out, err := exec.Command("go", append([]string{"list", "-deps"}, pkgs...)...).Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(out)
-	}
+	deps := func(pkgs ...string) string { return goList(t, append([]string{"-deps"}, pkgs...)...) }
 	if !strings.Contains(deps("../events/eventlog/server"), server) {
 		t.Fatal("package server is not what this test takes it for")
 	}

@@ -2,7 +2,6 @@ package cmd_test
 
 import (
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 )
@@ -10,13 +9,10 @@ import (
 // TestRequestsAreReadInOnePlace: what net/http offers for reading a request takes
 // what it cannot read for absent. internal/api reads strictly, for every endpoint.
 func TestRequestsAreReadInOnePlace(t *testing.T) {
-	out, err := exec.Command("go", "list", "-f", `{{range .GoFiles}}{{$.Dir}}/{{.}} {{end}}`, "../...").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := goList(t, "-f", `{{range .GoFiles}}{{$.Dir}}/{{.}}{{"\n"}}{{end}}`, "../...")
 	read := 0
-	for _, file := range strings.Fields(string(out)) {
-		if strings.Contains(file, "/internal/api/") {
+	for file := range strings.SplitSeq(strings.TrimSpace(out), "\n") {
+		if file == "" || strings.Contains(file, "/internal/api/") {
 			continue
 		}
 		b, err := os.ReadFile(file)

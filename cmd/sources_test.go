@@ -3,6 +3,7 @@ package cmd_test
 import (
 	"errors"
 	"io/fs"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -31,4 +32,17 @@ func eachSource(t *testing.T, see func(path string) error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// goList returns what go list prints, and fails the test with what it says.
+func goList(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("go", append([]string{"list"}, args...)...).Output()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		t.Fatalf("go list: %v\n%s", err, exit.Stderr)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
 }
