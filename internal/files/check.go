@@ -86,7 +86,8 @@ func checkMember(path string) error {
 
 // ReadOwn returns the trimmed content of a small file that this process or an
 // earlier one wrote, "" when there is none. It must be a file of ours, not a
-// link, that nobody else can read or write.
+// link, that nobody else can read or write. Write leaves no empty file, so an
+// empty one is refused: taken for absent, it would make a new key or a new log.
 func ReadOwn(path string) (string, error) {
 	f, err := openOwn(path, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -103,7 +104,11 @@ func ReadOwn(path string) (string, error) {
 	if info.Mode().Perm()&0o077 != 0 {
 		return "", fmt.Errorf("%s has mode %04o: other users can read or change it; want mode 0600. If you trust its content, 'chmod 600' it", path, info.Mode().Perm())
 	}
-	return readSmall(f, path)
+	text, err := readSmall(f, path)
+	if err == nil && text == "" {
+		err = fmt.Errorf("%s is empty: restore it from a backup, or remove it to begin without it", path)
+	}
+	return text, err
 }
 
 // ReadSecret returns the trimmed content of a small file that the user named and
@@ -111,7 +116,7 @@ func ReadOwn(path string) (string, error) {
 // mounted and passed that way. No other user may have been able to put the secret
 // there; nor may another user be able to read a file of ours. (A file of
 // another's, as root's in a container, has readers that its owner chose.)
-// An absent file is fs.ErrNotExist.
+// An absent file is fs.ErrNotExist, and an empty one an error too.
 func ReadSecret(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -128,7 +133,11 @@ func ReadSecret(path string) (string, error) {
 	if ownerOf(info) == os.Geteuid() && info.Mode().IsRegular() && info.Mode().Perm()&0o044 != 0 {
 		return "", fmt.Errorf("%s has mode %04o: other users can read the secret in it; 'chmod 600' it, or mount it with mode 0400", path, info.Mode().Perm())
 	}
-	return readSmall(f, path)
+	text, err := readSmall(f, path)
+	if err == nil && text == "" {
+		err = fmt.Errorf("%s is empty: want a secret in it", path)
+	}
+	return text, err
 }
 
 // CheckSecret is ReadSecret for a file that a library reads.

@@ -107,6 +107,24 @@ func TestReadOwn(t *testing.T) {
 	}
 }
 
+// TestEmptyFilesAreNotAbsent: an emptied key file does not make a new key.
+func TestEmptyFilesAreNotAbsent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "root.key")
+	for _, text := range []string{"", "\n", " \t\r\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for name, read := range map[string]func(string) (string, error){"ReadOwn": ReadOwn, "ReadSecret": ReadSecret} {
+			got, err := read(path)
+			if got != "" {
+				t.Errorf("%s of %q: %q", name, text, got)
+			}
+			wantError(t, err, path+" is empty")
+		}
+		wantError(t, CheckSecret(path), path+" is empty")
+	}
+}
+
 func TestLockRejectsPlantedFiles(t *testing.T) {
 	for _, p := range plants {
 		t.Run(p.name, func(t *testing.T) {
