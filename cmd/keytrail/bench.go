@@ -34,7 +34,7 @@ func (a *app) benchCmd() *cobra.Command {
 		Long: `Send verifications of one key over HTTP from a few clients for a few seconds and
 print how many were answered and how fast. It writes: every verification is a use
 in the ledger of the key's tenant, tens of thousands of them, and they stay there.
-Take a key of a tenant that is there for tests. Beside it the same clients call /healthz, which does nothing: the ratio
+Take a key of a tenant that is there for tests; one that is denied is not measured. Beside it the same clients call /healthz, which does nothing: the ratio
 says what verifying costs on this machine. Without --remote only a verifier on the
 loopback interface is loaded.
 
@@ -67,6 +67,9 @@ The benchmarks of the code itself: go test -run '^$' -bench . ./...`,
 			}
 			b, err := json.Marshal(body, json.Deterministic(true))
 			if err != nil {
+				return err
+			}
+			if err := answersAllowed(c.Context(), cl.Base+"/v1/verify", b); err != nil {
 				return err
 			}
 			bare, err := load(c.Context(), cl.Base+"/healthz", nil, clients, length/2)
@@ -154,26 +157,56 @@ func load(ctx context.Context, target string, body []byte, n int, d time.Duratio
 	return r, nil
 }
 
+// answersAllowed asks once before the load begins. A refusal is answered sooner than
+// an allowance, so its figure would mislead, and tens of thousands of refusals in
+// the ledger of a tenant look like an attack.
+func answersAllowed(ctx context.Context, target string, body []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var d struct {
+		Allowed bool   `json:"allowed"`
+		Reason  string `json:"reason"`
+	}
+	answer, err := ask(ctx, http.DefaultClient, target, body)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(answer, &d); err != nil {
+		return fmt.Errorf("%s does not answer as a verifier: %w", target, err)
+	}
+	if !d.Allowed {
+		return fmt.Errorf("the key is denied (%s): nothing was measured; want a key and a question that are allowed", line(d.Reason))
+	}
+	return nil
+}
+
 func once(ctx context.Context, hc *http.Client, target string, body []byte) error {
+	_, err := ask(ctx, hc, target, body)
+	return err
+}
+
+// ask sends one request and returns the answer, of which no more than a megabyte is read.
+func ask(ctx context.Context, hc *http.Client, target string, body []byte) ([]byte, error) {
 	method, in := http.MethodGet, io.Reader(nil)
 	if body != nil {
 		method, in = http.MethodPost, bytes.NewReader(body)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, target, in)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := hc.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-		return err
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answered %s", strings.TrimSuffix(target, "/"), resp.Status)
+		return nil, fmt.Errorf("%s answered %s", strings.TrimSuffix(target, "/"), resp.Status)
 	}
-	return nil
+	return answer, nil
 }
