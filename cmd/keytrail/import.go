@@ -76,6 +76,7 @@ is read from standard input only and hashed at once; it is not sent, printed or
 kept. Type, environment, scopes, roles, resources, allowlist, expires_at,
 expires_in, limit and metadata are as in 'key create'; in CSV lists are separated
 by spaces, "-" is the empty list, a resource is kind/id, expires_at may be never,
+an empty cell takes the default (but allowlist, resources and status must be filled in),
 and there are columns limit.plan, limit.per_minute, limit.burst and metadata.NAME.
 
 "status" says how the key stands where it comes from: active (the default),

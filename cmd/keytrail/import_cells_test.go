@@ -75,11 +75,28 @@ func TestBrokenCellsAreRefused(t *testing.T) {
 				t.Errorf("%s: %q is refused at %q, want at the column", column, cell, refused)
 			}
 		}
-		for cell, want := range map[string][]string{"": nil, "-": {}, "p/a": {"p/a"}, " p/a , p/b;p/c p/d ": {"p/a", "p/b", "p/c", "p/d"}} {
+		k, refused := readCell(t, column, "")
+		if restricts := column == "allowlist" || column == "resources"; len(listOf(&k, column)) != 0 || (refused == column) != restricts {
+			t.Errorf("%s: an empty cell reads as %q, refused at %q", column, listOf(&k, column), refused)
+		}
+		for cell, want := range map[string][]string{"-": {}, "p/a": {"p/a"}, " p/a , p/b;p/c p/d ": {"p/a", "p/b", "p/c", "p/d"}} {
 			k, refused := readCell(t, column, cell)
 			if got := listOf(&k, column); refused != "" || !slices.Equal(got, want) {
 				t.Errorf("%s: %q reads as %q, refused at %q; want %q", column, cell, got, refused, want)
 			}
+		}
+	}
+}
+
+// TestEmptyRestrictionsAreRefused: a cell that was lost on its way makes no key that
+// works from everywhere, reaches all, or comes alive.
+func TestEmptyRestrictionsAreRefused(t *testing.T) {
+	for column, value := range map[string]string{"allowlist": "-", "resources": "-", "status": "active"} {
+		if _, refused := readCell(t, column, ""); refused != column {
+			t.Errorf("%s: an empty cell is refused at %q, want at the column", column, refused)
+		}
+		if k, refused := readCell(t, column, value); refused != "" || len(k.Allowlist)+len(k.Resources) != 0 {
+			t.Errorf("%s: %q is refused at %q, or restricts %+v", column, value, refused, k)
 		}
 	}
 }

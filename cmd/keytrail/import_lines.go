@@ -298,6 +298,9 @@ func (c *csvLines) next() (importLine, error) {
 	var row importRow
 	for i, cell := range cells {
 		if cell == "" {
+			if value, ok := restricting[c.columns[i]]; ok {
+				return bad(n, c.columns[i], "the cell is empty: write "+value), nil
+			}
 			continue // as if the column were not there
 		}
 		if field, message := row.set(c.columns[i], cell); message != "" {
@@ -309,6 +312,15 @@ func (c *csvLines) next() (importLine, error) {
 
 // listColumns are the columns whose cells hold lists.
 var listColumns = []string{"scopes", "roles", "resources", "allowlist"}
+
+// restricting names the columns that take power from keys, and how a line says that
+// it takes none: a cell that was lost on its way must not make a key that works from
+// everywhere, reaches all, or lives again.
+var restricting = map[string]string{
+	"allowlist": "- for any address",
+	"resources": "- for the whole tenant",
+	"status":    "active, disabled, revoked or expired",
+}
 
 // set fills in one cell that is not empty, and says what is wrong with it without
 // repeating it. A cell that says nothing is refused: read as absent, it would
