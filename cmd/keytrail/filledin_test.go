@@ -87,6 +87,9 @@ func TestNothingGivenIsEmpty(t *testing.T) {
 			if !ok {
 				t.Errorf("%v: no broken values for a flag of type %s", path, f.Value.Type())
 			}
+			if f.Name == "log-level" { // of all commands, also of those that log nothing
+				values = append(values[:len(values):len(values)], "loud", "warn ", "0")
+			}
 			for _, v := range values {
 				if mayBeEmpty[f.Name] {
 					continue
@@ -105,4 +108,8 @@ func TestNothingGivenIsEmpty(t *testing.T) {
 			refused(name, "key", "get", "K")
 		})
 	}
+	t.Run("KEYTRAIL_LOG_LEVEL", func(t *testing.T) {
+		t.Setenv("KEYTRAIL_LOG_LEVEL", "loud")
+		refused("log-level", "key", "get", "K")
+	})
 }

@@ -26,6 +26,14 @@ func TestNamedKeyFile(t *testing.T) {
 	if err := os.WriteFile(auditor, []byte("kt_auditor\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	empty, two, bom := file("empty.key", " \n"), file("two.key", "kt_one\nkt_two\n"), file("bom.key", "\ufeffkt_one\n")
 	for _, tt := range []struct {
 		name, root, file, flag string
 		want                   string // what is presented; "" with a fault
@@ -40,6 +48,12 @@ func TestNamedKeyFile(t *testing.T) {
 		{name: "an absent file in the environment", file: absent, fault: "read the operator key: open " + absent},
 		{name: "an absent file by flag", flag: absent, fault: "read the operator key: open " + absent},
 		{name: "an absent file by flag beside the environment", root: "kt_root", flag: absent, fault: "read the operator key: open " + absent},
+		{name: "an empty file", flag: empty, fault: empty + " is empty"},
+		{name: "an empty file in the environment", file: empty, fault: empty + " is empty"},
+		{name: "a file of two keys", flag: two, fault: "the operator key of " + two + " holds white space"},
+		{name: "a file with a byte order mark", flag: bom, fault: "the operator key of " + bom},
+		{name: "a key and a line end in the environment", root: "kt_root\r\n", fault: "the operator key of KEYTRAIL_ROOT_KEY holds white space"},
+		{name: "two keys in the environment", root: "kt_root kt_auditor", file: auditor, fault: "the operator key of KEYTRAIL_ROOT_KEY"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for name, value := range map[string]string{"KEYTRAIL_ROOT_KEY": tt.root, "KEYTRAIL_KEY_FILE": tt.file} {

@@ -131,13 +131,19 @@ Start here:
 		if err := noPassword(c); err != nil {
 			return err
 		}
+		if err := filledIn(c, args); err != nil {
+			return err
+		}
+		if _, err := a.logLevel(0); err != nil { // also where nothing is logged: it was given
+			return err
+		}
 		switch {
 		case c.Flags().Changed("key-file"):
 			a.keyFrom = byFlag
 		case os.Getenv("KEYTRAIL_KEY_FILE") != "":
 			a.keyFrom = byEnvironment
 		}
-		return filledIn(c, args)
+		return nil
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		if bad, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
@@ -198,21 +204,40 @@ func (a *app) client(override string) (*client.Client, error) {
 		if key, err = files.ReadSecret(a.keyFile); err != nil && (a.keyFrom != byDefault || !errors.Is(err, fs.ErrNotExist)) {
 			return nil, fmt.Errorf("read the operator key: %w", err)
 		}
-		if err == nil && key == "" {
-			return nil, fmt.Errorf("the key file %s is empty: want the secret of an operator key in it", a.keyFile)
-		}
+	}
+	if strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }) { // no header may hold it
+		return nil, fmt.Errorf("the operator key of %s holds white space or other characters that no key has: want one key and nothing else", a.keySource(key))
 	}
 	c.Key = events.NewSecret(key)
 	return c, nil
 }
 
+// keySource says where the operator key came from.
+func (a *app) keySource(key string) string {
+	if a.keyFrom != byFlag && key == os.Getenv("KEYTRAIL_ROOT_KEY") {
+		return "KEYTRAIL_ROOT_KEY"
+	}
+	return a.keyFile
+}
+
+// logLevel returns the level that was asked for, or def.
+func (a *app) logLevel(def slog.Level) (slog.Level, error) {
+	if a.level == "" {
+		return def, nil
+	}
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(a.level)); err != nil {
+		return def, usageError{fmt.Errorf("--log-level %s: want debug, info, warn or error", input.Echo(a.level))}
+	}
+	return l, nil
+}
+
 // logger returns the logger of a role: JSON lines on standard error. It is the
 // default too, for what is given none: the endpoints report a 500 through it.
 func (a *app) logger(l slog.Level) (*slog.Logger, error) {
-	if a.level == "" {
-		// the role's own default
-	} else if err := l.UnmarshalText([]byte(a.level)); err != nil {
-		return nil, usageError{fmt.Errorf("--log-level %s: want debug, info, warn or error", input.Echo(a.level))}
+	l, err := a.logLevel(l)
+	if err != nil {
+		return nil, err
 	}
 	logger := slog.New(slog.NewJSONHandler(a.err, &slog.HandlerOptions{Level: l, ReplaceAttr: a.secrets.replace}))
 	slog.SetDefault(logger)
