@@ -132,20 +132,7 @@ const drain = 2500 * time.Millisecond
 // closed after a fifth of that: clients open some in advance. Beside
 // HTTP/1 it speaks HTTP/2 without TLS, which gRPC needs (verifier/extauthz).
 func (s *Server) Run(ctx context.Context) error {
-	var protocols http.Protocols
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true)
-	srv := &http.Server{
-		Protocols:         &protocols,
-		Handler:           api.Handler(s.ln.limit(s.Mux)),
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       15 * time.Second, // of a whole request: a megabyte at 70 kB/s
-		WriteTimeout:      time.Minute,      // exports, which may take longer, move it on while their reader reads
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ConnState:         s.ln.state,
-		ErrorLog:          slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
-	}
+	srv := s.server()
 	failed := make(chan error, 1)
 	go func() { failed <- srv.Serve(s.ln) }() // ends with Shutdown or Close below
 	select {
@@ -164,4 +151,22 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	<-failed
 	return err
+}
+
+// server bounds how long a client may take for each part of an exchange.
+func (s *Server) server() *http.Server {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &http.Server{
+		Protocols:         &protocols,
+		Handler:           api.Handler(s.ln.limit(s.Mux)),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       15 * time.Second, // of a whole request: a megabyte at 70 kB/s
+		WriteTimeout:      time.Minute,      // exports, which may take longer, move it on while their reader reads
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ConnState:         s.ln.state,
+		ErrorLog:          slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
+	}
 }

@@ -2,11 +2,15 @@ package ops
 
 import (
 	"errors"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestFallback(t *testing.T) {
@@ -64,5 +68,42 @@ func TestReadyAndDegraded(t *testing.T) {
 		if (s.Ready() == nil) != (c.part == nil) {
 			t.Errorf("ready: %v", s.Ready())
 		}
+	}
+}
+
+// TestClientsHaveDeadlines: a client that does not send, or does not read what it
+// asked for, holds a request for a bounded time.
+func TestClientsHaveDeadlines(t *testing.T) {
+	s, err := Listen("127.0.0.1:0", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	s.Mux.HandleFunc("GET /large", func(w http.ResponseWriter, _ *http.Request) {
+		chunk, err := make([]byte, 1<<20), error(nil)
+		for err == nil {
+			_, err = w.Write(chunk)
+		}
+		ended <- err
+	})
+	srv := s.server()
+	for name, d := range map[string]time.Duration{"header": srv.ReadHeaderTimeout, "request": srv.ReadTimeout, "answer": srv.WriteTimeout, "next request": srv.IdleTimeout} {
+		if d <= 0 || d > 2*time.Minute {
+			t.Errorf("the deadline of the %s is %s", name, d)
+		}
+	}
+	srv.WriteTimeout = 50 * time.Millisecond
+	defer srv.Close()
+	go func() { _ = srv.Serve(s.ln) }() // ends with Close
+	c, err := net.Dial("tcp", s.ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "GET /large HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("an answer that nobody reads ends with %v", err)
 	}
 }
