@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -99,6 +100,19 @@ func (u *upgraded) call(ctx context.Context, p *part, method, path string, body 
 	return resp.StatusCode, data
 }
 
+// away reports whether the status says that a part is being replaced, or cannot prove
+// anything for a moment.
+func away(status int) bool { return status == 0 || status == http.StatusServiceUnavailable }
+
+// patient is call, again and again while the part is away.
+func (u *upgraded) patient(ctx context.Context, p *part, method, path string, body any) (status int, data []byte) {
+	for deadline := time.Now().Add(patience); ; rest(ctx, 20*time.Millisecond) {
+		if status, data = u.call(ctx, p, method, path, body); !away(status) || time.Now().After(deadline) {
+			return status, data
+		}
+	}
+}
+
 // loadKey is a key of the load, and what was acknowledged of it.
 type loadKey struct {
 	id, secret string
@@ -128,7 +142,7 @@ func (u *upgraded) change(ctx context.Context, t *testing.T, p *part, writer int
 			}
 			u.changes.Add(1)
 			return true
-		case status != 0 && status != http.StatusServiceUnavailable:
+		case !away(status):
 			t.Errorf("%s %s: %d %s", method, path, status, b)
 		}
 		return false
@@ -176,7 +190,7 @@ func (u *upgraded) ask(ctx context.Context, t *testing.T, p *part) {
 		revoked, position := k.revoked, k.position
 		k.mu.Unlock()
 		status, b := u.call(ctx, p, "POST", "/v1/verify", map[string]any{"key": k.secret, "keyspace": "scribe-sight", "scope": "read", "min_position": position})
-		if status == 0 || status == http.StatusServiceUnavailable {
+		if away(status) {
 			continue // it is being replaced
 		}
 		var a struct{ Reason string }
@@ -274,21 +288,30 @@ func TestRollingUpgrade(t *testing.T) {
 
 	// One control is old: the other writes what the old one reads, and nothing that it does not.
 	probe := u.key(t)
-	status, b := u.call(ctx, u.controls[0], "PATCH", "/v1/keys/"+probe, map[string]any{"name": "next: of control-1"})
-	if status != http.StatusServiceUnavailable || !strings.Contains(string(b), "needs release 2.1 in every process") {
-		t.Errorf("with an old control: %d %s", status, b)
-	}
-	nodes := u.releases(ctx, t)
-	if nodes["control-2"] != "1.0" || nodes["control-1"] != "2.1" || nodes["verifier-2"] != "2.1" || nodes["auditor-1"] != "2.1" {
-		t.Errorf("/v1/nodes: %v", nodes)
-	}
+	eventually(t, func() string {
+		status, b := u.call(ctx, u.controls[0], "PATCH", "/v1/keys/"+probe, map[string]any{"name": "next: of control-1"})
+		if away(status) && strings.Contains(string(b), "needs release 2.1 in every process") {
+			return ""
+		}
+		if !away(status) {
+			t.Fatalf("with an old control: %d %s", status, b)
+		}
+		return fmt.Sprintf("with an old control: %d %s", status, b)
+	})
+	eventually(t, func() string { // a node on a slow machine may have lapsed for a moment
+		nodes := u.releases(ctx, t)
+		if nodes["control-2"] == "1.0" && nodes["control-1"] == "2.1" && nodes["verifier-2"] == "2.1" && nodes["auditor-1"] == "2.1" {
+			return ""
+		}
+		return fmt.Sprintf("/v1/nodes: %v", nodes)
+	})
 	lastOld := u.last(t) // the old control gives its lease back before its process ends
 	u.controls[1].proc.stop(t)
 	u.run(t, u.controls[1], next)
 	goesOn()
 	eventually(t, func() string {
 		for i, p := range u.controls {
-			status, b = u.call(ctx, p, "PATCH", "/v1/keys/"+probe, map[string]any{"name": fmt.Sprint("next: ", i)})
+			status, b := u.call(ctx, p, "PATCH", "/v1/keys/"+probe, map[string]any{"name": fmt.Sprint("next: ", i)})
 			if status != http.StatusOK {
 				return fmt.Sprintf("with every process upgraded: %d %s", status, b)
 			}
@@ -328,7 +351,7 @@ func TestRollingUpgrade(t *testing.T) {
 // key makes a key that the load leaves alone.
 func (u *upgraded) key(t *testing.T) string {
 	t.Helper()
-	status, b := u.call(t.Context(), u.controls[0], "POST", "/v1/keyspaces/scribe-sight/keys", map[string]any{"tenant": "acme", "name": "probe"})
+	status, b := u.patient(t.Context(), u.controls[0], "POST", "/v1/keyspaces/scribe-sight/keys", map[string]any{"tenant": "acme", "name": "probe"})
 	var v struct{ Data struct{ ID string } }
 	if err := json.Unmarshal(b, &v); err != nil || status != http.StatusCreated {
 		t.Fatalf("create: %d %s", status, b)
@@ -339,7 +362,7 @@ func (u *upgraded) key(t *testing.T) string {
 // releases returns the releases of the live nodes, as /v1/nodes shows them.
 func (u *upgraded) releases(ctx context.Context, t *testing.T) map[string]string {
 	t.Helper()
-	status, b := u.call(ctx, u.controls[0], "GET", "/v1/nodes", nil)
+	status, b := u.patient(ctx, u.controls[0], "GET", "/v1/nodes", nil)
 	var v struct {
 		Data []struct{ Node, State, Release string }
 	}
@@ -380,11 +403,16 @@ func (u *upgraded) last(t *testing.T) uint64 {
 }
 
 // wantWritten reads the log: the new version begins after lastOld, the last event that
-// stood there when the last old process was told to stop. Every rename has a version.
+// stood there when the last old process was told to stop. Every rename has a version,
+// and a control that has written the new one does not go back: its part of the load is
+// one change after the other, so one old rename may have been on its way beside the
+// probe.
 func (u *upgraded) wantWritten(t *testing.T, lastOld uint64) {
 	t.Helper()
 	s := u.stream(t)
 	var old, newer, first uint64
+	next, late := map[string]uint64{}, map[string]int{} // by control, its first event of the new version, and old ones after that
+	writer := regexp.MustCompile(`"name":"(?:next: )?(\d+)(?:-\d+ again)?"\}`)
 	for seq := uint64(1); seq <= s.CachedInfo().State.LastSeq; seq++ {
 		m, err := s.GetMsg(t.Context(), seq)
 		if err != nil {
@@ -395,12 +423,22 @@ func (u *upgraded) wantWritten(t *testing.T, lastOld uint64) {
 			if newer++; first == 0 {
 				first = seq
 			}
+			if w := writer.FindSubmatch(m.Data); w != nil && next[string(w[1])] == 0 {
+				next[string(w[1])] = seq
+			}
 		case bytes.Contains(m.Data, []byte(`"type":"keytrail.key.renamed.v1"`)):
 			old++
-			if first > 0 && seq > first+50 { // an append that was decided before the floor was seen may come after
-				t.Errorf("event %d is of the old version, the new one began at %d", seq, first)
+			if w := writer.FindSubmatch(m.Data); w == nil {
+				t.Errorf("event %d is no rename of the load: %s", seq, m.Data)
+			} else if began := next[string(w[1])]; began > 0 {
+				if late[string(w[1])]++; late[string(w[1])] > 1 {
+					t.Errorf("event %d is of the old version, and control %s wrote the new one at %d", seq, w[1], began)
+				}
 			}
 		}
+	}
+	if len(next) != len(u.controls) {
+		t.Errorf("the new version begins at %v for each control, want %d of them", next, len(u.controls))
 	}
 	if old == 0 || newer < 2 || first <= lastOld {
 		t.Errorf("%d old renames, %d new ones from event %d on; the last old process was told to stop at event %d", old, newer, first, lastOld)
@@ -411,7 +449,7 @@ func (u *upgraded) wantWritten(t *testing.T, lastOld uint64) {
 func (u *upgraded) wantAcknowledged(t *testing.T) {
 	t.Helper()
 	for _, k := range u.keys {
-		status, b := u.call(t.Context(), u.controls[1], "GET", "/v1/keys/"+k.id, nil)
+		status, b := u.patient(t.Context(), u.controls[1], "GET", "/v1/keys/"+k.id, nil)
 		var v struct{ Data struct{ Name, Status string } }
 		if err := json.Unmarshal(b, &v); err != nil || status != http.StatusOK {
 			t.Fatalf("key %s: %d %s", k.id, status, b)
