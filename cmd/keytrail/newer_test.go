@@ -22,7 +22,7 @@ const nextLog = "../../events/testdata/next"
 // would.
 func write(t *testing.T, nc *nats.Conn, m events.Message) {
 	t.Helper()
-	ack, err := nc.RequestMsg(&nats.Msg{Subject: m.Subject, Data: m.Data}, 5*time.Second)
+	ack, err := nc.RequestMsg(&nats.Msg{Subject: m.Subject, Data: m.Data}, patience)
 	if err != nil || !strings.Contains(string(ack.Data), `"seq"`) {
 		t.Fatalf("%v, %s", err, ack.Data)
 	}
@@ -50,7 +50,7 @@ func TestRolesMeetANewerLog(t *testing.T) {
 		select {
 		case <-p.exited:
 			told("a running "+role, p.stderr.String())
-		case <-time.After(30 * time.Second):
+		case <-time.After(patience):
 			t.Errorf("the running %s goes on:\n%s", role, p.stderr.String())
 		}
 		args := []string{role, "--nats", c.nats, "--listen", "127.0.0.1:0", "--name", names[role]}

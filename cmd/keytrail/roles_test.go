@@ -84,6 +84,10 @@ func (c *cluster) role(t testing.TB, name string, more ...string) *proc {
 	return p
 }
 
+// stale is the reason of a verifier that cannot prove for a moment that its view is
+// recent enough. Such a use is on the record too.
+const stale = "verifier_stale"
+
 // TestRoles runs the roles as processes: what control writes, every verifier
 // applies, and the auditor has all of it.
 func TestRoles(t *testing.T) {
@@ -109,7 +113,13 @@ func TestRoles(t *testing.T) {
 	eventually(t, func() string {
 		out := c.auditor.must(t, "audit", "uses", "--key", created["id"].(string))
 		for _, v := range []string{"verifier-1/", "verifier-2/"} {
-			if strings.Count(out, v) != 2 {
+			uses := 0
+			for line := range strings.Lines(out) {
+				if strings.Contains(line, v) && !strings.Contains(line, stale) {
+					uses++
+				}
+			}
+			if uses != 2 {
 				return "the ledger does not have both uses of " + v + ":\n" + out
 			}
 		}
@@ -122,8 +132,9 @@ func TestRoles(t *testing.T) {
 		return ""
 	})
 
-	// A foreign position is refused, not compared.
-	foreign := map[string]any{"key": created["key"], "min_position": "AQ" + created["__position"].(string)[2:48] + "AA"}
+	// A damaged position is refused, not compared.
+	position := created["__position"].(string)
+	foreign := map[string]any{"key": created["key"], "min_position": position[:20] + flip(position[20]) + position[21:]}
 	if status, v := c.verifiers[0].do(t, "POST", "/v1/verify", nil, foreign); status/100 != 4 || !strings.Contains(fmt.Sprint(v), "min_position") {
 		t.Errorf("a damaged position: %d %v", status, v)
 	}

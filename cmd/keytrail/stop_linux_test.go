@@ -84,14 +84,35 @@ func (p *proc) exitCode(t *testing.T, within time.Duration) int {
 	return 0
 }
 
+// lateness returns by how much the timers of this process were late in all until done
+// is closed: how long the machine had other work to do.
+func lateness(done <-chan struct{}) <-chan time.Duration {
+	sum := make(chan time.Duration, 1)
+	go func() { // ends with done
+		const step = 20 * time.Millisecond
+		late := time.Duration(0)
+		for {
+			began := time.Now()
+			select {
+			case <-done:
+				sum <- late
+				return
+			case <-time.After(step):
+				late += time.Since(began) - step
+			}
+		}
+	}()
+	return sum
+}
+
 func TestSecondInterruptEndsAtOnce(t *testing.T) {
 	p := up(t, filepath.Join(t.TempDir(), "data"))
 	hangingRequest(t, p)
-	p.cmd.Process.Signal(os.Interrupt)
-	p.cmd.Process.Signal(os.Interrupt) // an echo, as timeout(1) makes it
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	began := time.Now()
+	began := time.Now() // the process begins to count later
+	p.cmd.Process.Signal(os.Interrupt)
+	p.cmd.Process.Signal(os.Interrupt) // an echo, as timeout(1) makes it
 	for ended := false; !ended; {
 		select {
 		case <-p.exited:
@@ -115,13 +136,14 @@ func TestStopsInTimeWhateverHangs(t *testing.T) {
 	p := up(t, filepath.Join(t.TempDir(), "data"))
 	hangingRequest(t, p)
 	stopEngine(t, p)
+	late := lateness(p.exited)
 	began := time.Now()
 	p.cmd.Process.Signal(syscall.SIGTERM)
-	code := p.exitCode(t, 2*ops.StopLimit)
-	took := time.Since(began)
-	t.Logf("it took %v, exit %d", took, code)
-	if took > ops.StopLimit+time.Second {
-		t.Errorf("it took %v, want %v at most", took, ops.StopLimit)
+	code := p.exitCode(t, ops.StopLimit+patience)
+	took, others := time.Since(began), <-late
+	t.Logf("it took %v, exit %d; timers were late by %v", took, code, others)
+	if took > ops.StopLimit+time.Second+others {
+		t.Errorf("it took %v, want %v at most, and %v for the other work of this machine", took, ops.StopLimit, others)
 	}
 	if strings.Contains(p.stderr.String(), "panic") {
 		t.Error(p.stderr.String())

@@ -49,11 +49,11 @@ func exchange(ts *testscript.TestScript, neg bool, args []string) {
 		if wait && !e.repeatable() {
 			ts.Fatalf("%s: -wait would send a change more than once", name)
 		}
-		patience := 20 * time.Second
+		limit := patience
 		if *update {
-			patience = 5 * time.Second
+			limit = 5 * time.Second
 		}
-		deadline := time.Now().Add(patience)
+		deadline := time.Now().Add(limit)
 		for {
 			var got *reply
 			if got, err = t.send(e); err != nil {

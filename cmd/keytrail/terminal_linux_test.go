@@ -12,7 +12,8 @@ import (
 	"github.com/keytrail/keytrail/events"
 )
 
-// openTerminal returns a new terminal and what is written to it, after wrote.
+// openTerminal returns a new terminal. wrote returns what was written to it since the
+// last call.
 func openTerminal(t *testing.T) (tty *os.File, wrote func() string) {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
@@ -33,12 +34,19 @@ func openTerminal(t *testing.T) (tty *os.File, wrote func() string) {
 	}
 	t.Cleanup(func() { tty.Close() })
 	return tty, func() string {
-		b := make([]byte, 64<<10)
-		n, err := master.Read(b)
-		if err != nil {
+		const end = "\x04" // the kernel hands on what is written in parts, and later
+		if _, err := tty.WriteString(end); err != nil {
 			t.Fatal(err)
 		}
-		return string(b[:n])
+		var text strings.Builder
+		for b := make([]byte, 64<<10); !strings.HasSuffix(text.String(), end); {
+			n, err := master.Read(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text.Write(b[:n])
+		}
+		return strings.TrimSuffix(text.String(), end)
 	}
 }
 

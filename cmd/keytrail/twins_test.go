@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/eventlog"
+	"github.com/keytrail/keytrail/events/eventlog/dial"
 )
 
 // A second process with a node's name is refused at its start, with a sentence, and
@@ -18,6 +21,7 @@ import (
 func TestSecondProcessOfANode(t *testing.T) {
 	c := startControl(t)
 	first := c.role(t, "verifier", "--name", "verifier-1")
+	holdsName(t, c, "verifier-1")
 	args := []string{"verifier", "--nats", c.nats, "--listen", "127.0.0.1:0", "--name", "verifier-1"}
 	second, err := trySpawn(t, c.env, args...)
 	if err == nil {
@@ -36,7 +40,7 @@ func TestSecondProcessOfANode(t *testing.T) {
 		t.Errorf("the first was disturbed: %s", first.stderr.String())
 	}
 	third := spawn(t, c.env, append(args, "--take-over")...)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for !ended(first) && ctx.Err() == nil { // it learns it at its next append
 		if r, err := http.Post(first.url+"/v1/verify", "application/json", strings.NewReader(`{"key":"kt_nobody","keyspace":"keytrail"}`)); err == nil {
@@ -69,6 +73,27 @@ func startControl(t *testing.T) *cluster {
 	}
 	c.control = c.role(t, "control", "--name", "control-1")
 	return c
+}
+
+// holdsName waits until a process answers for the node's name: it does so soon after it
+// is ready.
+func holdsName(t *testing.T, c *cluster, node events.NodeID) {
+	t.Helper()
+	nc, err := dial.Connect(c.nats, dial.Login{User: string(node), Password: "pw-of-node"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	log, err := eventlog.Open(t.Context(), nc, eventlog.Options{Edge: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() string {
+		if alive, _, err := log.Alive(t.Context(), node); err != nil || !alive {
+			return fmt.Sprintf("nobody answers for the name of node %s: %v", node, err)
+		}
+		return ""
+	})
 }
 
 func ended(p *proc) bool {
