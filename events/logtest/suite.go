@@ -16,7 +16,7 @@ import (
 
 // patience is how long the suites wait for what must happen soon. Real parts
 // fsync, elect and reconnect on busy machines; passing runs never wait so long.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // tick is how often a condition is polled.
 const tick = 5 * time.Millisecond
