@@ -95,75 +95,79 @@ func TestReadable(t *testing.T) {
 
 // An answer ends the write that it is of, once, whatever else comes to its subject.
 func TestWindow(t *testing.T) {
-	w := newWindow("KT_USE", useSubjects)
-	ws := writes{byTo: map[string][]*write{}}
-	for range writesAtOnce {
-		begun, waited, err := w.begin(t.Context(), func() error { return nil })
-		if err != nil || waited {
-			t.Fatalf("waited %v, %v", waited, err)
+	synctest.Test(t, func(t *testing.T) { // the clock stands while it computes
+		w := newWindow("KT_USE", useSubjects)
+		ws := writes{byTo: map[string][]*write{}}
+		for range writesAtOnce {
+			begun, waited, err := w.begin(t.Context(), func() error { return nil })
+			if err != nil || waited {
+				t.Fatalf("waited %v, %v", waited, err)
+			}
+			ws.add([]byte("_INBOX.a"), begun)
 		}
-		ws.add([]byte("_INBOX.a"), begun)
-	}
-	under := func() int { return len(w.slots) }
-	ack := []byte(`{"stream":"KT_USE","seq":1}`)
-	for _, other := range [][]byte{[]byte(`{"stream":"KT_LEASE","seq":1}`), []byte(`{"type":"io.nats`), []byte("x"), nil} {
-		ws.answered([]byte("_INBOX.a"), []byte("1"), other, false)
-	}
-	ws.answered([]byte("_INBOX.b"), []byte("1"), ack, false)
-	for _, other := range []string{"NATS/1.0 503\r\n\r\n", "NATS/1.0 503\r\nNats-Subject: kt.lease.node.n1.1\r\n\r\n", "NATS/1.0 503\r\nNats-Subject: kt.use.n1\r\nNats-Stream: KT_USE\r\n\r\n",
-		"NATS/1.0 503\r\nNats-Subject: kt.use.n1\r\n\r\nx", "NATS/1.0 404\r\nNats-Subject: kt.use.n1\r\n\r\n", string(ack)} {
-		ws.answered([]byte("_INBOX.a"), []byte("1"), []byte(other), true)
-	}
-	if under() != writesAtOnce {
-		t.Fatal("what is no answer ended a write")
-	}
-	for _, sid := range []string{"1", "2", "3", "1"} { // one subscription's count
-		ws.answered([]byte("_INBOX.a"), []byte(sid), ack, false)
-	}
-	if under() != writesAtOnce-2 {
-		t.Fatalf("%d writes are under way, want %d", under(), writesAtOnce-2)
-	}
-	ws.answered([]byte("_INBOX.a"), []byte("1"), []byte("NATS/1.0 503\r\nNats-Subject: kt.use.n1\r\n\r\n"), true)
-	if under() != writesAtOnce-3 {
-		t.Fatal("a write that nothing answers stays under way")
-	}
-	ws.unsubscribed([]byte("1"))
-	ws.answered([]byte("_INBOX.a"), []byte("2"), ack, false)
-	if under() != writesAtOnce-3 {
-		t.Fatal("another subscription counts while writes are under way")
-	}
-	for range writesAtOnce {
-		begun, _, err := w.begin(t.Context(), func() error { return nil }) // unanswered ones end by themselves
-		if err != nil {
-			t.Fatal(err)
+		under := func() int { return len(w.slots) }
+		ack := []byte(`{"stream":"KT_USE","seq":1}`)
+		for _, other := range [][]byte{[]byte(`{"stream":"KT_LEASE","seq":1}`), []byte(`{"type":"io.nats`), []byte("x"), nil} {
+			ws.answered([]byte("_INBOX.a"), []byte("1"), other, false)
 		}
-		ws.add([]byte("kt.own"), begun)
-	}
-	if len(ws.byTo["kt.own"]) != 0 {
-		t.Error("an answer is awaited where the client may write itself")
-	}
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	for range writesAtOnce {
-		_, _, _ = w.begin(ended, func() error { return nil })
-	}
-	if _, _, err := w.begin(ended, func() error { return nil }); err == nil {
-		t.Error("a full window admits a write")
-	}
+		ws.answered([]byte("_INBOX.b"), []byte("1"), ack, false)
+		for _, other := range []string{"NATS/1.0 503\r\n\r\n", "NATS/1.0 503\r\nNats-Subject: kt.lease.node.n1.1\r\n\r\n", "NATS/1.0 503\r\nNats-Subject: kt.use.n1\r\nNats-Stream: KT_USE\r\n\r\n",
+			"NATS/1.0 503\r\nNats-Subject: kt.use.n1\r\n\r\nx", "NATS/1.0 404\r\nNats-Subject: kt.use.n1\r\n\r\n", string(ack)} {
+			ws.answered([]byte("_INBOX.a"), []byte("1"), []byte(other), true)
+		}
+		if under() != writesAtOnce {
+			t.Fatal("what is no answer ended a write")
+		}
+		for _, sid := range []string{"1", "2", "3", "1"} { // one subscription's count
+			ws.answered([]byte("_INBOX.a"), []byte(sid), ack, false)
+		}
+		if under() != writesAtOnce-2 {
+			t.Fatalf("%d writes are under way, want %d", under(), writesAtOnce-2)
+		}
+		ws.answered([]byte("_INBOX.a"), []byte("1"), []byte("NATS/1.0 503\r\nNats-Subject: kt.use.n1\r\n\r\n"), true)
+		if under() != writesAtOnce-3 {
+			t.Fatal("a write that nothing answers stays under way")
+		}
+		ws.unsubscribed([]byte("1"))
+		ws.answered([]byte("_INBOX.a"), []byte("2"), ack, false)
+		if under() != writesAtOnce-3 {
+			t.Fatal("another subscription counts while writes are under way")
+		}
+		for range writesAtOnce {
+			begun, _, err := w.begin(t.Context(), func() error { return nil }) // unanswered ones end by themselves
+			if err != nil {
+				t.Fatal(err)
+			}
+			ws.add([]byte("kt.own"), begun)
+		}
+		if len(ws.byTo["kt.own"]) != 0 {
+			t.Error("an answer is awaited where the client may write itself")
+		}
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		for range writesAtOnce {
+			_, _, _ = w.begin(ended, func() error { return nil })
+		}
+		if _, _, err := w.begin(ended, func() error { return nil }); err == nil {
+			t.Error("a full window admits a write")
+		}
+	})
 }
 
 // Whoever reads in bulk meets the limit of reads first, which cuts nobody off.
 func TestReadersMeetReads(t *testing.T) {
-	n := newNode("n1", Limits{})
-	sub, unsub := &op{verb: "SUB"}, &op{verb: "UNSUB"}
-	read := &op{verb: "PUB", header: -1, subject: []byte("kt.api.DIRECT.GET.KT_LIFE")}
-	for range 2 * readsPerSecond {
-		for _, o := range []*op{sub, read, unsub} {
-			if waits, err := n.wait(t.Context(), o, func() error { return nil }); err != nil || o != read && len(waits) > 0 {
-				t.Fatalf("%s waits for %v, %v", o.verb, waits, err)
+	synctest.Test(t, func(t *testing.T) { // the clock stands while it computes
+		n := newNode("n1", Limits{})
+		sub, unsub := &op{verb: "SUB"}, &op{verb: "UNSUB"}
+		read := &op{verb: "PUB", header: -1, subject: []byte("kt.api.DIRECT.GET.KT_LIFE")}
+		for range 2 * readsPerSecond {
+			for _, o := range []*op{sub, read, unsub} {
+				if waits, err := n.wait(t.Context(), o, func() error { return nil }); err != nil || o != read && len(waits) > 0 {
+					t.Fatalf("%s waits for %v, %v", o.verb, waits, err)
+				}
 			}
 		}
-	}
+	})
 }
 
 // Before its login a client may send no payload, for which the proxy would keep room.
@@ -222,26 +226,28 @@ func TestShares(t *testing.T) {
 }
 
 func TestLimitsAreShared(t *testing.T) {
-	n := newNode("n1", Limits{})
-	o := &op{verb: "PUB", header: -1, subject: []byte("kt.lease.node.n1.x")}
-	held := 0
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	for range 3 * leasesPerSecond {
-		waits, err := n.wait(ctx, o, func() error { return nil })
-		if len(waits) > 0 {
-			held++
+	synctest.Test(t, func(t *testing.T) { // the clock stands while it computes
+		n := newNode("n1", Limits{})
+		o := &op{verb: "PUB", header: -1, subject: []byte("kt.lease.node.n1.x")}
+		held := 0
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		for range 3 * leasesPerSecond {
+			waits, err := n.wait(ctx, o, func() error { return nil })
+			if len(waits) > 0 {
+				held++
+			}
+			if err != nil {
+				break
+			}
 		}
-		if err != nil {
-			break
+		if held == 0 {
+			t.Error("300 leases at once wait for nothing")
 		}
-	}
-	if held == 0 {
-		t.Error("300 leases at once wait for nothing")
-	}
-	if waits, err := n.wait(t.Context(), &op{verb: "PUB", header: -1, subject: []byte("kt.use.n1")}, nil); err != nil || len(waits) > 0 {
-		t.Errorf("uses wait behind leases: %v, %v", waits, err)
-	}
+		if waits, err := n.wait(t.Context(), &op{verb: "PUB", header: -1, subject: []byte("kt.use.n1")}, nil); err != nil || len(waits) > 0 {
+			t.Errorf("uses wait behind leases: %v, %v", waits, err)
+		}
+	})
 }
 
 // However many connections of one host come at once, none waits for longer than its

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -36,7 +37,7 @@ func start(t *testing.T) (admin *nats.Conn, ctrl *nats.Conn, log *eventlog.Log) 
 	if _, err := server.Init(t.Context(), admin, server.InitConfig{MaxStore: 1 << 30}); err != nil {
 		t.Fatal(err)
 	}
-	if log, err = eventlog.Open(t.Context(), ctrl, eventlog.Options{}); err != nil {
+	if log, err = eventlog.Open(t.Context(), ctrl, eventlog.Options{Timeout: time.Minute}); err != nil {
 		t.Fatal(err)
 	}
 	return admin, ctrl, log
