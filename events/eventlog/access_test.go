@@ -105,9 +105,7 @@ func testRights(t *testing.T, admin, ctrl, sys connectAs, name events.NodeID, ed
 	if _, err := server.Init(ctx, adminConn, server.InitConfig{MaxStore: testStore}); err != nil {
 		t.Fatal(err)
 	}
-	if err := server.CheckServers(ctx, conn(t, sys), 1); err != nil { // L1, as the running server says
-		t.Error(err)
-	}
+	syncs(t, conn(t, sys), 1) // as the running server says
 	control := openLog(t, conn(t, ctrl), Options{})
 	edgeConn := conn(t, edge)
 	node := openLog(t, edgeConn, Options{Edge: true})
@@ -151,7 +149,7 @@ func testRights(t *testing.T, admin, ctrl, sys connectAs, name events.NodeID, ed
 			for _, subject := range append(attempts, "kt.use.x", "kt.lease.node.x.y", "kt.api.DIRECT.GET.KT_USE.kt.use.x") {
 				if !strings.HasPrefix(subject, "kt.") {
 					refused(t, user, nc, subject)
-				} else if m, err := nc.Request(subject, []byte("{}"), 5*time.Second); !errors.Is(err, nats.ErrNoResponders) {
+				} else if m, err := nc.Request(subject, []byte("{}"), patient); !errors.Is(err, nats.ErrNoResponders) {
 					t.Errorf("a verifier reaches %s: %v, %v", subject, m, err)
 				}
 			}
@@ -219,7 +217,7 @@ func testRights(t *testing.T, admin, ctrl, sys connectAs, name events.NodeID, ed
 	heartbeatMsg := nats.NewMsg("kt.use." + string(name))
 	heartbeatMsg.Data = fmt.Appendf(nil, `{"log":%q,"last":21,"ts":%d}`, control.ID(), time.Now().Add(time.Hour).UnixMilli())
 	for _, m := range []*nats.Msg{forged, heartbeatMsg} {
-		if _, err := edgeConn.RequestMsg(m, 5*time.Second); err != nil {
+		if _, err := edgeConn.RequestMsg(m, patient); err != nil {
 			t.Fatal(err)
 		}
 		for _, aim := range []string{"kt.rp.life.shop.acme.key.x", "kt.hb.life"} {
@@ -270,7 +268,7 @@ func refused(t *testing.T, user string, nc *nats.Conn, subject string) {
 		if !strings.Contains(err.Error(), "ermissions") {
 			t.Errorf("%s to %s: %v", user, subject, err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(patient):
 		t.Errorf("%s may publish to %s", user, subject)
 	}
 }
@@ -293,7 +291,7 @@ func subscribe(nc *nats.Conn, subject string) error {
 	select {
 	case err := <-got:
 		return err
-	case <-time.After(5 * time.Second):
+	case <-time.After(patient):
 		return nil
 	}
 }
@@ -305,8 +303,14 @@ func states(t *testing.T, admin *nats.Conn) string {
 		t.Fatal(err)
 	}
 	var b strings.Builder
-	for si := range js.ListStreams(t.Context()).Info() {
+	ctx, cancel := context.WithTimeout(t.Context(), patient)
+	defer cancel()
+	list := js.ListStreams(ctx)
+	for si := range list.Info() {
 		fmt.Fprintf(&b, "%s %d..%d, %d consumers; ", si.Config.Name, si.State.FirstSeq, si.State.LastSeq, si.State.Consumers)
+	}
+	if err := list.Err(); err != nil {
+		t.Fatal(err)
 	}
 	return b.String()
 }

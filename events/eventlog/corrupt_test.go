@@ -110,7 +110,7 @@ func TestDamagedStoreIsRefused(t *testing.T) {
 			c.damage(t, msgs, blocks)
 
 			s := testServer(t, server.Config{Dir: dir, MaxStore: testStore})
-			l, err := Open(t.Context(), conn(t, s.Connect), Options{AtLeast: events.Position{Log: id, Seq: n}})
+			l, err := Open(t.Context(), conn(t, s.Connect), Options{AtLeast: events.Position{Log: id, Seq: n}, Timeout: patient})
 			if err == nil {
 				var done, total events.Seq
 				err = l.Check(t.Context(), func(d, n events.Seq) { done, total = d, n })
@@ -207,7 +207,7 @@ func TestUnreadableEvents(t *testing.T) {
 			stop := make(chan error, 1)
 			go func() { stop <- l.Follow(t.Context(), 0, v) }() // joined below
 			until(t, "three events", func() bool { next, _, _ := v.at(); return next == 3 })
-			if _, err := l.nc.RequestMsg(&nats.Msg{Subject: m.Subject, Data: m.Data}, 5*time.Second); err != nil {
+			if _, err := l.nc.RequestMsg(&nats.Msg{Subject: m.Subject, Data: m.Data}, patient); err != nil {
 				t.Fatal(err)
 			}
 			told := func(what string, err error) {

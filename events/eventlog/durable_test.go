@@ -34,7 +34,18 @@ func TestMain(m *testing.M) {
 		child(dir)
 	}
 	_ = flag.Set("test.parallel", "4") // those that are parallel wait for elections and disks; -parallel changes it
-	goleak.VerifyTestMain(m)
+	code := m.Run()
+	for deadline := time.Now().Add(patient); code == 0; { // servers and connections that were stopped end in their own time
+		err := goleak.Find()
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			fmt.Fprintln(os.Stderr, "goroutines are left behind:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
 }
 
 func childConfig(dir, listen string) server.Config {
@@ -107,7 +118,9 @@ func TestKillLosesNothing(t *testing.T) {
 	var fates []fate
 	for round := range rounds {
 		// Each round's logs speak to the server that will be killed.
-		l := openLog(t, as("ctrl", "c"), Options{Timeout: time.Second, AtLeast: events.Position{Log: id}})
+		l := openLog(t, as("ctrl", "c"), Options{AtLeast: events.Position{Log: id}})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
 		var mu sync.Mutex
 		var acked atomic.Int64
 		var wg sync.WaitGroup
@@ -117,7 +130,7 @@ func TestKillLosesNothing(t *testing.T) {
 				a := noted(fmt.Sprintf("r%d_%d", round, w))
 				for n := 0; ; n++ {
 					write := logtest.Stamp(&c, logtest.Event(a, note(n)))
-					seq, err := l.Append(t.Context(), write)
+					seq, err := l.Append(ctx, write)
 					func() {
 						mu.Lock()
 						defer mu.Unlock()
@@ -133,6 +146,7 @@ func TestKillLosesNothing(t *testing.T) {
 		}
 		until(t, "appends under load", func() bool { return acked.Load() > 200 })
 		kill()
+		cancel() // or the writers try again until the server is back
 		wg.Wait()
 		url, kill = startChild(t, dir)
 	}
@@ -319,6 +333,7 @@ func (p *proxy) cut() {
 // An acknowledgement that is lost on its way is settled: by Append itself while
 // it has time, otherwise by the caller's next Append of the same writes.
 func TestLostAck(t *testing.T) {
+	t.Parallel()
 	s := testServer(t, childConfig("", "127.0.0.1:0"))
 	initLog(t, s)
 	direct := openLog(t, conn(t, s.Connect), Options{})
@@ -339,12 +354,8 @@ func TestLostAck(t *testing.T) {
 				}
 				want := before + events.Seq(events1)
 				p.mute.Store(true)
-				ctx := t.Context()
-				if !inTime {
-					short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
-					defer cancel()
-					ctx = short
-				}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
 				type answer struct {
 					seq events.Seq
 					err error
@@ -356,6 +367,7 @@ func TestLostAck(t *testing.T) {
 				}()
 				until(t, "the append is stored", func() bool { last, err := direct.Last(t.Context()); return err == nil && last == want })
 				if !inTime {
+					cancel()
 					if a := <-got; !errors.Is(a.err, events.ErrUnknownOutcome) {
 						t.Errorf("no answer: %d, %v", a.seq, a.err)
 					}
@@ -383,12 +395,13 @@ func TestLostAck(t *testing.T) {
 // A connection that is down gives ErrUnavailable, for nothing was sent; a
 // follower stands still and goes on by itself.
 func TestConnectionDown(t *testing.T) {
+	t.Parallel()
 	s := testServer(t, childConfig("", "127.0.0.1:0"))
 	initLog(t, s)
 	direct := openLog(t, conn(t, s.Connect), Options{})
 	p := newProxy(t, s.URL())
 	nc := conn(t, func() (*nats.Conn, error) { return dial.Connect(p.url(), dial.Login{User: "ctrl", Password: "c"}) })
-	l := openLog(t, nc, Options{Timeout: 2 * time.Second})
+	l := openLog(t, nc, Options{})
 	v := &view{}
 	stop := beside(t, func(ctx context.Context) error { return l.Follow(ctx, 0, v) })
 	uses := make(chan int, 1)
@@ -397,22 +410,27 @@ func TestConnectionDown(t *testing.T) {
 		uses <- len(got)
 		return err
 	})
-	fill(t, l, 10)
+	fill(t, direct, 10)
 	until(t, "ten events", func() bool { next, _, fresh := v.at(); return next == 10 && fresh == 10 })
 	p.refuse.Store(true)
 	p.cut()
 	until(t, "the client notices", func() bool { return !nc.IsConnected() })
 	w := first(noted("down"), note(0))
-	if _, err := l.Append(t.Context(), w); !errors.Is(err, events.ErrUnavailable) {
+	brief := func() context.Context { // each call tries until it ends
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		t.Cleanup(cancel)
+		return ctx
+	}
+	if _, err := l.Append(brief(), w); !errors.Is(err, events.ErrUnavailable) {
 		t.Errorf("append without a connection: %v", err)
 	}
-	if _, err := l.Load(t.Context(), w.Event.Aggregate); !errors.Is(err, events.ErrUnavailable) {
+	if _, err := l.Load(brief(), w.Event.Aggregate); !errors.Is(err, events.ErrUnavailable) {
 		t.Errorf("load without a connection: %v", err)
 	}
-	if _, err := l.Last(t.Context()); !errors.Is(err, events.ErrUnavailable) {
+	if _, err := l.Last(brief()); !errors.Is(err, events.ErrUnavailable) {
 		t.Errorf("last without a connection: %v", err)
 	}
-	if _, err := l.Publish(t.Context(), "n1", "x", 0, []byte("x")); !errors.Is(err, events.ErrUnavailable) {
+	if _, err := l.Publish(brief(), "n1", "x", 0, []byte("x")); !errors.Is(err, events.ErrUnavailable) {
 		t.Errorf("publish without a connection: %v", err)
 	}
 	fill(t, direct, 3000) // more than a follower's channel holds
@@ -439,15 +457,14 @@ func TestConnectionDown(t *testing.T) {
 // The server restarts on the same address: publishers, readers and followers go on.
 func TestServerRestartsUnderUse(t *testing.T) {
 	dir := t.TempDir()
-	c := childConfig(dir, "127.0.0.1:0")
+	c := childConfig(dir, freeAddr(t))
 	s, err := server.Start(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	initLog(t, s)
-	c.Listen = strings.TrimPrefix(s.URL(), "nats://")
 	nc := conn(t, func() (*nats.Conn, error) { return dial.Connect(s.URL(), dial.Login{User: "ctrl", Password: "c"}) })
-	l := openLog(t, nc, Options{Timeout: 30 * time.Second})
+	l := openLog(t, nc, Options{})
 	const n = 60
 	v := &view{}
 	stop := beside(t, func(ctx context.Context) error { return l.Follow(ctx, 0, v) })

@@ -166,6 +166,7 @@ func (w *service) goesOn(t *testing.T, when string) {
 
 // Whoever holds the credential of node n1 harms the record of n1 and nothing else.
 func TestAHostileNode(t *testing.T) {
+	t.Parallel()
 	machine := watchStalls(t)
 	w, stop := startService(t)
 	evil := w.as(t, "n1", nodePassword("n1"))

@@ -71,7 +71,7 @@ func TestAHostileRecordHidesNothing(t *testing.T) {
 		for _, body := range [][]byte{forgedHead, forgedLease} {
 			m := nats.NewMsg(fmt.Sprintf("%sn1.%s", streams.LeasePrefix, events.NewInstanceID(time.Now())))
 			m.Header, m.Data = h, body
-			if r, err := edge.RequestMsg(m, 5*time.Second); err != nil || len(r.Data) == 0 {
+			if r, err := edge.RequestMsg(m, patient); err != nil || len(r.Data) == 0 {
 				t.Fatalf("%v, %v", r, err)
 			}
 		}
@@ -144,8 +144,8 @@ func (c *cluster) leases(t *testing.T) {
 	var raisers, renewers [each]*Log
 	var runs [each]events.NodeLease
 	for i := range each {
-		raisers[i] = openLog(t, c.as("ctrl", "c"), Options{Timeout: 20 * time.Second})
-		renewers[i] = openLog(t, c.as("n1", nodePassword("n1")), Options{Edge: true, Timeout: 20 * time.Second})
+		raisers[i] = openLog(t, c.as("ctrl", "c"), Options{})
+		renewers[i] = openLog(t, c.as("n1", nodePassword("n1")), Options{Edge: true})
 		runs[i] = logtest.Lease(renewers[i].ID(), "n1")
 	}
 	if err := raisers[0].Raise(t.Context(), events.Head{Log: raisers[0].ID()}); err != nil {

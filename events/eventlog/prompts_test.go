@@ -60,7 +60,7 @@ func TestPrompts(t *testing.T) {
 	if err := edge.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patient)
 	defer cancel()
 	heard := map[events.NodeID]events.Seq{}
 	lies := conn(t, func() (*nats.Conn, error) { return s.ConnectNode("n1", nodePassword("n1")) })
