@@ -34,18 +34,7 @@ func TestMain(m *testing.M) {
 		child(dir)
 	}
 	_ = flag.Set("test.parallel", "4") // those that are parallel wait for elections and disks; -parallel changes it
-	code := m.Run()
-	for deadline := time.Now().Add(patient); code == 0; { // servers and connections that were stopped end in their own time
-		err := goleak.Find()
-		if err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			fmt.Fprintln(os.Stderr, "goroutines are left behind:", err)
-			code = 1
-		}
-	}
-	os.Exit(code)
+	goleak.VerifyTestMain(logtest.Settled(m))
 }
 
 func childConfig(dir, listen string) server.Config {
