@@ -16,7 +16,7 @@ import (
 	"github.com/keytrail/keytrail/events/logtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(logtest.Settled(m)) }
 
 func follow(ctx context.Context, log events.Log, fs ...events.Follower) (stop func() error) {
 	ctx, cancel := context.WithCancel(ctx)

@@ -72,13 +72,18 @@ func AsProblem(r *http.Request, err error) *Problem {
 	case errors.Is(err, events.ErrConflict):
 		p = Errorf(http.StatusConflict, "conflict", "the resource changed meanwhile; read it and try again")
 	case errors.Is(err, events.ErrNotStoring):
+		cause := state(err, "the log server answers, and stores nothing: its disk is full or cannot be written")
+		if reads(r) {
+			p = Errorf(http.StatusInsufficientStorage, "log_not_storing", "%s. What the answer would rest on is not acknowledged yet. "+
+				"Keys are still verified; ask again when the server has room and was restarted", cause)
+			break
+		}
 		p = Errorf(http.StatusInsufficientStorage, "log_not_storing", "%s. Whether this change was written is not known yet. "+
-			"Keys are still verified, and can be read; when the server has room and was restarted, send this request again with the same Idempotency-Key",
-			state(err, "the log server answers, and stores nothing: its disk is full or cannot be written"))
+			"Keys are still verified; when the server has room and was restarted, send this request again with the same Idempotency-Key", cause)
 	case errors.Is(err, events.ErrUnknownOutcome):
-		p = Unavailable(1, "the event log did not answer; try again with the same Idempotency-Key")
+		p = Unavailable(1, "the event log did not answer; %s", again(r, ""))
 	case errors.Is(err, events.ErrUnavailable):
-		p = Unavailable(1, "%s; nothing was written, try again with the same Idempotency-Key", state(err, "the event log cannot be reached"))
+		p = Unavailable(1, "%s; %s", state(err, "the event log cannot be reached"), again(r, "nothing was written, "))
 	case errors.Is(err, events.ErrFull):
 		p = Errorf(http.StatusInsufficientStorage, "log_full", "%s; nothing was written. Keys are still verified, and can be read; "+
 			"an operator has to give the log more room, because its events are never deleted", state(err, "the event log is full"))
@@ -88,6 +93,17 @@ func AsProblem(r *http.Request, err error) *Problem {
 	}
 	p.RequestID = RequestID(r)
 	return p
+}
+
+// reads reports whether the request changes nothing.
+func reads(r *http.Request) bool { return r.Method == http.MethodGet || r.Method == http.MethodHead }
+
+// again says how the request is tried again; outcome is what became of a change.
+func again(r *http.Request, outcome string) string {
+	if reads(r) {
+		return "try again"
+	}
+	return outcome + "try again with the same Idempotency-Key"
 }
 
 // state returns what is known of the log's state from the error of a write.

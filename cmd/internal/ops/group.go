@@ -18,7 +18,8 @@ type Group struct {
 	Logger *slog.Logger
 	// Grace bounds the whole stop, DefaultGrace if zero. What is left of it is
 	// shared by the parts that are left: one share each, longShares for those of
-	// GoLong. A part that takes longer is left behind.
+	// GoLong. The others do not wait for a part that takes longer; it is left behind
+	// if it still runs when the grace is over.
 	Grace time.Duration
 
 	parts []*part
@@ -115,28 +116,48 @@ func (g *Group) stopAll() error {
 	for _, p := range g.parts {
 		shares += p.shares
 	}
-	var err error
-	var late []string
 	for i := len(g.parts) - 1; i >= 0; i-- {
 		p := g.parts[i]
 		limit := time.Until(end) * time.Duration(p.shares) / time.Duration(shares)
 		shares -= p.shares
-		switch perr, stopped := p.end(limit); {
-		case !stopped:
-			g.Logger.Warn("part did not stop in time and is left behind", "part", p.name, "limit", limit)
-			late = append(late, p.name)
-		case perr != nil && err == nil:
-			err = fmt.Errorf("%s: %w", p.name, perr)
+		if p.end(limit); !p.ended(0) {
+			g.Logger.Warn("part did not stop in its share of the grace; the others stop", "part", p.name, "limit", limit)
 		}
 	}
-	if err == nil && late != nil {
-		err = fmt.Errorf("did not stop in time: %s", strings.Join(late, ", "))
+	var err error
+	var behind []string
+	for i := len(g.parts) - 1; i >= 0; i-- {
+		p := g.parts[i]
+		switch {
+		case !p.ended(time.Until(end)):
+			behind = append(behind, p.name)
+		case err == nil && p.err != nil && !errors.Is(p.err, context.Canceled):
+			err = fmt.Errorf("%s: %w", p.name, p.err)
+		}
+	}
+	if err == nil && behind != nil {
+		err = fmt.Errorf("did not stop in time: %s", strings.Join(behind, ", "))
 	}
 	return err
 }
 
-// end ends one part, and reports whether it has ended within the limit.
-func (p *part) end(limit time.Duration) (err error, stopped bool) {
+// ended waits for the part to return, and reports whether it has within the limit.
+func (p *part) ended(limit time.Duration) bool {
+	select {
+	case <-p.done:
+		return true
+	case <-time.After(limit):
+	}
+	select { // after a pause of the process both are ready
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// end asks one part to stop, and waits for it within the limit.
+func (p *part) end(limit time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	if p.run == nil {
@@ -152,10 +173,5 @@ func (p *part) end(limit time.Duration) (err error, stopped bool) {
 	select {
 	case <-p.done:
 	case <-ctx.Done():
-		return nil, false
 	}
-	if errors.Is(p.err, context.Canceled) {
-		return nil, true
-	}
-	return p.err, true
 }

@@ -107,6 +107,28 @@ func TestGroupGivesWhatIsLeftToThoseThatAreLeft(t *testing.T) {
 	})
 }
 
+// A part that needs longer than its share, as after a pause of the process, is not
+// left behind while the grace lasts; what it says in the end counts.
+func TestGroupWaitsForALatePart(t *testing.T) {
+	for _, boom := range []error{nil, errors.New("boom")} {
+		synctest.Test(t, func(t *testing.T) {
+			var stopped []string
+			g := &Group{Logger: slog.New(slog.DiscardHandler)}
+			for range 8 {
+				g.OnStop("quick", func(context.Context) { stopped = append(stopped, "quick") })
+			}
+			g.Go("late", func(ctx context.Context) error { <-ctx.Done(); time.Sleep(DefaultGrace - 1); return boom })
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			began := time.Now()
+			err := g.Run(ctx)
+			if !errors.Is(err, boom) || time.Since(began) != DefaultGrace-1 || len(stopped) != 8 {
+				t.Errorf("%v after %v, %d others stopped", err, time.Since(began), len(stopped))
+			}
+		})
+	}
+}
+
 func TestLimitStop(t *testing.T) {
 	defer func() { exit = os.Exit }()
 	run := func(t *testing.T, end, release time.Duration) (code int, after time.Duration, said string) {
