@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -158,6 +159,10 @@ func TestTerminalGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Under nohup this process ignores the signal, and a child would inherit that.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
 	p := &proc{cmd: exec.Command(os.Args[0], "up", "--dir", dir, "--listen", "127.0.0.1:0"), exited: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), asMain+"=1")
 	p.cmd.Stdout, p.cmd.Stderr = write, write
@@ -180,7 +185,7 @@ func TestTerminalGone(t *testing.T) {
 	}
 	read.Close() // from here on every line of it finds nobody
 	p.cmd.Process.Signal(syscall.SIGHUP)
-	if code := p.exitCode(t, time.Minute); code != exitFailed { // "stopped" was not written
+	if code := p.exitCode(t, patience); code != exitFailed { // "stopped" was not written
 		t.Errorf("%v, want exit %d", p.err, exitFailed)
 	}
 }
