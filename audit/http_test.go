@@ -236,6 +236,39 @@ func TestEndpoint(t *testing.T) {
 	}
 }
 
+// TestEveryExportEndsOnTheRecord: whichever rows a copy has, of the lifecycle, of
+// reading, of both or none, its end is on the record with what its reader got.
+func TestEveryExportEndsOnTheRecord(t *testing.T) {
+	f := newFixture(t)
+	srv := serveEndpoint(t, f.store, f.log)
+	call(t, srv, "root", "GET", "/v1/audit/uses", "")
+	filters := []string{`{"kind":"events"}`, `{"kind":"uses"}`, `{"kind":"uses","filter":{"tenant":"nobody"}}`}
+	for _, typ := range events.Types() {
+		filters = append(filters, fmt.Sprintf(`{"kind":"events","filter":{"type":%q}}`, typ))
+	}
+	reading := 0
+	for _, question := range filters {
+		waitCopied(t, f.store, f.log)
+		before := len(f.log.Reads().Records())
+		resp, body := call(t, srv, "root", "POST", "/v1/audit/exports", strings.TrimSuffix(question, "}")+`,"format":"csv"}`)
+		records := f.log.Reads().Records()[before:]
+		if resp.StatusCode != 200 || len(records) != 2 {
+			t.Errorf("%s: %d %s, %d events on the record", question, resp.StatusCode, body, len(records))
+			continue
+		}
+		rows := len(readCSV(t, body)) - 1
+		e, ok := records[1].Data.(*events.AuditExportEnded)
+		if !ok || !e.Complete || e.Rows != uint64(rows) || e.Digest.String() != resp.Trailer.Get(trailerSum) || fmt.Sprint(e.First) != resp.Trailer.Get(trailerFirst) {
+			t.Errorf("%s, %d rows: recorded %+v", question, rows, records[1].Data)
+		} else if rows > 0 && e.First == 0 {
+			reading++
+		}
+	}
+	if reading < 2 {
+		t.Errorf("%d exports had rows of reading alone", reading)
+	}
+}
+
 func TestEndpointExport(t *testing.T) {
 	f := newFixture(t)
 	srv := serveEndpoint(t, f.store, f.log)

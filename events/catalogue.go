@@ -213,7 +213,7 @@ type AuditExportEnded struct {
 	Export   EventID `json:"export"`             // the id of its audit.exported
 	Complete bool    `json:"complete"`           // every byte was handed to the reader's connection; else it was broken off
 	Rows     uint64  `json:"rows"`               // as many as were read
-	First    Seq     `json:"first_seq,omitzero"` // the lowest and the highest sequence of the rows
+	First    Seq     `json:"first_seq,omitzero"` // the lowest and the highest sequence of the rows; reading has none, as its log is another
 	Last     Seq     `json:"last_seq,omitzero"`
 	Digest   Hash    `json:"digest,omitzero"` // SHA-256 of the body; absent unless complete
 	Gaps     *Gaps   `json:"gaps,omitzero"`   // what the ledger lacks in the time asked for; absent when nothing

@@ -114,8 +114,8 @@ func (d *AuditExportEnded) Validate() error {
 		return fmt.Errorf("export: want the id of its audit.exported")
 	case d.Complete == d.Digest.IsZero():
 		return fmt.Errorf("digest: want it when the export is complete, and only then")
-	case (d.Rows == 0) != (d.First == 0) || d.First > d.Last:
-		return fmt.Errorf("first_seq, last_seq: want those of the rows, in order")
+	case d.Rows == 0 && d.First != 0 || (d.First == 0) != (d.Last == 0) || d.First > d.Last:
+		return fmt.Errorf("first_seq, last_seq: want those of the rows, in order, or none")
 	case d.Gaps != nil && d.Gaps.Count == 0:
 		return fmt.Errorf("gaps: want at least one, or leave it out")
 	}

@@ -319,7 +319,7 @@ func drawData(t *rapid.T, typ events.Type) (events.Data, events.Aggregate) {
 		if d.Complete {
 			d.Digest = events.Hash{1: 1}
 		}
-		if d.Rows = rapid.Uint64Range(0, 1<<40).Draw(t, "rows"); d.Rows > 0 {
+		if d.Rows = rapid.Uint64Range(0, 1<<40).Draw(t, "rows"); d.Rows > 0 && rapid.Bool().Draw(t, "of the lifecycle") {
 			d.First = events.Seq(rapid.Uint64Range(1, 1<<40).Draw(t, "first"))
 			d.Last = d.First + events.Seq(d.Rows)
 		}
