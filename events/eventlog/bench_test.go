@@ -263,6 +263,73 @@ func BenchmarkPublishUses(b *testing.B) {
 }
 
 // BenchmarkSetTimers sets timers in batches of so many, each synced once.
+// BenchmarkProxy measures what a node asks for, through the listener and its proxy and
+// then in process: the ratio is of the proxy and of TCP together. Take -benchtime 60x:
+// who renews its lease more often is slowed down.
+func BenchmarkProxy(b *testing.B) {
+	c := childConfig(b.TempDir(), "127.0.0.1:0")
+	c.MaxStore, c.Nodes = 4<<30, nodesConf("n1", "n2")
+	s := testServer(b, c)
+	if _, err := server.Init(b.Context(), conn(b, s.ConnectAdmin), server.InitConfig{MaxStore: 2 << 30}); err != nil {
+		b.Fatal(err)
+	}
+	control := openLog(b, conn(b, s.Connect), Options{})
+	if err := control.Raise(b.Context(), events.Head{Log: control.ID()}); err != nil {
+		b.Fatal(err)
+	}
+	through := openLog(b, conn(b, func() (*nats.Conn, error) {
+		return dial.Connect(s.URL(), dial.Login{User: "n1", Password: dial.Password(nodePassword("n1"))})
+	}), Options{Edge: true})
+	direct := openLog(b, conn(b, func() (*nats.Conn, error) { return s.ConnectNode("n2", nodePassword("n2")) }), Options{Edge: true})
+	nodes := []struct {
+		name events.NodeID
+		log  *Log
+	}{{"n1", through}, {"n2", direct}}
+	data := bytes.Repeat([]byte("0123456789"), 4<<10)
+	for name, ask := range map[string]func(ctx context.Context) func(i, n int) error{
+		"renew": func(ctx context.Context) func(i, n int) error {
+			leases := [2]events.NodeLease{logtest.Lease(control.ID(), nodes[0].name), logtest.Lease(control.ID(), nodes[1].name)}
+			return func(i, _ int) error {
+				_, err := nodes[i].log.Renew(ctx, leases[i])
+				return err
+			}
+		},
+		"publish": func(ctx context.Context) func(i, n int) error {
+			var last [2]events.Seq
+			for i, node := range nodes {
+				m, _, err := node.log.Tail(ctx, node.name)
+				if err != nil {
+					b.Fatal(err)
+				}
+				last[i] = m.Seq
+			}
+			return func(i, n int) (err error) {
+				last[i], err = nodes[i].log.Publish(ctx, nodes[i].name, strconv.Itoa(n), last[i], data)
+				return err
+			}
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			call := ask(b.Context())
+			var took [2]time.Duration
+			n := int(time.Now().UnixNano()) // no batch's name comes twice
+			for b.Loop() {
+				for i := range nodes {
+					n++
+					began := time.Now()
+					if err := call(i, n); err != nil {
+						b.Fatal(err)
+					}
+					took[i] += time.Since(began)
+				}
+			}
+			b.ReportMetric(float64(took[0].Microseconds())/float64(b.N), "through-µs")
+			b.ReportMetric(float64(took[1].Microseconds())/float64(b.N), "direct-µs")
+			b.ReportMetric(float64(took[0])/float64(took[1]), "ratio")
+		})
+	}
+}
+
 func BenchmarkSetTimers(b *testing.B) {
 	for _, n := range []int{1, 100, 500, events.MaxTimers} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
