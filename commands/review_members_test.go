@@ -30,7 +30,8 @@ func membersOf(t reflect.Type, path string) (out []string) {
 	return out
 }
 
-// takes is what a change of one member can take, and from whom.
+// takes lists the power that a change of one member can take, and the keys, roles or
+// tenants that lose it.
 type takes struct {
 	change func(*keyspace.Definition)
 	want   string // violations as field:code, of the key "one" of tenant t1, of tenant t2 (t2/field:code), or of all (*field:code)

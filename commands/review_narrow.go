@@ -10,15 +10,15 @@ import (
 	"github.com/keytrail/keytrail/events/keyspace"
 )
 
-// Holders are those of whom a new definition may take something.
+// Holders are the keys, roles and tenants that may lose power by a new definition.
 type Holders struct {
 	Keys    iter.Seq[*events.Key]
 	Role    func(events.TenantID, events.RoleID) (events.Role, bool)
 	Tenants iter.Seq[*events.Tenant] // those for which something is set; nil = none
 }
 
-// What each member of a definition can take, and from whom, is listed by
-// TestEveryMemberOfADefinitionIsReviewed: a member that is not, fails it.
+// TestEveryMemberOfADefinitionIsReviewed lists the power that each member of a
+// definition can take, and who loses it. A member that is not in its list fails it.
 
 // narrowedForAll says what every key of the keyspace would lose.
 func narrowedForAll(before, after *keyspace.Definition) []Violation {

@@ -63,7 +63,7 @@ func run[S any, P interface {
 	}()
 	for range maxTries {
 		var history []events.Recorded
-		if t.aggregate.Validate() == nil { // else it has none, and Decide says what is wrong with it
+		if t.aggregate.Validate() == nil { // else it has none, and Decide reports the fault
 			if history, err = h.cfg.Log.Load(ctx, t.aggregate); err != nil {
 				return out, err
 			}

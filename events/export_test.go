@@ -59,5 +59,4 @@ func Read(m *Message) (Event, error) {
 
 func (c Catalogue) Encode(e *Event) (Message, error)               { return c.c.encode(e) }
 func (c Catalogue) EncodeFor(e *Event, r Release) (Message, error) { return c.c.encodeFor(e, r) }
-func (c Catalogue) Decode(m *Message) (Event, error)               { return c.c.decode(m) }
 func (c Catalogue) DecodeStrict(m *Message) (Event, error)         { return c.c.decodeStrict(m) }

@@ -35,9 +35,6 @@ func Event(eventType string, version int) (schema []byte, ok bool) {
 	return b, err == nil
 }
 
-// UseBatch returns the protobuf source of a message of the use stream.
-func UseBatch() []byte { return read("proto/use_batch.v1.proto") }
-
 // Keyspace returns the JSON Schema of the document that keytrail keyspace apply
 // reads.
 func Keyspace() []byte { return read("keyspace.v1.json") }

@@ -102,7 +102,7 @@ func (r *role) ready(ctx context.Context) {
 	}
 }
 
-// parts tells what is wrong with each part of a role.
+// parts reports the fault of each part of a role.
 func (r *role) parts(parts input.FieldErrors) {
 	for _, part := range parts {
 		r.fail("ready", fmt.Errorf("%s: %s", part.Field, part.Message), cmp.Or(partAdvice[part.Field], "see this role's own log"))

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -26,20 +24,7 @@ func TestNodesRefuseAnotherHistory(t *testing.T) {
 	c.env = append(passwords(), "KEYTRAIL_NATS="+c.nats)
 	start := func() { c.log = spawn(t, c.env, "log", "--dir", store, "--listen", addr) }
 	start()
-	for _, kv := range c.env {
-		name, value, _ := strings.Cut(kv, "=")
-		t.Setenv(name, value)
-	}
-	var out, errw bytes.Buffer
-	rootFile := filepath.Join(dir, "root.key")
-	if code := run(context.Background(), []string{"init", "--nats", c.nats, "--root-key-file", rootFile}, nil, &out, &errw); code != 0 {
-		t.Fatalf("init: exit %d\n%s%s", code, out.String(), errw.String())
-	}
-	b, err := os.ReadFile(rootFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.root = strings.TrimSpace(string(b))
+	c.initialise(t, filepath.Join(dir, "root.key"))
 	args := map[string][]string{
 		"control":  {"--name", "control-1", "--dir", filepath.Join(dir, "control")},
 		"verifier": {"--name", "verifier-1", "--dir", filepath.Join(dir, "verifier")},

@@ -38,8 +38,8 @@ type importLine struct {
 	errors       input.FieldErrors
 }
 
-// importLines reads an import line by line. What is wrong with one line is in the
-// line; an error ends the import, io.EOF well. No error repeats what it read: any
+// importLines reads an import line by line. A faulty line carries its fault and the
+// import goes on; an error ends the import, io.EOF well. No error repeats what it read: any
 // part of a line may be a secret in the wrong place.
 type importLines interface{ next() (importLine, error) }
 
@@ -322,7 +322,7 @@ var restricting = map[string]string{
 	"status":    "active, disabled, revoked or expired",
 }
 
-// set fills in one cell that is not empty, and says what is wrong with it without
+// set fills in one cell that is not empty, and names its fault without
 // repeating it. A cell that says nothing is refused: read as absent, it would
 // take the column's default, and that of an allowlist is any address.
 func (r *importRow) set(column, cell string) (field, message string) {

@@ -177,7 +177,7 @@ func nodeID(cfg nodeConfig) events.NodeID {
 		if len(name) > 50 {
 			name = name[:50]
 		}
-		_, port, _ := net.SplitHostPort(cfg.Listen) // ops.Listen tells what is wrong with it
+		_, port, _ := net.SplitHostPort(cfg.Listen) // ops.Listen reports its fault
 		name = strings.Trim(name+"-"+cfg.Role+"-"+port, "-")
 	}
 	return events.NodeID(name)
@@ -315,8 +315,8 @@ func (au *auditor) copy(ctx context.Context) error {
 
 // lastUsedFrom lets control ask the auditor's ClickHouse when keys were last
 // used. It attaches to the store once it can be reached and the auditor has made
-// its tables, and knows nothing before. What is wrong with the store never ends
-// control: keys must be revocable without it.
+// its tables, and knows nothing before. A fault of the store never ends control:
+// keys must be revocable without it.
 func (n *node) lastUsedFrom(dsn string) func(context.Context, []events.KeyID) (map[events.KeyID]events.Time, error) {
 	au := &auditor{node: n, dsn: dsn, attach: audit.Attach}
 	n.group.Go("last used", func(ctx context.Context) error {

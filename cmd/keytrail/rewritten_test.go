@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -111,20 +109,7 @@ func refuseAnotherLog(t *testing.T, rewrite func(*testing.T, *eventlog.Log, even
 		return log
 	}
 	serve(c, store)
-	for _, kv := range c.env {
-		name, value, _ := strings.Cut(kv, "=")
-		t.Setenv(name, value)
-	}
-	var out, errw bytes.Buffer
-	rootFile := filepath.Join(dir, "root.key")
-	if code := run(context.Background(), []string{"init", "--nats", c.nats, "--root-key-file", rootFile}, nil, &out, &errw); code != 0 {
-		t.Fatalf("init: exit %d\n%s%s", code, out.String(), errw.String())
-	}
-	b, err := os.ReadFile(rootFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.root = strings.TrimSpace(string(b))
+	c.initialise(t, filepath.Join(dir, "root.key"))
 	apart.root = c.root
 	control := c.role(t, "control", "--name", "control-0")
 	control.must(t, "keyspace", "apply", "-f", regime)

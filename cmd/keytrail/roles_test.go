@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -50,23 +49,9 @@ func startCluster(t *testing.T, verifiers int) *cluster {
 	c.nats = "nats://" + addr
 	c.env = append(passwords(), "KEYTRAIL_NATS="+c.nats)
 	c.log = spawn(t, c.env, "log", "--dir", filepath.Join(dir, "log"), "--listen", addr)
-
-	rootFile := filepath.Join(dir, "root.key")
-	for _, kv := range c.env {
-		name, value, _ := strings.Cut(kv, "=")
-		t.Setenv(name, value)
-	}
 	for range 2 { // running it again changes nothing
-		var out, errw bytes.Buffer
-		if code := run(context.Background(), []string{"init", "--nats", c.nats, "--root-key-file", rootFile}, nil, &out, &errw); code != 0 {
-			t.Fatalf("init: exit %d\n%s%s", code, out.String(), errw.String())
-		}
+		c.initialise(t, filepath.Join(dir, "root.key"))
 	}
-	b, err := os.ReadFile(rootFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.root = strings.TrimSpace(string(b))
 	c.control = c.role(t, "control", "--name", "control-1", "--clickhouse", c.dsn)
 	for i := range verifiers {
 		name := fmt.Sprintf("verifier-%d", i+1)
@@ -74,6 +59,25 @@ func startCluster(t *testing.T, verifiers int) *cluster {
 	}
 	c.auditor = c.role(t, "auditor", "--name", "auditor-1", "--clickhouse", c.dsn)
 	return c
+}
+
+// initialise prepares the cluster's log, as one who has its passwords, and keeps the
+// root key that is in the file then.
+func (c *cluster) initialise(t *testing.T, rootFile string) {
+	t.Helper()
+	for _, kv := range c.env {
+		name, value, _ := strings.Cut(kv, "=")
+		t.Setenv(name, value)
+	}
+	var out, errw bytes.Buffer
+	if code := run(t.Context(), []string{"init", "--nats", c.nats, "--root-key-file", rootFile}, nil, &out, &errw); code != 0 {
+		t.Fatalf("init: exit %d\n%s%s", code, out.String(), errw.String())
+	}
+	b, err := os.ReadFile(rootFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.root = strings.TrimSpace(string(b))
 }
 
 // role runs one role of the deployment.

@@ -2,12 +2,10 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -26,20 +24,8 @@ func newFetchCluster(t *testing.T) *fetchCluster {
 	addr := freeAddr(t)
 	c := &fetchCluster{cluster: &cluster{nats: "nats://" + addr}, dir: dir, rootFile: filepath.Join(dir, "root.key")}
 	c.env = append(passwords(), "KEYTRAIL_NATS="+c.nats)
-	for _, kv := range c.env {
-		name, value, _ := strings.Cut(kv, "=")
-		t.Setenv(name, value)
-	}
 	c.log = spawn(t, c.env, "log", "--dir", filepath.Join(dir, "log"), "--listen", addr)
-	var out, errw bytes.Buffer
-	if code := run(context.Background(), []string{"init", "--nats", c.nats, "--root-key-file", c.rootFile}, nil, &out, &errw); code != 0 {
-		t.Fatalf("init: exit %d\n%s%s", code, out.String(), errw.String())
-	}
-	b, err := os.ReadFile(c.rootFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.root = strings.TrimSpace(string(b))
+	c.initialise(t, c.rootFile)
 	c.control = c.role(t, "control", "--name", "control-1")
 	c.control.must(t, "keyspace", "apply", "-f", regime)
 	key := func(name string) map[string]any {

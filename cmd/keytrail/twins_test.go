@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net/http"
@@ -63,14 +62,7 @@ func startControl(t *testing.T) *cluster {
 	c := &cluster{nats: "nats://" + addr}
 	c.env = append(passwords(), "KEYTRAIL_NATS="+c.nats)
 	c.log = spawn(t, c.env, "log", "--dir", filepath.Join(dir, "log"), "--listen", addr)
-	for _, kv := range c.env {
-		name, value, _ := strings.Cut(kv, "=")
-		t.Setenv(name, value)
-	}
-	var out, errw bytes.Buffer
-	if code := run(t.Context(), []string{"init", "--nats", c.nats, "--root-key-file", filepath.Join(dir, "root.key")}, nil, &out, &errw); code != 0 {
-		t.Fatalf("init: exit %d\n%s%s", code, out.String(), errw.String())
-	}
+	c.initialise(t, filepath.Join(dir, "root.key"))
 	c.control = c.role(t, "control", "--name", "control-1")
 	return c
 }

@@ -85,7 +85,7 @@ func (m *Manifest) Of(stream string) Extent {
 	return Extent{Stream: stream, First: 1}
 }
 
-// Fault says what is wrong with a backup or a log. Seq is the first sequence of
+// Fault is a fault of a backup or of a log. Seq is the first sequence of
 // Stream that is wrong or missing, 0 when the evidence names none.
 type Fault struct {
 	Stream string `json:"stream,omitempty"`
