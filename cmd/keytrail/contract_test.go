@@ -7,10 +7,12 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"regexp"
 	"strings"
 	"sync"
+	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
@@ -24,18 +26,25 @@ import (
 type contract struct {
 	doc      *document
 	mu       sync.Mutex
-	hosts    map[string]bool // host:port of the processes that spawn started
+	hosts    map[string]int // how many processes that spawn started and that run, by host:port
 	breaches []string
 	seen     int
 }
 
-var answers = contract{hosts: map[string]bool{}}
+var answers = contract{hosts: map[string]int{}}
 
 // watch holds what comes from base from now on to the document.
 func (c *contract) watch(base string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.hosts[strings.TrimPrefix(base, "http://")] = true
+	c.hosts[strings.TrimPrefix(base, "http://")]++
+}
+
+// leave ends a watch: the process has ended, and its port may become another's.
+func (c *contract) leave(base string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hosts[strings.TrimPrefix(base, "http://")]--
 }
 
 // finish reports every breach, and whether there was none.
@@ -54,7 +63,7 @@ func (c *contract) RoundTrip(r *http.Request) (*http.Response, error) {
 		return resp, err
 	}
 	c.mu.Lock()
-	watched := c.hosts[r.URL.Host]
+	watched := c.hosts[r.URL.Host] > 0
 	c.mu.Unlock()
 	if !watched || r.Method == http.MethodHead {
 		return resp, nil
@@ -256,4 +265,34 @@ func (d *document) validateValue(schema, v any) error {
 		return fmt.Errorf("%w\nin %.2000s", err, shown)
 	}
 	return nil
+}
+
+// The port of a process that has ended may become that of a server that is none of ours.
+func TestOnlyRunningProcessesAreWatched(t *testing.T) {
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
+	c := contract{doc: answers.doc, hosts: map[string]int{}}
+	breaches := func(want int) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), "GET", other.URL+"/v1/keys/key_00000000000000000000000001", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := c.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if len(c.breaches) != want {
+			t.Errorf("%d breaches, want %d", len(c.breaches), want)
+		}
+	}
+	breaches(0)
+	c.watch(other.URL)
+	breaches(1)
+	c.watch(other.URL) // the next process at this address is there already
+	c.leave(other.URL)
+	breaches(2)
+	c.leave(other.URL)
+	breaches(2)
 }

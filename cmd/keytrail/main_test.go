@@ -129,6 +129,9 @@ func trySpawnOf(t testing.TB, bin string, env []string, args ...string) (*proc, 
 	})
 	go func() { // ends with the process, which kill ends
 		read.Wait()
+		if p.url != "" {
+			answers.leave(p.url)
+		}
 		p.err = p.cmd.Wait()
 		close(p.exited)
 	}()
