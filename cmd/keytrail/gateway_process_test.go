@@ -85,7 +85,7 @@ var unhurried = strings.NewReplacer(
 	"proxy_connect_timeout 1s;", "proxy_connect_timeout 120s;", "proxy_send_timeout    2s;", "proxy_send_timeout 120s;", "proxy_read_timeout    2s;", "proxy_read_timeout 120s;",
 	"dial_timeout 1s", "dial_timeout 120s", "response_header_timeout 2s", "response_header_timeout 120s",
 	"timeout connect 1s", "timeout connect 120s", "timeout = 2000", "timeout = 120000", "timeout http-request 10s", "timeout http-request 120s",
-	"timeout http-keep-alive 60s", "timeout http-keep-alive 120s")
+	"timeout http-keep-alive 60s", "timeout http-keep-alive 120s", "keepalive_timeout 4s;", "keepalive_timeout 120s;", "keepalive 4s", "keepalive 120s")
 
 // startGateway runs the shipped configuration on other ports and without hurry: that,
 // and what change says, is all that differs. Without echo the shipped upstream stays out.
