@@ -1,96 +1,173 @@
 package main
 
 import (
-	"bytes"
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
+	"text/tabwriter"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
+
+	"github.com/keytrail/keytrail/cmd/internal/client"
+	"github.com/keytrail/keytrail/commands"
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
+	"github.com/keytrail/keytrail/internal/api"
 )
 
-// The bounds of a bench: it is a load on a real verifier and on its ledger.
+// The bounds of a bench: it is a load on real verifiers and on their ledger.
 const (
 	maxBenchTime    = 5 * time.Minute
 	maxBenchClients = 256
+	maxBenchKeys    = 1000
 )
 
-func (a *app) benchCmd() *cobra.Command {
-	var keyspace, scope string
-	var clients int
-	var length time.Duration
-	var remote bool
-	var secret secretFlag
-	c := &cobra.Command{Use: "bench", Short: "Measure verifications a second; each one is a use on the record",
-		Long: `Send verifications of one key over HTTP from a few clients for a few seconds and
-print how many were answered and how fast. It writes: every verification is a use
-in the ledger of the key's tenant, tens of thousands of them, and they stay there.
-Take a key of a tenant that is there for tests; one that is denied is not measured. Beside it the same clients call /healthz, which does nothing: the ratio
-says what verifying costs on this machine. Without --remote only a verifier on the
-loopback interface is loaded.
+// A keyspace cannot be removed, so all benches share one. Its title tells it from a
+// keyspace of the operator's that has the same name.
+const (
+	benchKeyspace events.KeyspaceID = "keytrail-bench"
+	benchTitle                      = "keytrail bench"
+	benchScope                      = "read"
+	benchKeyLife                    = "1h" // a key ends by itself when a bench is killed
+)
 
-The benchmarks of the code itself: go test -run '^$' -bench . ./...`,
-		Example: "  keytrail bench --keyspace scribe-sight --scope read --time 5s --secret-file secret.txt",
-		RunE: func(c *cobra.Command, _ []string) error {
-			key, err := secret.read(a.in)
-			if err != nil {
-				return err
-			}
-			if key.IsZero() {
-				return usageError{fmt.Errorf("want the secret of a key: --secret-file, or KEYTRAIL_SECRET")}
-			}
-			if clients < 1 || clients > maxBenchClients || length <= 0 || length > maxBenchTime {
-				return usageError{fmt.Errorf("want 1 to %d --clients and at most %s of --time", maxBenchClients, maxBenchTime)}
-			}
-			cl, err := a.client("KEYTRAIL_VERIFY_URL")
-			if err != nil {
-				return err
-			}
-			if !remote && !isLoopback(cl.Base) {
-				return usageError{fmt.Errorf("%s is not on this machine: --remote says that you may load it", cl.Base)}
-			}
-			body := map[string]any{"key": key.Reveal()}
-			if keyspace != "" {
-				body["keyspace"] = keyspace
-			}
-			if scope != "" {
-				body["scope"] = scope
-			}
-			b, err := json.Marshal(body, json.Deterministic(true))
-			if err != nil {
-				return err
-			}
-			if err := answersAllowed(c.Context(), cl.Base+"/v1/verify", b); err != nil {
-				return err
-			}
-			bare, err := load(c.Context(), cl.Base+"/healthz", nil, clients, length/2)
-			if err != nil {
-				return err
-			}
-			verify, err := load(c.Context(), cl.Base+"/v1/verify", b, clients, length)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(a.out, "bare handler  %s\nverify        %s\nratio         %.2f\n", bare, verify, verify.rate()/bare.rate())
-			return nil
-		}}
-	secret.register(c)
-	f := c.Flags()
-	f.StringVar(&keyspace, "keyspace", "", "the keyspace to ask for")
-	f.StringVar(&scope, "scope", "", "the scope to ask for")
-	f.IntVar(&clients, "clients", 8, "connections at once")
-	f.DurationVar(&length, "time", 5*time.Second, "how long")
-	f.BoolVar(&remote, "remote", false, "load a verifier that is not on this machine")
+// benchPatience is how long a bench waits for what a sound deployment does within
+// moments: an answer of control, a verifier that applies a key, the removal.
+// Between two looks it pauses for benchPause.
+const (
+	benchPatience = time.Minute
+	benchPause    = 20 * time.Millisecond
+)
+
+// benchRemains is the last paragraph of the help of every bench.
+const benchRemains = `It makes keys of its own in the keyspace keytrail-bench, in a tenant of its own, and
+revokes them when it ends, also after Ctrl-C or a failure. The keyspace, and the events
+and uses of that tenant, stay: nothing is ever removed from the record. Without --remote
+only a deployment on the loopback interface is loaded.`
+
+func (a *app) benchCmd() *cobra.Command {
+	c := &cobra.Command{Use: "bench", Short: "Measure a deployment: verifications, revocations, limits, the record",
+		Long: `Measure a running deployment. Every figure stands beside a floor that was measured in
+the same run, because machines differ: read the ratios.
+
+` + benchRemains + `
+
+The benchmarks of the code itself: go test -run '^$' -bench . ./...`}
+	c.AddCommand(a.benchVerify(), a.benchBareHandler())
 	return c
+}
+
+// benchFlags are the flags of every bench.
+type benchFlags struct {
+	verifiers []string
+	clients   int
+	length    time.Duration
+	remote    bool
+}
+
+func (f *benchFlags) register(c *cobra.Command, clients string) {
+	c.Args = none
+	c.Long += "\n\n" + benchRemains
+	flags := c.Flags()
+	flags.StringSliceVar(&f.verifiers, "verifier", nil, "address of a verifier, as http://127.0.0.1:7071; may be given several times (default: KEYTRAIL_VERIFY_URL, or --url)")
+	flags.IntVar(&f.clients, "clients", f.clients, fmt.Sprintf("%s, at most %d", clients, maxBenchClients))
+	flags.DurationVar(&f.length, "time", f.length, fmt.Sprintf("for how long, at most %s", maxBenchTime))
+	flags.BoolVar(&f.remote, "remote", false, "load a deployment that is not on this machine")
+}
+
+// bench is one run of one bench.
+type bench struct {
+	benchFlags
+	app     *app
+	control *client.Client
+	load    *http.Client // of the verifiers
+	tenant  events.TenantID
+	made    atomic.Int64 // keys
+}
+
+// benchKey is a key that a bench has made.
+type benchKey struct {
+	ID       string `json:"id"`
+	Secret   string `json:"key"`
+	position string
+}
+
+// benchReport is what a bench has measured. It is what --json shows.
+type benchReport interface {
+	print(w *tabwriter.Writer)
+	// verdict says what must not be, nil where the deployment did as it promises.
+	verdict() error
+}
+
+var errInterrupted = errors.New("interrupted: nothing is shown of what was measured")
+
+// bench makes the keyspace, runs measure, removes what can be removed, and shows the
+// report.
+func (a *app) bench(c *cobra.Command, f *benchFlags, measure func(ctx context.Context, b *bench) (benchReport, error)) error {
+	if f.clients > maxBenchClients || f.length > maxBenchTime {
+		return usageError{fmt.Errorf("want at most %d --clients and at most %s of --time", maxBenchClients, maxBenchTime)}
+	}
+	control, err := a.client("")
+	if err != nil {
+		return err
+	}
+	b := &bench{benchFlags: *f, app: a, control: control, tenant: events.TenantID("run-" + strings.ToLower(rand.Text()[:16]))}
+	if len(b.verifiers) == 0 {
+		b.verifiers = []string{env("KEYTRAIL_VERIFY_URL", a.url)}
+	}
+	if err := b.mayLoad(); err != nil {
+		return err
+	}
+	b.load = &http.Client{Transport: &http.Transport{
+		MaxIdleConnsPerHost: f.clients, DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
+	}}
+	defer b.load.CloseIdleConnections()
+	ctx := c.Context()
+	if err := b.define(ctx); err != nil {
+		return err
+	}
+	report, err := measure(ctx, b)
+	if ctx.Err() != nil {
+		err = errInterrupted
+	}
+	removed := b.remove(ctx)
+	if err != nil {
+		return errors.Join(err, removed)
+	}
+	if a.json {
+		err = a.printJSON(map[string]any{"data": report})
+	} else {
+		w := tabwriter.NewWriter(a.out, 0, 4, 2, ' ', 0)
+		report.print(w)
+		err = w.Flush()
+	}
+	return errors.Join(err, report.verdict(), removed)
+}
+
+// mayLoad checks the addresses. None of them is repeated whole: it may hold a password.
+func (b *bench) mayLoad() error {
+	for i, v := range b.verifiers {
+		b.verifiers[i] = strings.TrimSuffix(v, "/")
+		if u, err := url.Parse(v); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return usageError{errors.New("--verifier (KEYTRAIL_VERIFY_URL): want a URL as http://127.0.0.1:7071")}
+		}
+	}
+	for _, base := range append([]string{b.control.Base, env("KEYTRAIL_AUDIT_URL", b.app.url)}, b.verifiers...) {
+		if !b.remote && !isLoopback(base) {
+			return usageError{fmt.Errorf("%s is not on this machine: --remote says that you may load it", host(base))}
+		}
+	}
+	return nil
 }
 
 func isLoopback(base string) bool {
@@ -102,111 +179,219 @@ func isLoopback(base string) bool {
 	return u.Hostname() == "localhost" || err == nil && ip.IsLoopback()
 }
 
-// result is what one load measured.
-type result struct {
-	times []time.Duration // sorted
-	took  time.Duration
-}
-
-func (r *result) rate() float64 { return float64(len(r.times)) / r.took.Seconds() }
-
-func (r *result) quantile(q float64) time.Duration {
-	return r.times[min(len(r.times)-1, int(q*float64(len(r.times))))]
-}
-
-func (r *result) String() string {
-	return fmt.Sprintf("%8.0f/s  p50 %v  p99 %v  (%d requests)", r.rate(),
-		r.quantile(.5).Round(time.Microsecond), r.quantile(.99).Round(time.Microsecond), len(r.times))
-}
-
-// load sends requests from n clients for d. A body makes it a POST.
-func load(ctx context.Context, target string, body []byte, n int, d time.Duration) (*result, error) {
-	ctx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
-	hc := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: n, DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext}}
-	defer hc.CloseIdleConnections()
-	times := make([][]time.Duration, n)
-	errs := make([]error, n)
-	start := time.Now()
-	var wg sync.WaitGroup
-	for i := range n {
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				t := time.Now()
-				if err := once(ctx, hc, target, body); err != nil {
-					if ctx.Err() == nil {
-						errs[i] = err
-					}
-					return
-				}
-				times[i] = append(times[i], time.Since(t))
-			}
-		})
+// host returns host and port of an address.
+func host(base string) string {
+	u, err := url.Parse(base)
+	if err != nil {
+		return "the address"
 	}
-	wg.Wait()
-	r := &result{times: slices.Concat(times...), took: time.Since(start)}
-	for _, err := range errs {
-		if err != nil {
-			return nil, err
+	return line(u.Host)
+}
+
+// call does one request to control, and again while control cannot answer. It is not
+// cut off: what it makes must be there when the bench removes it.
+func (b *bench) call(ctx context.Context, method, path string, query url.Values, header http.Header, in, out any) error {
+	for until := time.Now().Add(benchPatience); ; {
+		asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), benchPatience)
+		err := b.control.Do(asking, method, path, query, header, in, out)
+		cancel()
+		if err == nil || !passes(err) || ctx.Err() != nil || time.Now().After(until) {
+			return err
+		}
+		pauseFor(ctx, askAgain)
+	}
+}
+
+// define makes the keyspace, or finds it as an earlier bench has made it.
+func (b *bench) define(ctx context.Context) error {
+	path := "/v1/keyspaces/" + string(benchKeyspace)
+	var is struct {
+		Data keyspaceView `json:"data"`
+	}
+	header := http.Header{"If-None-Match": {"*"}}
+	err := b.call(ctx, http.MethodGet, path, nil, nil, nil, &is)
+	if p, ok := errors.AsType[*api.Problem](err); ok && p.Status == http.StatusNotFound {
+		err = nil
+	} else if err == nil {
+		header = forRev(is.Data.Rev)
+		if is.Data.Definition.Title != benchTitle {
+			return fmt.Errorf("the keyspace %s is not of a bench: its title is not %q; nothing was written", benchKeyspace, benchTitle)
 		}
 	}
-	if len(r.times) == 0 {
-		return nil, fmt.Errorf("%s answered nothing within %s", target, d)
-	}
-	slices.Sort(r.times)
-	return r, nil
-}
-
-// answersAllowed asks once before the load begins. A refusal is answered sooner than
-// an allowance, so its figure would mislead, and tens of thousands of refusals in
-// the ledger of a tenant look like an attack.
-func answersAllowed(ctx context.Context, target string, body []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	var d struct {
-		Allowed bool   `json:"allowed"`
-		Reason  string `json:"reason"`
-	}
-	answer, err := ask(ctx, http.DefaultClient, target, body)
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(answer, &d); err != nil {
-		return fmt.Errorf("%s does not answer as a verifier: %w", target, err)
+	return b.call(ctx, http.MethodPut, path, nil, header, &keyspace.Definition{
+		Title: benchTitle, Description: "Made by keytrail bench, which revokes its keys when it ends.",
+		KeyTypes: []keyspace.KeyType{{Name: "key", Prefix: "ktbench_"}}, Scopes: []keyspace.ScopeDef{{Name: benchScope}},
+	}, nil)
+}
+
+// key makes a key; limit may be nil.
+func (b *bench) key(ctx context.Context, limit *keyspace.Limit) (benchKey, error) {
+	body := map[string]any{"tenant": b.tenant, "name": fmt.Sprint("bench ", b.made.Add(1)), "scopes": []string{benchScope}, "expires_in": benchKeyLife}
+	if limit != nil {
+		body["limit"] = limit
 	}
-	if !d.Allowed {
-		return fmt.Errorf("the key is denied (%s): nothing was measured; want a key and a question that are allowed", line(d.Reason))
+	var ans struct {
+		Data     benchKey `json:"data"`
+		Position string   `json:"position"`
+	}
+	err := b.call(ctx, http.MethodPost, "/v1/keyspaces/"+string(benchKeyspace)+"/keys", nil, http.Header{"Idempotency-Key": {rand.Text()}}, body, &ans)
+	ans.Data.position = ans.Position
+	return ans.Data, err
+}
+
+// keys makes n keys, and waits until every verifier allows the last of them. It returns
+// how many uses of the keys that has put on the record.
+func (b *bench) keys(ctx context.Context, n int) (keys []benchKey, uses int, err error) {
+	defer b.app.progress("making keys", int64(n), b.made.Load)()
+	for range n {
+		if ctx.Err() != nil {
+			return nil, 0, errInterrupted
+		}
+		k, err := b.key(ctx, nil)
+		if err != nil {
+			return nil, 0, err
+		}
+		keys = append(keys, k)
+	}
+	for _, v := range b.verifiers {
+		u, err := b.allowed(ctx, v, &keys[n-1])
+		if err != nil {
+			return nil, 0, err
+		}
+		uses += u
+	}
+	return keys, uses, nil
+}
+
+// questionAbout is what is asked about a key. An empty position is not asked for.
+func questionAbout(k *benchKey, position string) map[string]any {
+	q := map[string]any{"key": k.Secret, "keyspace": benchKeyspace, "scope": benchScope}
+	if position != "" {
+		q["min_position"] = position
+	}
+	return q
+}
+
+// body encodes a question. It is plain data, which encodes whatever it says.
+func body(question map[string]any) []byte {
+	b, err := json.Marshal(question, json.Deterministic(true))
+	if err != nil {
+		panic("bench: a question does not encode: " + err.Error())
+	}
+	return b
+}
+
+// allowed asks until the verifier has applied the key. It returns how many uses of the
+// key that has put on the record. A key that is denied is not measured: a refusal is
+// answered sooner than an allowance, so its figure would mislead.
+func (b *bench) allowed(ctx context.Context, verifier string, k *benchKey) (uses int, err error) {
+	ask := body(questionAbout(k, k.position))
+	for until := time.Now().Add(benchPatience); ; pauseFor(ctx, benchPause) {
+		answer, err := b.post(ctx, verifier+"/v1/verify", ask)
+		if err != nil {
+			return uses, err
+		}
+		var t tally
+		allowed, err := t.count(answer, 1)
+		uses += t.Numbered
+		switch {
+		case err != nil:
+			return uses, fmt.Errorf("%s does not answer as a verifier: %w", host(verifier), err)
+		case allowed == 1:
+			return uses, nil
+		case ctx.Err() != nil:
+			return uses, errInterrupted
+		case t.Reasons[events.ReasonVerifierStale.String()] == 0 || time.Now().After(until):
+			return uses, fmt.Errorf("%s denies a key that was made for it (%s): nothing was measured", host(verifier), t.reasons())
+		}
+	}
+}
+
+// post sends one question and returns the answer, of which no more than a megabyte is
+// read.
+func (b *bench) post(ctx context.Context, target string, ask []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, benchPatience)
+	defer cancel()
+	return post(ctx, b.load, target, ask)
+}
+
+// remove revokes every key of the run, also those that control made without its answer
+// arriving here, and says what stays.
+func (b *bench) remove(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), benchPatience)
+	defer cancel()
+	if b.made.Load() == 0 {
+		return nil
+	}
+	if err := b.revokeAll(ctx); err != nil {
+		return fmt.Errorf("not all keys of the tenant %s in %s are revoked: %w; they expire within an hour, or 'keytrail key revoke --keyspace %[2]s --tenant %[1]s --preview' shows them", b.tenant, benchKeyspace, err)
+	}
+	fmt.Fprintf(b.app.err, "note: all keys of this run are revoked; the keyspace %s stays, and on the record the events and uses of its tenant %s\n", benchKeyspace, b.tenant)
+	return nil
+}
+
+// revokeAll revokes the keys of the run that live.
+func (b *bench) revokeAll(ctx context.Context) error {
+	ask := commands.RevokeMany{Keyspace: benchKeyspace, Tenant: b.tenant, Code: events.RevokeCessation, Reason: "the end of a bench"}
+	send := func() (page commands.RevokePage, err error) {
+		err = b.call(ctx, http.MethodPost, "/v1/keys/revoke", nil, nil, &ask, &page)
+		return page, err
+	}
+	preview, err := send()
+	if err != nil || preview.Total == 0 {
+		return err
+	}
+	ask.Confirm, ask.Count = preview.Confirm, &preview.Total
+	var done atomic.Int64
+	defer b.app.progress("revoking keys", int64(preview.Total), done.Load)()
+	for {
+		page, err := send()
+		if err != nil {
+			return err
+		}
+		done.Add(int64(len(page.Data)))
+		for i := range page.Data {
+			if page.Data[i].Status == commands.RevokeRefused {
+				return fmt.Errorf("the key %s is not: %w", page.Data[i].ID, page.Data[i].Errors)
+			}
+		}
+		if page.NextCursor == nil {
+			return nil
+		}
+		if *page.NextCursor == ask.Cursor {
+			return errSameCursor
+		}
+		ask.Cursor = *page.NextCursor
+	}
+}
+
+// between is the check of a flag that counts.
+func between(flag string, n, least, most int) error {
+	if n < least || n > most {
+		return usageError{fmt.Errorf("--%s: want %d to %d", flag, least, most)}
 	}
 	return nil
 }
 
-func once(ctx context.Context, hc *http.Client, target string, body []byte) error {
-	_, err := ask(ctx, hc, target, body)
-	return err
+// microseconds prints so many of them, rounded as far as nobody compares.
+func microseconds(n int64) string {
+	d := time.Duration(n) * time.Microsecond
+	switch {
+	case d >= time.Second:
+		d = d.Round(time.Millisecond)
+	case d >= 10*time.Millisecond:
+		d = d.Round(10 * time.Microsecond)
+	}
+	return d.String()
 }
 
-// ask sends one request and returns the answer, of which no more than a megabyte is read.
-func ask(ctx context.Context, hc *http.Client, target string, body []byte) ([]byte, error) {
-	method, in := http.MethodGet, io.Reader(nil)
-	if body != nil {
-		method, in = http.MethodPost, bytes.NewReader(body)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, target, in)
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := hc.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s answered %s", strings.TrimSuffix(target, "/"), resp.Status)
-	}
-	return answer, nil
+// perSecond prints a rate.
+func perSecond(rate float64) string { return fmt.Sprintf("%.0f", rate) }
+
+// heading prints the first line of a report, and the head of its table.
+func heading(w io.Writer, text string, columns ...string) {
+	fmt.Fprintf(w, "%s\n\n%s\n", text, cells(columns...))
 }

@@ -1,40 +1,232 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/keytrail/keytrail/verifier"
 )
 
-// TestBenchMeasuresNoRefusals: a key that is denied leaves one use on the record,
-// and no figure.
+// TestBenchMeasuresNoRefusals: an endpoint that denies the key, or is no verifier, gives
+// no figure, and the keys that were made are removed.
 func TestBenchMeasuresNoRefusals(t *testing.T) {
-	var asked atomic.Int64
+	t.Setenv(asMain, "1")
+	var asked, removed atomic.Int64
 	var answer atomic.Value // the server may still be answering a question that bench gave up
-	answer.Store(`{"allowed":false,"reason":"key_revoked","status":401}`)
 	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/v1/verify" {
+		one := answer.Load().(string)
+		switch r.Method + " " + r.URL.Path {
+		case "GET /v1/keyspaces/keytrail-bench":
+			w.WriteHeader(404)
+			w.Write([]byte(`{"title":"Not Found","status":404,"code":"not_found"}`))
+		case "PUT /v1/keyspaces/keytrail-bench":
+			w.Write([]byte(`{"data":{}}`))
+		case "POST /v1/keyspaces/keytrail-bench/keys":
+			w.Write([]byte(`{"data":{"id":"key_1","key":"ktbench_0123456789012345678901234567"},"position":"p"}`))
+		case "POST /v1/keys/revoke":
+			removed.Add(1)
+			w.Write([]byte(`{"data":[],"next_cursor":null,"total":0}`))
+		case "POST /v1/verify":
+			if r.Header.Get("Authorization") != "" {
+				t.Error("the verifier saw the operator key")
+			}
 			asked.Add(1)
+			w.Write([]byte(one))
+		case "POST /v1/verify/batch":
+			fmt.Fprintf(w, `{"data":[%s]}`, strings.TrimSuffix(strings.Repeat(one+",", verifier.MaxBatch), ","))
+		default:
+			t.Errorf("%s %s came through", r.Method, r.URL)
 		}
-		w.Write([]byte(answer.Load().(string)))
 	}))
 	defer endpoint.Close()
-	t.Setenv("KEYTRAIL_SECRET", "sk_live_0123456789012345678901234567")
 	bench := func() (string, string, int) {
-		return cliAt(t, endpoint.URL, "", "bench", "--keyspace", "k", "--scope", "read", "--time", "100ms", "--clients", "2")
+		asked.Store(0)
+		removed.Store(0)
+		return cliAt(t, endpoint.URL, "kt_x", "bench", "verify", "--keys", "1", "--time", "100ms", "--clients", "2")
 	}
-	out, errs, code := bench()
-	if code != exitFailed || out != "" || !strings.Contains(errs, "the key is denied (key_revoked)") || asked.Load() != 1 {
-		t.Errorf("exit %d after %d questions: %s%s", code, asked.Load(), out, errs)
+	for _, tt := range []struct{ answer, want string }{
+		{`{"allowed":false,"reason":"key_revoked","status":401}`, "denies a key that was made for it (1 key_revoked)"},
+		{`{"allowed":true,"reason":"key_revoked","status":200}`, "does not answer as a verifier"},
+		{`{"data":[]}`, "does not answer as a verifier"},
+		{`<html>`, "does not answer as a verifier"},
+	} {
+		answer.Store(tt.answer)
+		if out, errs, code := bench(); code != exitFailed || out != "" || !strings.Contains(errs, tt.want) || asked.Load() != 1 || removed.Load() == 0 {
+			t.Errorf("%s: exit %d after %d questions, removed %d times: %s%s", tt.answer, code, asked.Load(), removed.Load(), out, errs)
+		}
 	}
-	answer.Store(`{"allowed":true,"reason":"ok","status":200}`)
-	if out, errs, code := bench(); code != 0 || !strings.Contains(out, "ratio ") {
+	answer.Store(`{"allowed":true,"reason":"ok","status":200,"tenant":"t","use_id":"v/1/1"}`)
+	if out, errs, code := bench(); code != 0 || !strings.Contains(out, "OF BARE") || removed.Load() == 0 {
 		t.Errorf("exit %d: %s%s", code, out, errs)
 	}
-	answer.Store(`<html>`)
-	if out, errs, code := bench(); code != exitFailed || out != "" || !strings.Contains(errs, "does not answer as a verifier") {
-		t.Errorf("exit %d: %s%s", code, out, errs)
+}
+
+// TestBench runs every bench on a deployment of separate roles.
+func TestBench(t *testing.T) {
+	t.Setenv(asMain, "1")
+	c := startCluster(t, 2)
+	t.Setenv("KEYTRAIL_AUDIT_URL", c.auditor.url)
+	v1, v2 := c.verifiers[0].url, c.verifiers[1].url
+	bench := func(t *testing.T, report any, args ...string) {
+		t.Helper()
+		var out, errs string
+		for again := patiently(t); ; again(errs) {
+			var code int
+			if out, errs, code = c.control.cli(t, append([]string{"--json", "bench"}, args...)...); code == 0 {
+				break
+			}
+			if !strings.Contains(errs, "allowed no request") { // the machine stood still for longer than a lease
+				t.Fatalf("bench %s: exit %d\n%s%s", args, code, out, errs)
+			}
+		}
+		if err := json.Unmarshal([]byte(out), &struct{ Data any }{report}, json.MatchCaseInsensitiveNames(true), json.RejectUnknownMembers(true)); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if !strings.Contains(errs, "all keys of this run are revoked") {
+			t.Errorf("it does not say what stays: %s", errs)
+		}
+		if live := rows[keyView](t, c.control.must(t, "--json", "key", "list", "--keyspace", "keytrail-bench", "--status", "active")); len(live) > 0 {
+			t.Errorf("keys that live afterwards: %+v", live)
+		}
 	}
+	t.Run("verify", func(t *testing.T) {
+		var r verifyReport
+		bench(t, &r, "verify", "--verifier", v1, "--verifier", v2, "--time", "300ms", "--clients", "2", "--rounds", "2", "--keys", "5")
+		if len(r.Rows) != 6 || len(r.Batch) != 2 {
+			t.Fatalf("%+v", r)
+		}
+		for i, row := range r.Rows {
+			s := row.RequestsPerSecond
+			if row.Allowed == 0 || row.Refused > 0 && row.Reasons[stale] != row.Refused || s.Max < s.Median || s.Median < s.Min || s.Max <= 0 ||
+				(row.OfBare == nil) != (i < 2) || row.KeysPerRequest != []int{1, verifier.MaxBatch}[i%2] {
+				t.Errorf("%+v", row)
+			}
+		}
+	})
+	out, errs, code := c.control.cli(t, "bench", "verify", "--verifier", v1, "--time", "50ms", "--clients", "1", "--rounds", "1", "--keys", "1")
+	if code != 0 || !strings.Contains(out, "bare handler, batches of 100 ") || !strings.Contains(out, strings.TrimPrefix(v1, "http://")+", batches of 100 ") {
+		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+}
+
+// TestBenchLeavesNoKey: a bench that is interrupted, or fails, revokes what it has made,
+// and touches no keyspace that is not its own.
+func TestBenchLeavesNoKey(t *testing.T) {
+	t.Setenv(asMain, "1")
+	p := up(t, filepath.Join(t.TempDir(), "data"))
+	active := func() int {
+		out, errs, code := p.proves(t, "--json", "key", "list", "--keyspace", "keytrail-bench", "--status", "active")
+		if code != 0 && !strings.Contains(errs, "(404 ") {
+			t.Fatalf("exit %d: %s", code, errs)
+		}
+		if code != 0 {
+			return 0
+		}
+		return len(rows[keyView](t, out))
+	}
+	setenv(t, "KEYTRAIL_ROOT_KEY", p.root)
+	for _, args := range [][]string{
+		{"verify", "--time", "5m", "--clients", "1", "--keys", "3"},
+	} {
+		t.Run(args[0], func(t *testing.T) {
+			ctx, interrupt := context.WithCancel(t.Context())
+			defer interrupt()
+			var out, errw lockedBuffer
+			ended := make(chan int, 1)
+			go func() { // joined below
+				ended <- run(ctx, append([]string{"--url", p.url, "bench"}, args...), nil, &out, &errw)
+			}()
+			eventually(t, func() string {
+				if active() > 0 {
+					return ""
+				}
+				return "it makes no key: " + errw.String()
+			})
+			interrupt()
+			if code := <-ended; code != exitFailed || out.String() != "" || !strings.Contains(errw.String(), "interrupted") || !strings.Contains(errw.String(), "are revoked") {
+				t.Errorf("exit %d: %s%s", code, out.String(), errw.String())
+			}
+			if n := active(); n > 0 {
+				t.Errorf("%d keys live afterwards", n)
+			}
+		})
+	}
+
+	// Its verifier is gone: the keys that control made meanwhile are removed.
+	out, errs, code := p.cli(t, "bench", "verify", "--keys", "2", "--verifier", "http://"+freeAddr(t))
+	if code != exitFailed || out != "" || !strings.Contains(errs, "did not answer") || !strings.Contains(errs, "are revoked") || active() > 0 {
+		t.Errorf("exit %d: %s%s, %d keys live", code, out, errs, active())
+	}
+	p.stop(t)
+
+	p = up(t, filepath.Join(t.TempDir(), "data"))
+	p.data(t, 200, "PUT", "/v1/keyspaces/keytrail-bench", map[string]any{"title": "ours", "key_types": []any{map[string]any{"name": "secret", "prefix": "sk_"}}})
+	out, errs, code = p.cli(t, "bench", "verify")
+	if code != exitFailed || out != "" || !strings.Contains(errs, "is not of a bench") || active() > 0 {
+		t.Errorf("exit %d: %s%s, %d keys live", code, out, errs, active())
+	}
+	if got := p.data(t, 200, "GET", "/v1/keyspaces/keytrail-bench", nil); got["rev"] != 1.0 {
+		t.Errorf("the keyspace of the operator was changed: %v", got)
+	}
+	p.stop(t)
+}
+
+// TestBenchMistakes: what is typed wrongly, or would load another machine, is refused
+// before anything is asked.
+func TestBenchMistakes(t *testing.T) {
+	endpoint := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		t.Errorf("%s %s came through", r.Method, r.URL)
+	}))
+	defer endpoint.Close()
+	for _, tt := range []struct{ args, want string }{
+		{"bench verify --clients 257", "at most 256 --clients"},
+		{"bench verify --clients 0", "--clients wants at least 1"},
+		{"bench verify --time 6m", "at most 5m0s of --time"},
+		{"bench verify --keys 1001", "--keys: want 1 to 1000"},
+		{"bench verify --rounds 101", "--rounds: want 1 to 100"},
+		{"bench verify --verifier 127.0.0.1:7071", "--verifier (KEYTRAIL_VERIFY_URL): want a URL"},
+		{"bench verify --verifier http://192.0.2.1:7071", "192.0.2.1:7071 is not on this machine: --remote"},
+		{"bench verify --verifier http://u:hunter2@127.0.0.1:7071", "--verifier holds a password"},
+		{"bench verify a-secret", "unexpected argument"},
+		{"bench a-secret", "unknown command"},
+	} {
+		out, errs, code := cliAt(t, endpoint.URL, "kt_x", strings.Fields(tt.args)...)
+		if code != exitUsage || out != "" || !strings.Contains(errs, tt.want) || strings.Contains(errs, "hunter2") {
+			t.Errorf("%s: exit %d, %s%s", tt.args, code, out, errs)
+		}
+	}
+	t.Setenv("KEYTRAIL_AUDIT_URL", "http://192.0.2.1:7072")
+	if _, errs, code := cliAt(t, endpoint.URL, "kt_x", "bench", "verify"); code != exitUsage || !strings.Contains(errs, "192.0.2.1:7072 is not on this machine") {
+		t.Errorf("exit %d, %s", code, errs)
+	}
+}
+
+// FuzzTally: an answer is counted whole or not at all.
+func FuzzTally(f *testing.F) {
+	f.Add([]byte(`{"allowed":true,"reason":"ok","use_id":"v/1/1"}`), 1)
+	f.Add([]byte(`{"data":[{"allowed":true,"reason":"ok","use_id":"v/1/1"},{"allowed":false,"reason":"rate_limited"}]}`), 2)
+	f.Add([]byte(`{"data":[{"error":{}}]}`), 1)
+	f.Fuzz(func(t *testing.T, answer []byte, per int) {
+		per = min(max(per, 1), verifier.MaxBatch)
+		var c tally
+		allowed, err := c.count(answer, per)
+		if n := c.Allowed + c.Refused; err == nil && n != per || err != nil && n != 0 || allowed != c.Allowed || c.Numbered > per {
+			t.Errorf("%d of %d: %+v, %v", allowed, per, c, err)
+		}
+		var reasons int
+		for _, n := range c.Reasons {
+			reasons += n
+		}
+		if reasons != c.Refused {
+			t.Errorf("%+v", c)
+		}
+	})
 }

@@ -134,7 +134,7 @@ func TestCommandLineRepeatsNoSecret(t *testing.T) {
 		for _, args := range [][]string{
 			{"key", "get", secret}, {"key", "history", secret}, {"key", "revoke", secret}, {"key", "rotate", secret}, {"key", "disable", secret},
 			{"key", "update", secret, "--name", "x"}, {"key", "scopes", secret, "--scope", "x"}, {"key", "allowlist", secret, "--add", "::/0"},
-			{"verify", secret}, {"bench", secret}, {secret}, {"key", secret}, {"key", "get", "a", secret}, {"key", "list", secret},
+			{"verify", secret}, {"bench", secret}, {"bench", "verify", secret}, {"bench", "verify", "--verifier", secret}, {secret}, {"key", secret}, {"key", "get", "a", secret}, {"key", "list", secret},
 			{"--" + secret}, {"-" + secret}, {"key", "list", "--keyspace", "k", "--limit", secret}, {"key", "list", "--keyspace", "k", "--limit=" + secret},
 			{"--log-level", secret, "log"}, {"key", "create", "--keyspace", "k", "--tenant", "t", "--name", "n", "--resource", secret},
 			{"--clickhouse", "clickhouse://u:" + secret + "@h:9000/d", "up"}, {"doctor", "--deep", "--clickhouse", "clickhouse://u:" + secret + "@h:9000/d"},
