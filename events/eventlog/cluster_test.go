@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -128,20 +129,16 @@ func (c *cluster) wipe(t *testing.T) {
 	}
 }
 
-// leader returns the index of the server that leads KT_LIFE.
-func (c *cluster) leader(l *Log) int {
+// leader returns the index of the server that leads KT_LIFE. It waits for one: there
+// is none during an election.
+func (c *cluster) leader(l *Log) (leader int) {
 	c.t.Helper()
-	si, err := l.info(c.t.Context(), lifeStream)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	for i := range c.configs {
-		if c.configs[i].Name == si.Cluster.Leader {
-			return i
-		}
-	}
-	c.t.Fatalf("no leader: %+v", si.Cluster)
-	return -1
+	until(c.t, "KT_LIFE has a leader", func() bool {
+		si, err := l.info(c.t.Context(), lifeStream)
+		leader = slices.IndexFunc(c.configs, func(s server.Config) bool { return err == nil && s.Name == si.Cluster.Leader })
+		return leader >= 0
+	})
+	return leader
 }
 
 // syncs waits until so many servers say that they sync before they acknowledge (L1).
