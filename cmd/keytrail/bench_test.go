@@ -111,6 +111,29 @@ func TestBench(t *testing.T) {
 			}
 		}
 	})
+	t.Run("revoke", func(t *testing.T) {
+		var r revocationReport
+		bench(t, &r, "revoke", "--verifier", v1, "--verifier", v2, "--time", "100ms", "--clients", "2")
+		if r.Revocations < 4 || r.AllowedAfterReceipt != 0 || len(r.Rows) != 6 {
+			t.Fatalf("%+v", r)
+		}
+		refused := 0
+		for i, want := range []string{"question", "acknowledged", "refused", "refused", "refused by all", "receipt"} {
+			row := &r.Rows[i]
+			if row.What != want || row.Count == 0 || row.MaxMicros < row.P99Micros || row.P99Micros < row.P50Micros {
+				t.Errorf("%+v", row)
+			}
+			if want == "refused" {
+				refused = row.Count
+				if row.Answers.Reasons["key_revoked"] != row.Count {
+					t.Errorf("%+v: %+v", row, row.Answers)
+				}
+			}
+		}
+		if refused+r.Rows[5].Count != r.Revocations {
+			t.Errorf("%+v", r)
+		}
+	})
 	out, errs, code := c.control.cli(t, "bench", "verify", "--verifier", v1, "--time", "50ms", "--clients", "1", "--rounds", "1", "--keys", "1")
 	if code != 0 || !strings.Contains(out, "bare handler, batches of 100 ") || !strings.Contains(out, strings.TrimPrefix(v1, "http://")+", batches of 100 ") {
 		t.Errorf("exit %d\n%s%s", code, out, errs)
@@ -135,6 +158,7 @@ func TestBenchLeavesNoKey(t *testing.T) {
 	setenv(t, "KEYTRAIL_ROOT_KEY", p.root)
 	for _, args := range [][]string{
 		{"verify", "--time", "5m", "--clients", "1", "--keys", "3"},
+		{"revoke", "--time", "5m"},
 	} {
 		t.Run(args[0], func(t *testing.T) {
 			ctx, interrupt := context.WithCancel(t.Context())
