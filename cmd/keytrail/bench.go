@@ -63,7 +63,7 @@ the same run, because machines differ: read the ratios.
 ` + benchRemains + `
 
 The benchmarks of the code itself: go test -run '^$' -bench . ./...`}
-	c.AddCommand(a.benchVerify(), a.benchRevoke(), a.benchBareHandler())
+	c.AddCommand(a.benchVerify(), a.benchRevoke(), a.benchLimits(), a.benchBareHandler())
 	return c
 }
 

@@ -59,10 +59,12 @@ func (l *load) run(ctx context.Context) (time.Duration, error) {
 }
 
 func (l *load) client(ctx, answering context.Context, began time.Time, i int) error {
+	waiting := answering // the first question is asked in any case
 	for n := 0; n == 0 || ctx.Err() == nil; n++ {
-		if l.pace != nil && l.pace.Wait(ctx) != nil {
+		if l.pace != nil && l.pace.Wait(waiting) != nil {
 			return nil // its turn comes after the end
 		}
+		waiting = ctx
 		target, ask := l.ask(i, n)
 		sent := time.Since(began)
 		answer, err := post(answering, l.http, target, ask)

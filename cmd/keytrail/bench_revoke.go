@@ -42,8 +42,8 @@ Each revocation leaves two events in the lifecycle log: after %d of them it ends
 
 // revocationReport is what `bench revoke` has measured.
 type revocationReport struct {
-	Clients     int         `json:"clients"`
-	Revocations int         `json:"revocations"`
+	Clients     int             `json:"clients"`
+	Revocations int             `json:"revocations"`
 	Rows        []revocationRow `json:"rows"`
 
 	// What a verifier allowed after the receipt had said that none does. It must be 0.

@@ -3,14 +3,17 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json"
+	"pgregory.net/rapid"
 
 	"github.com/keytrail/keytrail/verifier"
 )
@@ -134,6 +137,21 @@ func TestBench(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	})
+	t.Run("limits", func(t *testing.T) {
+		var r limitsReport
+		bench(t, &r, "limits", "--verifier", v1, "--verifier", v2, "--time", "600ms", "--clients", "4", "--per-minute", "6000", "--burst", "5")
+		var sum tally
+		for _, n := range r.Nodes {
+			sum.add(&n.tally)
+			if float64(n.Most.Admitted) > n.Most.Limit || n.Most.Admitted < 1 {
+				t.Errorf("%+v", n)
+			}
+		}
+		if r.Mode != "local" || len(r.Nodes) != 2 || sum.Allowed == 0 || sum.Allowed != r.All.Allowed || sum.Refused != r.All.Refused ||
+			r.Steady.Allowed == 0 || r.Steady.Reasons["rate_limited"] > 0 || r.Steady.FalseRefusals != 0 {
+			t.Errorf("%+v", r)
+		}
+	})
 	out, errs, code := c.control.cli(t, "bench", "verify", "--verifier", v1, "--time", "50ms", "--clients", "1", "--rounds", "1", "--keys", "1")
 	if code != 0 || !strings.Contains(out, "bare handler, batches of 100 ") || !strings.Contains(out, strings.TrimPrefix(v1, "http://")+", batches of 100 ") {
 		t.Errorf("exit %d\n%s%s", code, out, errs)
@@ -159,6 +177,7 @@ func TestBenchLeavesNoKey(t *testing.T) {
 	for _, args := range [][]string{
 		{"verify", "--time", "5m", "--clients", "1", "--keys", "3"},
 		{"revoke", "--time", "5m"},
+		{"limits", "--time", "5m"},
 	} {
 		t.Run(args[0], func(t *testing.T) {
 			ctx, interrupt := context.WithCancel(t.Context())
@@ -220,6 +239,10 @@ func TestBenchMistakes(t *testing.T) {
 		{"bench verify --verifier http://192.0.2.1:7071", "192.0.2.1:7071 is not on this machine: --remote"},
 		{"bench verify --verifier http://u:hunter2@127.0.0.1:7071", "--verifier holds a password"},
 		{"bench verify a-secret", "unexpected argument"},
+		{"bench limits --burst 16", "--burst: want 17 to"},
+		{"bench limits --per-minute 59", "--per-minute: want 60 to"},
+		{"bench limits --times 1", "--times: want 2 to 100"},
+		{"bench limits --per-minute 600000 --times 3", "at most 20000 requests a second"},
 		{"bench a-secret", "unknown command"},
 	} {
 		out, errs, code := cliAt(t, endpoint.URL, "kt_x", strings.Fields(tt.args)...)
@@ -253,4 +276,59 @@ func FuzzTally(f *testing.F) {
 			t.Errorf("%+v", c)
 		}
 	})
+}
+
+// TestMostAdmitted: the span that is found is the worst of all, and no bucket that keeps
+// its limit is said to exceed it, however late its answers arrive.
+func TestMostAdmitted(t *testing.T) {
+	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
+	rapid.Check(t, func(t *rapid.T) {
+		perMinute, burst := rapid.Int64Range(60, 600_000).Draw(t, "per minute"), rapid.Int64Range(1, 20).Draw(t, "burst")
+		perSecond := float64(perMinute) / 60
+		late := rapid.IntRange(0, 50).Draw(t, "late")
+		var list []admission
+		at, owed := 0, int64(0) // in parts of a token, as a bucket counts
+		for range rapid.IntRange(1, 100).Draw(t, "asked") {
+			passed := rapid.IntRange(0, 30).Draw(t, "passed")
+			at, owed = at+passed, max(owed-perMinute*int64(passed), 0)
+			if owed+60_000 > burst*60_000 {
+				continue
+			}
+			owed += 60_000
+			list = append(list, admission{ms(at - rapid.IntRange(0, late).Draw(t, "sent")), ms(at + rapid.IntRange(0, late).Draw(t, "got"))})
+		}
+		got := mostAdmitted(list, perSecond, burst)
+		if float64(got.Admitted) > got.Limit {
+			t.Errorf("a bucket that keeps its limit: %+v of %v", got, list)
+		}
+		worst := math.Inf(-1)
+		for _, from := range list {
+			for _, to := range list {
+				if from.sent > to.got {
+					continue
+				}
+				n := 0
+				for _, a := range list {
+					if a.got <= to.got {
+						n++
+					}
+					if a.sent < from.sent {
+						n--
+					}
+				}
+				worst = max(worst, float64(n)-float64(burst)-perSecond*(to.got-from.sent+grain).Seconds())
+			}
+		}
+		if beyond := float64(got.Admitted) - got.Limit; math.Abs(beyond-worst) > 1e-6 {
+			t.Errorf("%+v is %v beyond the limit, the worst is %v: %v", got, beyond, worst, list)
+		}
+	})
+	// Two nodes that count alone, at once.
+	var list []admission
+	for range 2 * 10 {
+		list = append(list, admission{ms(1), ms(2)})
+	}
+	if got := mostAdmitted(list, 1, 10); got.Admitted != 20 || got.OfLimit < 1.9 || got.OfLimit > 2 {
+		t.Errorf("%+v", got)
+	}
 }
