@@ -37,7 +37,7 @@ func (n *Node) handleAuthorize(w http.ResponseWriter, r *http.Request) {
 	var ans *Answer
 	inHeader, fault := demand(r, ask)
 	if fault != nil {
-		ans = n.malformed(r.Context(), ask, api.AsProblem(r, fault), fault)
+		ans = n.malformed(r.Context(), ask, n.unreadable(fault), fault)
 	} else {
 		ans = n.Answer(r.Context(), ask)
 	}
@@ -103,7 +103,7 @@ func asciiLine(b []byte) string {
 // and nowhere else: a header may come from the client. A query that cannot be read
 // is refused: ignoring a part of it would ask for less than was meant.
 func demand(r *http.Request, ask *Ask) (inHeader bool, fault error) {
-	query, err := api.ParseQuery(r.URL.RawQuery, "scope", "resource", "refusal")
+	query, err := api.ParseQuery(r.URL.RawQuery, "scope", "resource", "min_position_header", "refusal")
 	inHeader = strings.Contains(r.URL.RawQuery, "refusal=header") // also of a fault
 	if err != nil {
 		return inHeader, err
@@ -112,7 +112,7 @@ func demand(r *http.Request, ask *Ask) (inHeader bool, fault error) {
 	if query.Has("refusal") && query.Get("refusal") != "header" {
 		f.Add("refusal", "invalid", `want "header", or leave it out`)
 	}
-	ask.Demand(r.PathValue("keyspace"), query.Get("scope"), query.Get("resource"), &f)
+	ask.Demand(r.PathValue("keyspace"), query.Get("scope"), query.Get("resource"), query.Get("min_position_header"), &f)
 	return inHeader, f.OrNil()
 }
 

@@ -2,6 +2,7 @@ package verifier
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -138,19 +139,37 @@ func (f fault) undeclared() (field, message string) {
 // a keyspace.
 func (a *Answer) misconfigured(ask *Ask, f fault, g *keyspace.Compiled) {
 	field, message := f.undeclared()
+	p := misconfiguration(message, input.FieldErrors{{Field: field, Code: "undeclared", Message: message}})
+	a.refuse(ask, g, p)
+}
+
+// misconfiguration is the answer to what only a gateway's operator can correct:
+// whatever the client's key, and without Retry-After.
+func misconfiguration(message string, f input.FieldErrors) *api.Problem {
 	p := api.Errorf(http.StatusServiceUnavailable, codeMisconfigured, "the gateway is misconfigured: %s", message)
-	p.Errors, p.RequestID = input.FieldErrors{{Field: field, Code: "undeclared", Message: message}}, ask.RequestID
-	if g == nil {
-		a.refuse(ask, p)
-		return
+	p.Errors = f
+	return p
+}
+
+// unreadable is the answer to a question that does not follow its grammar; why names the
+// parameter. A piece of it may be the client's, as the id of a resource, and hold a secret.
+func (n *Node) unreadable(why error) *api.Problem {
+	message := "its question cannot be read"
+	if p, ok := errors.AsType[*api.Problem](why); ok {
+		message += ": " + p.Detail
 	}
-	a.render(g, p.Failure())
+	f, _ := errors.AsType[input.FieldErrors](why)
+	f = slices.Clone(f)
+	for i := range f {
+		f[i].Message = events.WithoutSecrets(n.cfg.View, f[i].Message)
+	}
+	return misconfiguration(message, f)
 }
 
 // Malformed refuses a request because the gateway's configuration asks in a way
-// that cannot be read: 503 for the client, and f for the operator's log.
+// that cannot be read: 503 for the client, and f for the operator's log too.
 func (n *Node) Malformed(ctx context.Context, ask *Ask, f input.FieldErrors) *Answer {
-	return n.malformed(ctx, ask, api.Errorf(http.StatusServiceUnavailable, codeMisconfigured, "the gateway is misconfigured: its question cannot be read"), f)
+	return n.malformed(ctx, ask, n.unreadable(f), f)
 }
 
 // malformed refuses a question that cannot be read: p for the client, and why for
@@ -158,7 +177,7 @@ func (n *Node) Malformed(ctx context.Context, ask *Ask, f input.FieldErrors) *An
 func (n *Node) malformed(ctx context.Context, ask *Ask, p *api.Problem, why error) *Answer {
 	n.note(ctx, faultMalformed, ask.Endpoint, ask.RequestID, &Request{}, why)
 	ans := &Answer{Header: make(http.Header, 8)}
-	ans.refuse(ask, p)
+	ans.refuse(ask, nil, p)
 	ans.finish(ask)
 	return ans
 }

@@ -130,13 +130,27 @@ func TestOtherFaultsOfGateways(t *testing.T) {
 		r.Header.Set("X-Forwarded-For", inside.String())
 		serve(w, r)
 		for _, question := range []string{"scribe-sight?scope=", "scribe-sight?scpoe=read", "scribe-sight?scope=read&scope=read", "scribe-sight?resource=project",
-			"scribe-sight?%zz", "?scope=read", "Scribe"} {
-			if rec := serve(w, request("GET", "/v1/authorize/"+question, "198.51.100.9:1")); rec.Code != 400 && rec.Code != 422 {
-				t.Errorf("%s: %d %s", question, rec.Code, rec.Body)
+			"scribe-sight?%zz", "?scope=read", "Scribe", "scribe-sight/read", "scribe-sight?min_position_header=Authorization",
+			"scribe-sight?min_position_header=X-Request-Id", "scribe-sight?min_position_header=X%20Y", "other?min_position_header=x-api-key",
+			"scribe-sight?resource=project/" + strings.Repeat("x", 200) + secretOf("plain")} {
+			for _, inHeader := range []string{"", "&refusal=header"} {
+				question := question
+				if inHeader != "" && !strings.Contains(question, "?") {
+					inHeader = "?refusal=header"
+				}
+				r := request("GET", "/v1/authorize/"+question+inHeader, "198.51.100.9:1")
+				r.Header.Set("Authorization", "Bearer "+secretOf("plain"))
+				rec := serve(w, r)
+				said := rec.Body.String() + rec.Header().Get(headerRefusal)
+				if rec.Code != 503 && (inHeader == "" || rec.Code != 403) || rec.Header().Get(headerRefusalStatus) != "503" || rec.Header().Get("Retry-After") != "" ||
+					!strings.Contains(said, `"code":"gateway_misconfigured"`) {
+					t.Errorf("%s: %d %v %s", question, rec.Code, rec.Header(), said)
+				}
+				logtest.CheckNoSecrets(t, []byte(said), events.NewSecret(secretOf("plain")))
 			}
 		}
 		m := string(scrape(t, w.node))
-		for _, want := range []string{`faults_total{fault="client_address"} 1`, `faults_total{fault="malformed"} 7`} {
+		for _, want := range []string{`faults_total{fault="client_address"} 1`, `faults_total{fault="malformed"} 26`} {
 			if !strings.Contains(m, want+"\n") {
 				t.Errorf("no %q in the metrics", want)
 			}

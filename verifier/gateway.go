@@ -23,16 +23,25 @@ type Ask struct {
 	Keyspace events.KeyspaceID
 	Scope    string          // "" = none needed
 	Resource events.Resource // zero = none in particular
+	// MinPositionHeader is the header of the client's request that carries a position
+	// which the decision must include; "" = none. The client's own word is enough: it
+	// can only ask for a newer view.
+	MinPositionHeader string
 
 	Header func(name string) []string // values of a header of the client's request, apart where it came apart
 	Peer   netip.Addr                 // who handed the request over; invalid = not known
 	Secure bool                       // the peer did so over TLS
 }
 
-// Demand sets what is asked for in the keyspace ks; scope and resource (kind/id) may be "". What
-// does not follow its grammar is added to f.
-func (a *Ask) Demand(ks, scope, resource string, f *input.FieldErrors) {
-	a.Keyspace, a.Scope, a.Resource = events.KeyspaceID(ks), scope, events.Resource{}
+// Demand sets what is asked for in the keyspace ks; scope, resource (kind/id) and
+// minPositionHeader may be "". What does not follow its grammar is added to f.
+func (a *Ask) Demand(ks, scope, resource, minPositionHeader string, f *input.FieldErrors) {
+	a.Keyspace, a.Scope, a.Resource, a.MinPositionHeader = events.KeyspaceID(ks), scope, events.Resource{}, minPositionHeader
+	if minPositionHeader != "" {
+		if err := keyspace.ValidHeader(minPositionHeader); err != nil {
+			f.Add("min_position_header", "invalid", err.Error())
+		}
+	}
 	if err := a.Keyspace.Validate(); err != nil {
 		f.Add("keyspace", "invalid", err.Error())
 	}
@@ -99,7 +108,7 @@ func (n *Node) answer(ctx context.Context, ask *Ask) *Answer {
 	ks := n.cfg.View.Keyspace(ask.Keyspace)
 	if ks == nil {
 		if n.Ready() != nil {
-			ans.refuse(ask, problem(&Decision{Reason: events.ReasonVerifierStale, Status: http.StatusServiceUnavailable}, req))
+			ans.refuse(ask, nil, problem(&Decision{Reason: events.ReasonVerifierStale, Status: http.StatusServiceUnavailable}, req))
 		} else {
 			n.note(ctx, faultKeyspace, ask.Endpoint, ask.RequestID, req, nil)
 			ans.misconfigured(ask, faultKeyspace, nil)
@@ -107,11 +116,28 @@ func (n *Node) answer(ctx context.Context, ask *Ask) *Answer {
 		return ans
 	}
 	cred := ks.Definition().Credential
+	if strings.EqualFold(ask.MinPositionHeader, cred.HeaderName()) {
+		f := input.FieldErrors{{Field: "min_position_header", Code: "invalid", Message: "want another header than the one in which the keyspace's keys come"}}
+		n.note(ctx, faultMalformed, ask.Endpoint, ask.RequestID, req, f)
+		ans.refuse(ask, ks.Rules(), n.unreadable(f))
+		return ans
+	}
+	if p := ask.position(req); p != nil {
+		ans.refuse(ask, ks.Rules(), p)
+		return ans
+	}
 	req.Secret = credential(ask.Header(cred.HeaderName()), cred)
 	if n.origin(ask, req); n.trusts(ask.Peer) && !req.addr().IsValid() {
 		n.note(ctx, faultAddress, ask.Endpoint, ask.RequestID, req, nil)
 	}
-	d, g := n.decide(ctx, req)
+	j := n.judge(ctx, req)
+	if j.foreign {
+		ans.refuse(ask, ks.Rules(), foreignPosition(""))
+		return ans
+	}
+	n.await(ctx, &j)
+	n.settle(&j, req)
+	d, g := j.Decision, j.rules
 	ans.Decision = &d
 	if f, ok := n.undeclared(&d, req); ok {
 		n.note(ctx, f, ask.Endpoint, ask.RequestID, req, nil)
@@ -176,10 +202,39 @@ func perMinute(g *keyspace.Compiled, d *Decision) (n int64) {
 	return n
 }
 
-// refuse makes p the answer.
-func (a *Answer) refuse(ask *Ask, p *api.Problem) {
+// position reads the position that the client's request carries into req, if the
+// gateway asks for one. One that cannot be read is the client's mistake: taken for
+// none, it would be answered from an older view than the client insists on.
+func (a *Ask) position(req *Request) *api.Problem {
+	if a.MinPositionHeader == "" {
+		return nil
+	}
+	values := a.Header(a.MinPositionHeader)
+	if len(values) == 0 {
+		return nil
+	}
+	p, err := events.ParsePosition(strings.Trim(values[0], " \t"))
+	if err != nil || len(values) > 1 {
+		return api.Invalid(input.FieldErrors{{Field: "min_position", Code: "invalid",
+			Message: "want one position in the header " + a.MinPositionHeader + ", as Keytrail has issued it, or leave the header out"}})
+	}
+	req.MinPosition = p
+	return nil
+}
+
+// refuse makes p the answer, in the words of the keyspace's definition where there is
+// one. The status of a misconfiguration stands in a header too, for gateways that make
+// something else of any status but 401 and 403.
+func (a *Answer) refuse(ask *Ask, g *keyspace.Compiled, p *api.Problem) {
 	p.RequestID = ask.RequestID
-	a.Status, a.Body, a.message = p.Status, p.Render(a.Header), p.Detail
+	if g != nil {
+		a.render(g, p.Failure())
+	} else {
+		a.Status, a.Body, a.message = p.Status, p.Render(a.Header), p.Detail
+	}
+	if p.Code == codeMisconfigured {
+		a.Header.Set(headerRefusalStatus, strconv.Itoa(a.Status))
+	}
 }
 
 // maxScopes is how long X-Keytrail-Scopes may be, in bytes. With the other headers

@@ -227,7 +227,7 @@ func TestRefusalOfGRPC(t *testing.T) {
 			{path: "scribe-sight", word: "limited", status: 429, grpc: "8", message: "the key's rate limit is used up", retry: true},
 			{path: "words", status: 400, grpc: "3", message: "Schl%C3%BCssel fehlt: 100%25"},
 			{path: "nowhere", word: "plain", status: 503, grpc: "14", message: "the gateway is misconfigured: there is no keyspace of this name"},
-			{path: "scribe-sight?scope=", word: "plain", status: 422, grpc: "3", message: "1 invalid field"},
+			{path: "scribe-sight?scope=", word: "plain", status: 503, grpc: "14", message: "the gateway is misconfigured: its question cannot be read"},
 			{path: "scribe-sight", word: "plain", status: 200},
 		} {
 			for _, contentType := range []string{"application/grpc", "application/grpc+proto", "Application/gRPC;x=y", "application/grpc-web", "application/json", ""} {

@@ -35,6 +35,9 @@ func (a *Answer) grpc() {
 	a.Header.Set(headerGRPCStatus, strconv.Itoa(grpcStatus(a.Status)))
 	a.Header.Set(headerGRPCMessage, grpcEncode(a.message))
 	a.Header.Set("Content-Type", grpcType)
+	if a.Header.Get(headerRefusalStatus) != "" {
+		a.Header.Set(headerRefusalStatus, "200")
+	}
 	a.Body = nil
 }
 

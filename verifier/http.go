@@ -41,7 +41,8 @@ func (n *Node) Routes(mux *http.ServeMux) {
 		Bounds: api.Bounds{Lists: map[string]int{"requests": MaxBatch}},
 	}, n.handleBatch)
 	mux.HandleFunc("/v1/authorize/{keyspace}", n.handleAuthorize)
-	mux.HandleFunc("/v1/authorize/{$}", n.handleAuthorize) // a keyspace that the gateway did not fill in
+	mux.HandleFunc("/v1/authorize", n.handleAuthorize)  // a keyspace that the gateway did not fill in
+	mux.HandleFunc("/v1/authorize/", n.handleAuthorize) // or with a slash in it
 }
 
 // question is the body of a verify request. An absent member asks for less; one

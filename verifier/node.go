@@ -100,16 +100,10 @@ func (n *Node) Ready() error {
 // epoch of the ledger is open the answer is verifier_stale without a use. Either
 // keeps the tokens it took.
 func (n *Node) Decide(ctx context.Context, req *Request) Decision {
-	d, _ := n.decide(ctx, req)
-	return d
-}
-
-// decide is Decide, and the rules that the decision was made under.
-func (n *Node) decide(ctx context.Context, req *Request) (Decision, *keyspace.Compiled) {
 	j := n.judge(ctx, req)
 	n.await(ctx, &j)
 	n.settle(&j, req)
-	return j.Decision, j.rules
+	return j.Decision
 }
 
 // judgement is a decision on its way into the ledger.

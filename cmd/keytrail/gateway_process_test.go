@@ -82,9 +82,9 @@ func (k gatewayKind) installed(t *testing.T) string {
 // unhurried gives Keytrail as long for its answer as the tests have: a busy machine is
 // no verifier that does not answer.
 var unhurried = strings.NewReplacer(
-	"proxy_connect_timeout 1s;", "proxy_connect_timeout 120s;", "proxy_send_timeout    2s;", "proxy_send_timeout 120s;", "proxy_read_timeout    2s;", "proxy_read_timeout 120s;",
-	"dial_timeout 1s", "dial_timeout 120s", "response_header_timeout 2s", "response_header_timeout 120s",
-	"timeout connect 1s", "timeout connect 120s", "timeout = 2000", "timeout = 120000", "timeout http-request 10s", "timeout http-request 120s",
+	"proxy_connect_timeout 1s;", "proxy_connect_timeout 120s;", "proxy_send_timeout    3s;", "proxy_send_timeout 120s;", "proxy_read_timeout    3s;", "proxy_read_timeout 120s;",
+	"dial_timeout 1s", "dial_timeout 120s", "response_header_timeout 3s", "response_header_timeout 120s",
+	"timeout connect 1s", "timeout connect 120s", "timeout = 3000", "timeout = 120000", "timeout http-request 10s", "timeout http-request 120s",
 	"timeout http-keep-alive 60s", "timeout http-keep-alive 120s", "keepalive_timeout 4s;", "keepalive_timeout 120s;", "keepalive 4s", "keepalive 120s")
 
 // startGateway runs the shipped configuration on other ports and without hurry: that,

@@ -400,17 +400,65 @@ func testGateway(t *testing.T, k gatewayKind) {
 		wg.Wait()
 	})
 
-	// What a gateway's own configuration gets wrong opens nothing: HAProxy goes on
-	// after an error in Lua.
+	// What a gateway's own configuration gets wrong opens nothing.
+	if k.name == "haproxy" {
+		t.Run("an error in Lua", func(t *testing.T) { // after which HAProxy goes on
+			broken := startGateway(t, k, strings.TrimPrefix(p.url, "http://"), api.addr(), mirror.addr(), false, "local url = verifier", "local url = nothing.here")
+			before := api.sent.Load()
+			for _, header := range []http.Header{full, with(full, http.Header{"X-Keytrail-Key-Id": {id}}), {}} {
+				if x := send(t, client, "GET", broken.url, "/api/v1/org", header, nil); x.status != 503 || api.sent.Load() != before {
+					t.Errorf("%d %s", x.status, x.body)
+				}
+			}
+		})
+	}
 	t.Run("no keyspace is named", func(t *testing.T) {
 		broken := startGateway(t, k, strings.TrimPrefix(p.url, "http://"), api.addr(), mirror.addr(), false,
 			"default scribe-sight;", `default "";`, `"scribe-sight?`, `"?`, "str(scribe-sight)", "str(scribe-sight) if { path /never }")
 		before := api.sent.Load()
 		for _, header := range []http.Header{full, with(full, http.Header{"X-Keytrail-Key-Id": {id}}), {}} {
 			x := send(t, client, "GET", broken.url, "/api/v1/org", header, nil)
-			if x.status != 503 && x.status != 422 || !strings.HasPrefix(x.header.Get("Content-Type"), "application/problem+json") || api.sent.Load() != before {
+			if x.status != 503 || !strings.HasPrefix(x.header.Get("Content-Type"), "application/problem+json") || api.sent.Load() != before ||
+				!strings.Contains(string(x.body), `"code":"gateway_misconfigured"`) || !strings.Contains(string(x.body), `"field":"keyspace"`) || x.header.Get("Retry-After") != "" {
 				t.Errorf("%d %s %s", x.status, x.header.Get("Content-Type"), x.body)
 			}
+		}
+	})
+
+	// A question that cannot be read is the operator's mistake, and the body says what is.
+	t.Run("a parameter that is no parameter", func(t *testing.T) {
+		broken := startGateway(t, k, strings.TrimPrefix(p.url, "http://"), api.addr(), mirror.addr(), false,
+			"&scope=$kt_scope", "&scpoe=$kt_scope", "?scope=", "?scpoe=", `"scope", "resource"`, `"scpoe", "resource"`, "(txn.kt_scope)", "(txn.kt_scpoe)")
+		before := api.sent.Load()
+		for _, header := range []http.Header{full, {}} {
+			x := send(t, client, "GET", broken.url, "/api/v1/org", header, nil)
+			if x.status != 503 || !strings.Contains(string(x.body), `"code":"gateway_misconfigured"`) || !strings.Contains(string(x.body), "want only scope, resource") ||
+				x.header.Get("Retry-After") != "" || api.sent.Load() != before {
+				t.Errorf("%d %v %s", x.status, x.header, x.body)
+			}
+		}
+	})
+
+	t.Run("a position", func(t *testing.T) {
+		asking := startGateway(t, k, strings.TrimPrefix(p.url, "http://"), api.addr(), mirror.addr(), false,
+			"?refusal=header", "?refusal=header&min_position_header=X-Min-Position", "rewrite /v1/authorize/{args.0}", "rewrite /v1/authorize/{args.0}&min_position_header=X-Min-Position",
+			"#\thttp-request set-var(txn.kt_min_position_header)", "http-request set-var(txn.kt_min_position_header)")
+		narrowedID, narrowed := create(map[string]any{"name": "narrowed"})
+		change := p.data(t, 200, "PUT", "/v1/keys/"+narrowedID+"/scopes", map[string]any{"scopes": []string{"upload"}})
+		at := change["__position"].(string)
+		// Refused at once, because the decision knows of the change.
+		if x := send(t, client, "GET", asking.url, "/api/v1/org", with(narrowed, http.Header{"X-Min-Position": {at}}), nil); x.status != 403 {
+			t.Errorf("after a change: %d %s", x.status, x.body)
+		}
+		for _, bad := range []string{"x", at + "x"} {
+			x := send(t, client, "GET", asking.url, "/api/v1/org", with(full, http.Header{"X-Min-Position": {bad}}), nil)
+			if x.status != 422 || !strings.Contains(string(x.body), "X-Min-Position") {
+				t.Errorf("a position that cannot be read: %d %s", x.status, x.body)
+			}
+		}
+		// Who does not ask for it reads no header.
+		if x := reaches(t, api, "GET", "/api/v1/org", with(project, http.Header{"X-Min-Position": {"x"}}), nil); x.status != 200 {
+			t.Errorf("a gateway that does not ask: %d", x.status)
 		}
 	})
 

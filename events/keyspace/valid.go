@@ -1,6 +1,7 @@
 package keyspace
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -92,8 +93,10 @@ func (d *Definition) Validate() input.FieldErrors {
 			}
 		}
 	}
-	if h := d.Credential.Header; h != "" && (!headerRE.MatchString(h) || reservedHeader(h) && !strings.EqualFold(h, "Authorization")) {
-		f.Add("credential.header", "invalid", "want the name of an HTTP header, not one that Keytrail or HTTP has another use for")
+	if h := d.Credential.Header; h != "" && !strings.EqualFold(h, "Authorization") {
+		if err := ValidHeader(h); err != nil {
+			f.Add("credential.header", "invalid", err.Error())
+		}
 	}
 	if s := d.Credential.Scheme; s != "" && !headerRE.MatchString(s) {
 		f.Add("credential.scheme", "invalid", "want the name of an authentication scheme, as Bearer")
@@ -246,8 +249,8 @@ func (h *LimitHeaders) validate() input.FieldErrors {
 		if h.Style == HeadersIETF || h.Style == HeadersNone {
 			f.Add(x.path, "conflict", "want names with the style x-ratelimit only")
 		}
-		if !headerRE.MatchString(x.name) || reservedHeader(x.name) {
-			f.Add(x.path, "invalid", "want the name of an HTTP header, not one that Keytrail or HTTP has another use for")
+		if err := ValidHeader(x.name); err != nil {
+			f.Add(x.path, "invalid", err.Error())
 		}
 		for _, o := range names[:i] {
 			if strings.EqualFold(o.name, x.name) {
@@ -261,7 +264,18 @@ func (h *LimitHeaders) validate() input.FieldErrors {
 	return f
 }
 
-// reservedHeader reports whether a keyspace may not give the header a meaning.
+var errHeader = errors.New("want the name of an HTTP header, not one that Keytrail or HTTP has another use for")
+
+// ValidHeader reports whether name is the name of an HTTP header, of at most 64 characters,
+// that a keyspace or a gateway's configuration may give a meaning.
+func ValidHeader(name string) error {
+	if !headerRE.MatchString(name) || reservedHeader(name) {
+		return errHeader
+	}
+	return nil
+}
+
+// reservedHeader reports whether HTTP or Keytrail gives the header a meaning.
 func reservedHeader(name string) bool {
 	name = strings.ToLower(name)
 	return strings.HasPrefix(name, "x-keytrail-") || slices.Contains([]string{"authorization", "cache-control", "connection",

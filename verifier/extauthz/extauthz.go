@@ -4,10 +4,10 @@
 //	Envoy ─> Check ─> verifier.Node.Answer ─> OkHttpResponse | DeniedHttpResponse
 //
 // What is asked for stands in the route's context_extensions: keyspace, and
-// where needed scope and resource (kind/id). Nothing that a client sends can
-// change it. The client's part is its credential, and, where the peer of Envoy
-// is a trusted proxy, what that proxy says in X-Forwarded-For and
-// X-Forwarded-Proto.
+// where needed scope, resource (kind/id) and min_position_header. Nothing that a
+// client sends can change it. The client's part is its credential, the position in the
+// header that min_position_header names, and, where the peer of Envoy is a trusted
+// proxy, what that proxy says in X-Forwarded-For and X-Forwarded-Proto.
 //
 // # Fail closed
 //
@@ -117,8 +117,8 @@ func question(at *authv3.AttributeContext) (*verifier.Ask, input.FieldErrors) {
 	ext := at.GetContextExtensions()
 	for name, v := range ext {
 		switch {
-		case name != "keyspace" && name != "scope" && name != "resource":
-			f.Add("context_extensions", "unknown_field", "want keyspace, scope and resource only")
+		case name != "keyspace" && name != "scope" && name != "resource" && name != "min_position_header":
+			f.Add("context_extensions", "unknown_field", "want keyspace, scope, resource and min_position_header only")
 		case v == "": // asks for less than was meant
 			f.Add("context_extensions."+name, "invalid", "want a value, or leave it out")
 		}
@@ -133,7 +133,7 @@ func question(at *authv3.AttributeContext) (*verifier.Ask, input.FieldErrors) {
 	}
 	ask.Header, ask.Peer = values(r), address(at.GetSource())
 	var bad input.FieldErrors
-	ask.Demand(ext["keyspace"], ext["scope"], ext["resource"], &bad)
+	ask.Demand(ext["keyspace"], ext["scope"], ext["resource"], ext["min_position_header"], &bad)
 	f.Merge("context_extensions", bad)
 	// An HTTP/2 client may write any :scheme, and Envoy passes it on. What Envoy
 	// itself says of the connection is in X-Forwarded-Proto; both must agree.

@@ -200,8 +200,8 @@ func TestRouteThatCannotBeAnswered(t *testing.T) {
 		{"a bad scope", scribe("scope", "a scope"), "context_extensions.scope"},
 		{"an empty resource", scribe("resource", ""), "context_extensions.resource"},
 		{"a bad resource", scribe("resource", "proj_1"), "context_extensions.resource"},
-		{"an unknown name", scribe("scopes", "read"), "want keyspace, scope and resource only"},
-		{"another case", scribe("Scope", "read"), "want keyspace, scope and resource only"},
+		{"an unknown name", scribe("scopes", "read"), "want keyspace, scope, resource and min_position_header only"},
+		{"another case", scribe("Scope", "read"), "want keyspace, scope, resource and min_position_header only"},
 		{"a keyspace that is not defined", map[string]string{"keyspace": "nowhere"}, `"fault":"keyspace"`},
 		{"a scope that is not declared", scribe("scope", "raed"), `"fault":"scope"`},
 		{"a kind that is not declared", scribe("resource", "projcet/proj_1"), `"fault":"resource_kind"`},
@@ -243,6 +243,40 @@ func TestNodeNotReady(t *testing.T) {
 		denied := resp.GetDeniedResponse()
 		if denied.GetStatus().GetCode() != typev3.StatusCode_ServiceUnavailable || valuesOf(denied.Headers).Get("Retry-After") != "1" || !strings.Contains(denied.Body, "verifier_stale") {
 			t.Errorf("%s: %v", ks, resp)
+		}
+	}
+}
+
+// A client may insist on a position in the header that the route names, and in no other.
+func TestPosition(t *testing.T) {
+	w := newWorld(t)
+	w.heartbeat()
+	client, _ := w.serve()
+	asks := scribe("min_position_header", "X-Min-Position")
+	reached := events.Position{Log: w.log.ID(), Seq: w.view.At()}
+	reached.History, _ = w.view.Fingerprint(reached.Seq)
+	foreign := events.Position{Log: events.LogID{1}, Seq: 1}
+	for _, c := range []struct {
+		name   string
+		route  map[string]string
+		values []string
+		status int // 0 = allowed
+	}{
+		{"reached", asks, []string{reached.String()}, 0},
+		{"none", asks, nil, 0},
+		{"not asked for", scribe(), []string{"x"}, 0},
+		{"unreadable", asks, []string{"x"}, 422},
+		{"empty", asks, []string{""}, 422},
+		{"twice", asks, []string{reached.String(), reached.String()}, 422},
+		{"of another log", asks, []string{foreign.String()}, 422},
+		{"in the key's header", scribe("min_position_header", "Authorization"), nil, 503},
+	} {
+		h := held{route: c.route, header: http.Header{"Authorization": bearer("plain"), "X-Min-Position": c.values}}
+		for _, raw := range []bool{true, false} {
+			resp, err := client.Check(t.Context(), h.check(raw))
+			if err != nil || (resp.GetOkResponse() != nil) != (c.status == 0) || int(resp.GetDeniedResponse().GetStatus().GetCode()) != c.status {
+				t.Errorf("%s, raw %t: %v %v, want %d", c.name, raw, resp, err, c.status)
+			}
 		}
 	}
 }

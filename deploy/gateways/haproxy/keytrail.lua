@@ -1,8 +1,8 @@
 -- Asks Keytrail about the request that HAProxy holds.
 --
 -- The action http-request lua.keytrail reads what to ask for from the variables
--- txn.kt_keyspace, txn.kt_scope and txn.kt_resource (empty: not asked for). Allowed,
--- it sets the identity headers of the request; refused, it sends the regime's own
+-- txn.kt_keyspace, txn.kt_scope, txn.kt_resource and txn.kt_min_position_header (empty:
+-- not asked for). Allowed, it sets the identity headers of the request; refused, it sends the regime's own
 -- answer to the client. Anything else is 503: nothing reaches the upstream.
 
 local verifier = os.getenv("KEYTRAIL_VERIFIER") or "http://127.0.0.1:7070"
@@ -49,9 +49,9 @@ local function unavailable(txn)
 end
 
 core.register_action("keytrail", { "http-req" }, function(txn)
-	local url = verifier .. "/v1/authorize/" .. txn:get_var("txn.kt_keyspace")
+	local url = verifier .. "/v1/authorize/" .. (txn:get_var("txn.kt_keyspace") or "")
 	local query = {}
-	for _, name in ipairs({ "scope", "resource" }) do
+	for _, name in ipairs({ "scope", "resource", "min_position_header" }) do
 		local value = txn:get_var("txn.kt_" .. name)
 		if value and value ~= "" then
 			table.insert(query, name .. "=" .. escape(value))
@@ -74,8 +74,9 @@ core.register_action("keytrail", { "http-req" }, function(txn)
 		end
 	end
 
+	-- Keytrail answers within 2 s, also where it waits for a position or the ledger.
 	local ok, answer = pcall(function()
-		return core.httpclient():get({ url = url, headers = headers, timeout = 2000 })
+		return core.httpclient():get({ url = url, headers = headers, timeout = 3000 })
 	end)
 	if not ok or not answer or not answer.status then
 		return unavailable(txn)
