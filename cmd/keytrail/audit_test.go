@@ -19,6 +19,7 @@ import (
 // TestTheRecordSaysWhatHappened: refused calls of operators, the request that a
 // refusal named, a killed process and a misspelt name all show in the commands.
 func TestTheRecordSaysWhatHappened(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "data")
 	p := up(t, dir)
 	var reader struct{ Data keyView }
@@ -104,6 +105,7 @@ func TestTheRecordSaysWhatHappened(t *testing.T) {
 // the manifest stands in for them. One that a proxy cuts off is an error, leaves
 // what came in a .part file, and can be taken again.
 func TestExportThroughNginx(t *testing.T) {
+	t.Parallel()
 	program := gatewayKinds[0].installed(t)
 	p := up(t, filepath.Join(t.TempDir(), "data"))
 	for _, version := range []string{"1.0", "1.1"} {

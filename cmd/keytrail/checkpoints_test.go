@@ -98,6 +98,7 @@ func (a *auditorOfTheLog) extends(older, newer tree.Checkpoint) {
 // HTTP: the signatures, every event of a story, and that no checkpoint takes back an
 // earlier one, a kill -9 between them or not.
 func TestTheLogProvesItself(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "data")
 	p := up(t, dir)
 	keys := p.data(t, 200, http.MethodGet, "/v1/log/keys", nil)
@@ -270,27 +271,16 @@ func TestLogKey(t *testing.T) {
 // TestControlsOfOneLog: controls with one key file sign one history, one without a key
 // serves it, and one with another key signs nothing.
 func TestControlsOfOneLog(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	addr := freeAddr(t)
 	c := &cluster{nats: "nats://" + addr}
 	c.env = append(passwords(), "KEYTRAIL_NATS="+c.nats)
-	for _, kv := range c.env {
-		name, value, _ := strings.Cut(kv, "=")
-		t.Setenv(name, value)
-	}
 	c.log = spawn(t, c.env, "log", "--dir", filepath.Join(dir, "log"), "--listen", addr)
-	var out bytes.Buffer
 	file := func(name string) string { return filepath.Join(dir, name) }
-	for _, args := range [][]string{{"init", "--nats", c.nats, "--root-key-file", file("root.key")}, {"log", "key", file("one.key")}, {"log", "key", file("two.key")}} {
-		if code := run(t.Context(), args, nil, &out, &out); code != 0 {
-			t.Fatalf("%v: exit %d\n%s", args, code, out.String())
-		}
-	}
-	b, err := os.ReadFile(file("root.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.root = strings.TrimSpace(string(b))
+	c.initialise(t, file("root.key"))
+	command(t, nil, "log", "key", file("one.key"))
+	command(t, nil, "log", "key", file("two.key"))
 	signs := []*proc{
 		c.role(t, "control", "--name", "a", "--dir", file("a"), "--checkpoint-key", file("one.key")),
 		c.role(t, "control", "--name", "b", "--dir", file("b"), "--checkpoint-key", file("one.key")),
@@ -342,28 +332,16 @@ func TestControlsOfOneLog(t *testing.T) {
 // noticed. Control, which has signed more of the log, signs nothing of it; keys are
 // managed meanwhile.
 func TestARestoredStoreIsNotSigned(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	file := func(name ...string) string { return filepath.Join(append([]string{dir}, name...)...) }
 	addr := freeAddr(t)
 	c := &cluster{nats: "nats://" + addr}
 	c.env = append(passwords(), "KEYTRAIL_NATS="+c.nats)
-	for _, kv := range c.env {
-		name, value, _ := strings.Cut(kv, "=")
-		t.Setenv(name, value)
-	}
 	startLog := func() { c.log = spawn(t, c.env, "log", "--dir", file("log"), "--listen", addr) }
 	startLog()
-	var out bytes.Buffer
-	for _, args := range [][]string{{"init", "--nats", c.nats, "--root-key-file", file("root.key")}, {"log", "key", file("checkpoint.key")}} {
-		if code := run(t.Context(), args, nil, &out, &out); code != 0 {
-			t.Fatalf("%v: exit %d\n%s", args, code, out.String())
-		}
-	}
-	b, err := os.ReadFile(file("root.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.root = strings.TrimSpace(string(b))
+	c.initialise(t, file("root.key"))
+	command(t, nil, "log", "key", file("checkpoint.key"))
 	startControl := func() *proc {
 		return c.role(t, "control", "--name", "control-1", "--dir", file("control"), "--checkpoint-key", file("checkpoint.key"))
 	}

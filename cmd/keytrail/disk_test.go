@@ -17,6 +17,7 @@ import (
 // the bound of their keyspace; what the doctor advises mends it; and the change whose outcome was not known is there once after
 // the same request again, whether its last bytes had found room or not.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "data")
 	disk := filepath.Join(dir, "log")
 	if err := os.MkdirAll(disk, 0o700); err != nil {

@@ -68,6 +68,7 @@ func (p patient) check(args []string, lines ...string) string {
 // TestDoctorOfUp makes each fault that a single process can have, reads the
 // sentence, and does what it advises.
 func TestDoctorOfUp(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "data")
 	first := up(t, dir)
 	p := patient{t, first.url, first.root}
@@ -102,6 +103,7 @@ func TestDoctorOfUp(t *testing.T) {
 // TestDoctorOfKeys: each way in which an operator key stops being one has its
 // sentence, and the way back in that it names works.
 func TestDoctorOfKeys(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "data")
 	first := up(t, dir)
 	admin := func(name string, more map[string]any) (id, secret string) {

@@ -20,6 +20,7 @@ import (
 // TestEnvoyCheck asks the running program as Envoy does, on the port of all
 // other endpoints.
 func TestEnvoyCheck(t *testing.T) {
+	t.Parallel()
 	p := up(t, filepath.Join(t.TempDir(), "data"), "--trusted-proxy", "10.0.0.0/8")
 	conn, err := grpc.NewClient(strings.TrimPrefix(p.url, "http://"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {

@@ -88,8 +88,7 @@ func TestPlantedKeyFilesAreRejected(t *testing.T) {
 		t.Errorf("%s %s came through", r.Method, r.URL)
 	}))
 	defer endpoint.Close()
-	setenv(t, "KEYTRAIL_ROOT_KEY", "") // back as it was when the test ends
-	os.Unsetenv("KEYTRAIL_ROOT_KEY")
+	setenv(t, "KEYTRAIL_ROOT_KEY", "")
 	file := filepath.Join(t.TempDir(), "planted")
 	plant(t, file, plantedKey)
 	for _, c := range []struct {

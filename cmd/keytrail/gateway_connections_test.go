@@ -65,6 +65,7 @@ func newCountedHop(t *testing.T, to string) *countedHop {
 // TestGatewayConnections: a gateway opens no connection for a request, neither to the
 // verifier nor to the API; not for a client that comes with a connection of its own either.
 func TestGatewayConnections(t *testing.T) {
+	t.Parallel()
 	for _, k := range gatewayKinds {
 		t.Run(k.name, func(t *testing.T) {
 			k.installed(t)

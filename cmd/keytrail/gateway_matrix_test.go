@@ -106,6 +106,7 @@ func (x passage) readable(origin string) string {
 // TestGatewayHops tries, at each gateway, what the hop before it and the hop
 // behind it may do: methods, sizes, addresses, protocols, web pages.
 func TestGatewayHops(t *testing.T) {
+	t.Parallel()
 	for _, k := range gatewayKinds {
 		t.Run(k.name, func(t *testing.T) { testGatewayHops(t, k) })
 	}

@@ -17,6 +17,7 @@ import (
 // TestGatewayExamples runs each example whole, with the upstream that ships with
 // it: what a newcomer sees first.
 func TestGatewayExamples(t *testing.T) {
+	t.Parallel()
 	for _, k := range gatewayKinds {
 		t.Run(k.name, func(t *testing.T) {
 			k.installed(t)
@@ -44,6 +45,7 @@ func TestGatewayExamples(t *testing.T) {
 // TestGatewayRegimes changes nginx to each of the five regimes by the line that its
 // README names: a client gets what the verifier answers under that regime.
 func TestGatewayRegimes(t *testing.T) {
+	t.Parallel()
 	nginx := gatewayKinds[0]
 	nginx.installed(t)
 	p := up(t, filepath.Join(t.TempDir(), "data"), "--trusted-proxy", "127.0.0.1/32")
@@ -175,6 +177,7 @@ func TestGatewayRegimes(t *testing.T) {
 // with the example as it ships and its upstream. The answers are those of the
 // regime's document, bodies and all.
 func TestNewcomer(t *testing.T) {
+	t.Parallel()
 	nginx := gatewayKinds[0]
 	nginx.installed(t)
 	p := up(t, filepath.Join(t.TempDir(), "data"), "--trusted-proxy", "127.0.0.1/32")

@@ -22,6 +22,7 @@ import (
 // TestGateways puts the real gateways, with the configuration that ships, between
 // a client and an upstream.
 func TestGateways(t *testing.T) {
+	t.Parallel()
 	for _, k := range gatewayKinds {
 		t.Run(k.name, func(t *testing.T) { testGateway(t, k) })
 	}

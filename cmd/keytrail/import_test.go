@@ -434,6 +434,7 @@ func TestImportInterrupted(t *testing.T) {
 // the command killed in the middle and run again. Every key answers, and its
 // plaintext is nowhere.
 func TestImportKilled(t *testing.T) {
+	t.Parallel()
 	const keys = 2000
 	dir := filepath.Join(t.TempDir(), "data")
 	p := up(t, dir)

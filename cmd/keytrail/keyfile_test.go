@@ -57,9 +57,7 @@ func TestNamedKeyFile(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for name, value := range map[string]string{"KEYTRAIL_ROOT_KEY": tt.root, "KEYTRAIL_KEY_FILE": tt.file} {
-				if setenv(t, name, value); value == "" {
-					os.Unsetenv(name)
-				}
+				setenv(t, name, value)
 			}
 			args := []string{"--url", endpoint.URL, "keyspace", "list"}
 			if tt.flag != "" {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -14,7 +15,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -40,6 +43,10 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	http.DefaultTransport = &answers
+	flag.Parse()
+	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue { // those tests wait for processes most of the time
+		flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
+	}
 	code := m.Run()
 	if !answers.finish() && code == 0 {
 		code = 1
@@ -200,26 +207,38 @@ func cliAt(t testing.TB, url, root string, args ...string) (stdout, stderr strin
 	if len(dsn) > 0 {
 		setenv(t, "KEYTRAIL_CLICKHOUSE", strings.TrimPrefix(dsn[0], "KEYTRAIL_CLICKHOUSE="))
 	}
-	setenv(t, "KEYTRAIL_ROOT_KEY", root)
+	args = append([]string{"--url", url}, args...)
+	if root != "" { // not in the environment, which tests that run beside this one share
+		file := filepath.Join(t.TempDir(), "operator.key")
+		if err := os.WriteFile(file, []byte(root), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append([]string{"--key-file", file}, args...)
+	}
 	var out, errw bytes.Buffer
-	code = run(context.Background(), append([]string{"--url", url}, args...), strings.NewReader(""), &out, &errw)
+	code = run(context.Background(), args, strings.NewReader(""), &out, &errw)
 	return out.String(), errw.String(), code
 }
 
+// command runs keytrail as a process with env, to its end, which has to be a success.
+func command(t testing.TB, env []string, args ...string) string {
+	t.Helper()
+	c := exec.CommandContext(t.Context(), os.Args[0], args...)
+	c.Env = append(append(os.Environ(), asMain+"=1"), env...)
+	out, err := c.CombinedOutput()
+	if err != nil {
+		t.Fatalf("keytrail %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// setenv sets a variable, or takes it away, to the end of the test. No test may that
+// runs beside others.
 func setenv(t testing.TB, name, value string) {
-	old, had := os.LookupEnv(name)
+	t.Setenv(name, value)
 	if value == "" {
 		os.Unsetenv(name)
-	} else {
-		os.Setenv(name, value)
 	}
-	t.Cleanup(func() {
-		if had {
-			os.Setenv(name, old)
-		} else {
-			os.Unsetenv(name)
-		}
-	})
 }
 
 // proves is cli, tried again while the node cannot prove its answer yet.

@@ -26,6 +26,7 @@ import (
 // history and the last one is the very event that the roles applied last: only the
 // root of the tree shows that one before it is another.
 func TestRolesRefuseAnotherLog(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("starts a dozen processes for each case")
 	}

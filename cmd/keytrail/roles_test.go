@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -39,6 +38,8 @@ type cluster struct {
 	env                   []string
 }
 
+// startCluster starts every role. The passwords are in the environment to the test's
+// end, for the commands that the test itself is.
 func startCluster(t *testing.T, verifiers int) *cluster {
 	t.Helper()
 	dir := t.TempDir()
@@ -48,6 +49,10 @@ func startCluster(t *testing.T, verifiers int) *cluster {
 	addr := freeAddr(t)
 	c.nats = "nats://" + addr
 	c.env = append(passwords(), "KEYTRAIL_NATS="+c.nats)
+	for _, kv := range c.env {
+		name, value, _ := strings.Cut(kv, "=")
+		t.Setenv(name, value)
+	}
 	c.log = spawn(t, c.env, "log", "--dir", filepath.Join(dir, "log"), "--listen", addr)
 	for range 2 { // running it again changes nothing
 		c.initialise(t, filepath.Join(dir, "root.key"))
@@ -65,14 +70,7 @@ func startCluster(t *testing.T, verifiers int) *cluster {
 // root key that is in the file then.
 func (c *cluster) initialise(t *testing.T, rootFile string) {
 	t.Helper()
-	for _, kv := range c.env {
-		name, value, _ := strings.Cut(kv, "=")
-		t.Setenv(name, value)
-	}
-	var out, errw bytes.Buffer
-	if code := run(t.Context(), []string{"init", "--nats", c.nats, "--root-key-file", rootFile}, nil, &out, &errw); code != 0 {
-		t.Fatalf("init: exit %d\n%s%s", code, out.String(), errw.String())
-	}
+	command(t, c.env, "init", "--nats", c.nats, "--root-key-file", rootFile)
 	b, err := os.ReadFile(rootFile)
 	if err != nil {
 		t.Fatal(err)
