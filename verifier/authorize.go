@@ -1,7 +1,6 @@
 package verifier
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"net/http"
@@ -9,7 +8,6 @@ import (
 	"strings"
 	"unicode/utf16"
 
-	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/input"
 	"github.com/keytrail/keytrail/internal/api"
 )
@@ -114,33 +112,4 @@ func demand(r *http.Request, ask *Ask) (inHeader bool, fault error) {
 	}
 	ask.Demand(r.PathValue("keyspace"), query.Get("scope"), query.Get("resource"), query.Get("min_position_header"), &f)
 	return inHeader, f.OrNil()
-}
-
-type decisionKey struct{}
-
-// Protect lets only requests with a key of the keyspace that holds scope ("" =
-// any key) through to next, which finds the decision with DecisionFrom. Refusals
-// are answered as at /v1/authorize. A preflight of a web page carries no key and is
-// refused too: a handler that answers preflights stands before this one.
-func (n *Node) Protect(keyspace events.KeyspaceID, scope string, next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ask := asked(r, "protect")
-		ask.Keyspace, ask.Scope = keyspace, scope
-		ans := n.Answer(r.Context(), ask)
-		if !ans.Allowed() {
-			if ans.Header.Get(headerGRPCStatus) != "" {
-				ans.Status = http.StatusOK
-			}
-			ans.write(w)
-			return
-		}
-		maps.Copy(w.Header(), ans.Header)
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), decisionKey{}, ans.Decision)))
-	})
-}
-
-// DecisionFrom returns the decision that let a request through Protect.
-func DecisionFrom(ctx context.Context) (*Decision, bool) {
-	d, ok := ctx.Value(decisionKey{}).(*Decision)
-	return d, ok
 }

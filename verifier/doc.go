@@ -96,8 +96,8 @@
 //	    than its burst and its rate, however many ask at once.
 //	V4  The secret is hashed and forgotten: it is in no decision, use, log line,
 //	    error or metric.
-//	G1  A gateway's endpoints (authorize.go, extauthz) give one answer, Node.Answer's,
-//	    and differ in how they write it down.
+//	G1  A gateway's endpoints (authorize.go, extauthz) and Protect (program.go) give one
+//	    answer, Node.Answer's, and differ in how they write it down.
 //	G2  The keyspace and the demand are the gateway's words. The client's are its
 //	    credential, and behind trusted proxies where it comes from and by what
 //	    scheme; what cannot be told denies. A name in the gateway's words that is
@@ -130,5 +130,6 @@
 //	    it had numbered.
 //
 // Read on in this order: verify.go, limit.go, lease.go, prompts.go, freshness.go, node.go, ledger.go,
-// ledger_begin.go, ledger_run.go, closer.go, unknown.go, gateway.go, client.go, fault.go, grpc.go.
+// ledger_begin.go, ledger_run.go, closer.go, unknown.go, gateway.go, client.go, fault.go, grpc.go, program.go.
+// Package verifier/embed runs a node.
 package verifier

@@ -137,7 +137,9 @@ func (n *Node) reach(ctx context.Context, p events.Position) (reached, foreign b
 
 // foreignPosition is the fault of a request that names one.
 func foreignPosition(path string) *api.Problem {
-	var f input.FieldErrors
-	f.Add(path+"min_position", "foreign_position", "a position of another log, or of another history of this log, which was restored from a copy: leave it out")
-	return refused(f)
+	return refused(input.FieldErrors{foreign(path + "min_position")})
+}
+
+func foreign(field string) input.FieldError {
+	return input.FieldError{Field: field, Code: "foreign_position", Message: "a position of another log, or of another history of this log, which was restored from a copy: leave it out"}
 }

@@ -23,6 +23,7 @@ type Ask struct {
 	Keyspace events.KeyspaceID
 	Scope    string          // "" = none needed
 	Resource events.Resource // zero = none in particular
+	Cost     uint32          // tokens of the limit; 0 counts as 1
 	// MinPositionHeader is the header of the client's request that carries a position
 	// which the decision must include; "" = none. The client's own word is enough: it
 	// can only ask for a newer view.
@@ -104,7 +105,7 @@ func (n *Node) answer(ctx context.Context, ask *Ask) *Answer {
 	if ask.RequestID != "" {
 		ans.Header.Set(api.RequestIDHeader, ask.RequestID)
 	}
-	req := &Request{Keyspace: ask.Keyspace, Scope: ask.Scope, Resource: ask.Resource, RequestID: ask.RequestID}
+	req := &Request{Keyspace: ask.Keyspace, Scope: ask.Scope, Resource: ask.Resource, Cost: ask.Cost, RequestID: ask.RequestID}
 	ks := n.cfg.View.Keyspace(ask.Keyspace)
 	if ks == nil {
 		if n.Ready() != nil {

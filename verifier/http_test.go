@@ -386,40 +386,6 @@ func TestBatchEndsWithTheLease(t *testing.T) {
 	})
 }
 
-func TestProtect(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := endpointsWorld(t, nil)
-		defer w.end()
-		h := w.node.Protect(scribe, "write", http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-			d, ok := DecisionFrom(r.Context())
-			fmt.Fprintf(rw, "%v %s", ok, d.Key.ID)
-		}))
-		for _, c := range []struct {
-			auth   string
-			status int
-			body   string
-		}{
-			{"Bearer " + secretOf("plain"), 200, "true key_01000000000000000000000001"},
-			{"Bearer " + secretOf("revoked"), 401, `"code":"key_revoked"`},
-			{"Bearer " + secretOf("office"), 403, `"code":"address_not_allowed"`},
-			{"", 401, `"code":"key_missing"`},
-		} {
-			r := httptest.NewRequest("GET", "/", nil)
-			if c.auth != "" {
-				r.Header.Set("Authorization", c.auth)
-			}
-			rec := httptest.NewRecorder()
-			h.ServeHTTP(rec, r)
-			if rec.Code != c.status || !strings.Contains(rec.Body.String(), c.body) {
-				t.Errorf("%q: %d %s", c.auth, rec.Code, rec.Body)
-			}
-		}
-		if _, ok := DecisionFrom(t.Context()); ok {
-			t.Error("a decision out of nowhere")
-		}
-	})
-}
-
 func TestAuthenticate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := endpointsWorld(t, nil)

@@ -32,7 +32,10 @@ func (m *metrics) init(n *Node) {
 	add(latency)
 	m.collectors = append(m.collectors, n.faults.collectors()...)
 	m.verify, m.batch = latency.WithLabelValues("verify"), latency.WithLabelValues("batch")
-	m.gateway = map[string]prometheus.Observer{"authorize": latency.WithLabelValues("authorize"), "envoy": latency.WithLabelValues("envoy")}
+	m.gateway = make(map[string]prometheus.Observer)
+	for _, endpoint := range []string{"authorize", "protect", "envoy"} {
+		m.gateway[endpoint] = latency.WithLabelValues(endpoint)
+	}
 
 	l := n.cfg.Ledger
 	gauge := func(name, help string, f func() float64) {
