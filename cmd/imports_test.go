@@ -2,6 +2,7 @@
 package cmd_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -30,12 +31,14 @@ var arrows = map[string][]string{
 	"internal/api":            {"events", "events/input", "events/keyspace", "github.com/go-json-experiment/"},
 	"internal/files":          {},
 	"internal/flight":         {},
+	"internal/parts":          {},
 	"projections":             {"events", "events/input", "events/keyspace", "events/tree", "github.com/gaissmai/bart", "github.com/go-json-experiment/"},
 	"projections/checkpoint":  {"events", "events/tree", "internal/api", "internal/files"},
-	"projections/snapshots":   {"events", "events/tree", "projections", "internal/api", "internal/files"},
+	"projections/snapshots":   {"events", "events/tree", "projections", "internal/api", "internal/files", "golang.org/x/sync/errgroup"},
 	"commands/receipts":       {"events", "events/tree", "golang.org/x/mod/sumdb/note"},
 	"commands":                {"commands/receipts", "events", "events/input", "events/keyspace", "projections", "internal/api", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2", "golang.org/x/sync/errgroup"},
 	"verifier":                {"events", "events/input", "events/keyspace", "projections", "internal/api", "internal/flight", "github.com/go-json-experiment/"},
+	"verifier/embed":          {"verifier", "events", "events/eventlog", "events/eventlog/dial", "events/input", "projections", "projections/snapshots", "internal/parts"},
 	"verifier/extauthz": {"verifier", "events/input", "internal/api", "github.com/envoyproxy/go-control-plane/envoy/",
 		"google.golang.org/grpc", "google.golang.org/grpc/", "google.golang.org/genproto/googleapis/rpc/status"},
 	"audit": {"events", "events/input", "events/keyspace", "events/tree", "internal/api", "schemas/clickhouse", "github.com/ClickHouse/",
@@ -45,7 +48,7 @@ var arrows = map[string][]string{
 	"audit/engine/enginetest":   {"audit/engine", "github.com/ClickHouse/", "github.com/testcontainers/testcontainers-go", "github.com/testcontainers/testcontainers-go/"},
 	"deploy":                    {}, // tests of what lies there
 	"deploy/standin/clickhouse": {"audit/engine", "internal/files"},
-	"cmd/internal/ops":          {"events/input", "schemas", "internal/api", "internal/files"},
+	"cmd/internal/ops":          {"events/input", "schemas", "internal/api", "internal/files", "internal/parts"},
 	"cmd/internal/client":       {"events", "internal/api", "github.com/go-json-experiment/"},
 	"cmd/internal/regimes":      {"events", "events/input", "events/keyspace", "schemas", "github.com/go-json-experiment/", "github.com/goccy/go-yaml/", "github.com/santhosh-tekuri/jsonschema/v6", "github.com/santhosh-tekuri/jsonschema/v6/"},
 }
@@ -110,8 +113,7 @@ func TestNothingShipsTheTestServers(t *testing.T) {
 	}
 }
 
-// TestClientsLinkNoServer: a program that imports the verifier, or a client of the
-// log, links no NATS server.
+// TestClientsLinkNoServer: a program that is a client of the log links no NATS server.
 func TestClientsLinkNoServer(t *testing.T) {
 	const server = "github.com/nats-io/nats-server/"
 	deps := func(pkgs ...string) string { return goList(t, append([]string{"-deps"}, pkgs...)...) }
@@ -120,6 +122,43 @@ func TestClientsLinkNoServer(t *testing.T) {
 	}
 	if strings.Contains(deps("../events/eventlog", "../events/eventlog/dial", "../verifier/...", "../projections", "../commands", "../audit"), server) {
 		t.Error("a client of the log links nats-server")
+	}
+}
+
+// embedModules are the modules that a program links when it embeds a verifier: no NATS
+// server, no ClickHouse, no gRPC.
+var embedModules = []string{
+	"filippo.io/mldsa", "github.com/beorn7/perks", "github.com/cespare/xxhash/v2", "github.com/gaissmai/bart",
+	"github.com/go-json-experiment/json", "github.com/klauspost/compress", "github.com/munnerz/goautoneg",
+	"github.com/nats-io/nats.go", "github.com/nats-io/nkeys", "github.com/nats-io/nuid", "github.com/oklog/ulid/v2",
+	"github.com/prometheus/client_golang", "github.com/prometheus/client_model", "github.com/prometheus/common",
+	"github.com/prometheus/procfs", "golang.org/x/crypto", "golang.org/x/mod", "golang.org/x/sync", "golang.org/x/sys",
+	"golang.org/x/text", "google.golang.org/protobuf",
+}
+
+// Who embeds a verifier links these modules and no others. Envoy's endpoint, which is
+// imported apart, brings gRPC.
+func TestWhatAnEmbeddedVerifierLinks(t *testing.T) {
+	modules := func(pkg string) []string {
+		list := strings.Fields(goList(t, "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", pkg))
+		slices.Sort(list)
+		return slices.DeleteFunc(slices.Compact(list), func(m string) bool { return m+"/" == module })
+	}
+	for _, tt := range []struct {
+		pkg  string
+		want []string
+	}{
+		{"../verifier/embed", embedModules},
+		{"../verifier", slices.DeleteFunc(slices.Clone(embedModules), func(m string) bool {
+			return strings.HasPrefix(m, "github.com/nats-io/") || m == "github.com/klauspost/compress" || m == "golang.org/x/crypto" || m == "golang.org/x/sync"
+		})},
+	} {
+		if got := modules(tt.pkg); !slices.Equal(got, tt.want) {
+			t.Errorf("%s links\n\t%s\nwant\n\t%s", tt.pkg, strings.Join(got, "\n\t"), strings.Join(tt.want, "\n\t"))
+		}
+	}
+	if !slices.Contains(modules("../verifier/extauthz"), "google.golang.org/grpc") {
+		t.Error("package extauthz is not what this test takes it for")
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/keytrail/keytrail/audit"
 	"github.com/keytrail/keytrail/cmd/internal/ops"
 	"github.com/keytrail/keytrail/internal/api"
+	"github.com/keytrail/keytrail/internal/parts"
 )
 
 // As long as ClickHouse has not answered, its metrics are there, and endpoint and
@@ -21,7 +22,7 @@ func TestAuditorBeforeClickHouseAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{logger: logger, group: &ops.Group{Logger: logger}, server: server}
+	n := &node{logger: logger, group: &parts.Group{Logger: logger}, server: server}
 	au := n.auditor("clickhouse://keytrail:hunter2@127.0.0.1:1/keytrail", true)
 
 	families, err := server.Registry.Gather()

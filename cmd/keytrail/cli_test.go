@@ -11,9 +11,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/keytrail/keytrail/cmd/internal/ops"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/internal/api"
+	"github.com/keytrail/keytrail/internal/parts"
 )
 
 // TestCommandLineMistakes: what is typed wrongly is refused with exit code 2 and
@@ -102,7 +102,7 @@ func TestHelpShowsNoPassword(t *testing.T) {
 func TestControlOutlivesARefusedStore(t *testing.T) {
 	var logged lockedBuffer
 	logger := slog.New(slog.NewJSONHandler(&logged, nil))
-	n := &node{logger: logger, group: &ops.Group{Logger: logger}}
+	n := &node{logger: logger, group: &parts.Group{Logger: logger}}
 	lastUsed := n.lastUsedFrom("clickhouse://keytrail:hunter2@127.0.0.1:1/no-such.name")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

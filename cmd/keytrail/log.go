@@ -37,25 +37,34 @@ func (n *natsFlags) register(c *cobra.Command) {
 }
 
 func (n *natsFlags) connect(name string, logger *slog.Logger) (*nats.Conn, error) {
+	login, err := n.login(name, logger)
+	if err != nil {
+		return nil, err
+	}
+	return dial.Connect(n.url, login)
+}
+
+// login returns as whom, and with what, to connect.
+func (n *natsFlags) login(name string, logger *slog.Logger) (login dial.Login, err error) {
 	holder := n.user
 	if n.node {
 		holder = "node"
 	}
 	pw, err := password(holder)
 	if err != nil {
-		return nil, err
+		return login, err
 	}
 	if n.ca != "" {
 		if err := files.CheckTrusted(n.ca); err != nil {
-			return nil, fmt.Errorf("--nats-ca: %w", err)
+			return login, fmt.Errorf("--nats-ca: %w", err)
 		}
 	}
 	if n.key != "" {
 		if err := files.CheckSecret(n.key); err != nil {
-			return nil, fmt.Errorf("--nats-key: %w", err)
+			return login, fmt.Errorf("--nats-key: %w", err)
 		}
 	}
-	return dial.Connect(n.url, dial.Login{User: n.user, Password: dial.Password(pw), Name: name, CAFile: n.ca, CertFile: n.cert, KeyFile: n.key, Logger: logger})
+	return dial.Login{User: n.user, Password: dial.Password(pw), Name: name, CAFile: n.ca, CertFile: n.cert, KeyFile: n.key, Logger: logger}, nil
 }
 
 // password reads the password of a user of the log: from the environment, or

@@ -3,11 +3,9 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"regexp"
 	"strings"
@@ -25,17 +23,19 @@ import (
 	"github.com/keytrail/keytrail/events/eventlog/streams"
 	"github.com/keytrail/keytrail/events/tree"
 	"github.com/keytrail/keytrail/internal/api"
+	"github.com/keytrail/keytrail/internal/parts"
 	"github.com/keytrail/keytrail/projections"
 	"github.com/keytrail/keytrail/projections/snapshots"
 	"github.com/keytrail/keytrail/verifier"
+	"github.com/keytrail/keytrail/verifier/embed"
 	"github.com/keytrail/keytrail/verifier/extauthz"
 )
 
-// node is what every role has in common: the log, the view folded from it, a
-// verifier that guards its own endpoints, and one HTTP port. Each role adds parts.
+// node is what every role has in common: a verifier (verifier/embed) that guards its own
+// endpoints, and one HTTP port. Each role adds parts.
 //
 // The order in which parts are added is the order in which they may rely on each
-// other; ops.Group stops them in reverse.
+// other; parts.Group stops them in reverse.
 type node struct {
 	id       events.NodeID
 	logger   *slog.Logger
@@ -43,134 +43,75 @@ type node struct {
 	keys     *projections.Keys
 	verifier *verifier.Node
 	server   *ops.Server
-	group    *ops.Group
+	group    *parts.Group
 	recorder *audit.Recorder        // who read the record, one for all endpoints of the process
 	dir      *projections.Directory // of control, else nil
 	signer   *tree.Signer           // of control that has checkpoint keys, else nil
 
 	writeRelease events.Release // commands.Config.WriteRelease
-	followers    []events.Follower
 }
-
-// drain is how long a stopping ledger goes on trying to store its uses: less than
-// the share of ops.Group's grace that it has when nothing before it hangs, so that
-// it can still say what it did.
-const drain = 5 * time.Second
 
 // nodeConfig is what a role is told.
 type nodeConfig struct {
-	Name   string // default: the host's name and the role
-	Role   string // control, verifier, auditor, up
-	Listen string // host:port
-	Dir    string // where snapshots of the views are kept; "" keeps none
-	// Sources are nodes that may have a snapshot where Dir has none.
-	Sources []snapshots.Source
-	// StaleCeiling is the oldest lease that the node answers on; 0 = the default.
-	StaleCeiling time.Duration
-	TakeOver     bool           // do not ask whether another process holds the name: fence it
-	Trusted      []netip.Prefix // proxies whose X-Forwarded-For, X-Forwarded-Proto and Forwarded count
+	embed.Config        // Name: default the host's name and the role
+	Role         string // control, verifier, auditor, up
+	Listen       string // host:port
 }
 
-// newNode opens the log over nc, restores the view and prepares the verifier.
-func (a *app) newNode(ctx context.Context, nc *nats.Conn, log *eventlog.Log, cfg nodeConfig, logger *slog.Logger) (*node, error) {
-	n := &node{logger: logger, log: log, group: &ops.Group{Logger: logger}}
-	n.id = nodeID(cfg)
-	if err := n.id.Validate(); err != nil {
-		return nil, usageError{fmt.Errorf("--name: %w", err)}
-	}
-	n.group.OnStop("log connection", func(context.Context) { nc.Close() })
+// controls reports whether the role has the write side, and so the directory.
+func (c *nodeConfig) controls() bool { return c.Role == "control" || c.Role == "up" }
 
-	var fetched *snapshots.Store
-	var err error
-	if n.keys, n.dir, fetched, err = restoreViews(ctx, log, cfg, logger); err != nil {
+// newNode makes the node of a role. nc is the connection of cfg.Log, nil where the
+// verifier connects.
+func (a *app) newNode(ctx context.Context, nc *nats.Conn, cfg nodeConfig, logger *slog.Logger) (*node, error) {
+	n := &node{id: cfg.Name, logger: logger, group: &parts.Group{Logger: logger}}
+	if nc != nil {
+		n.group.OnStop("log connection", func(context.Context) { nc.Close() })
+	}
+	dir := cfg.Dir
+	if cfg.controls() {
+		var err error
+		if cfg.Views, err = snapshots.Restore(ctx, snapshots.Config{Dir: dir, Log: cfg.Log, Sources: cfg.Sources, Logger: logger}, true); err != nil {
+			return nil, err
+		}
+		cfg.Dir, cfg.Sources = "", nil
+	}
+	cfg.Logger = logger
+	v, err := embed.New(ctx, cfg.Config)
+	if err != nil {
 		return nil, err
 	}
+	views := v.Views()
+	n.log, n.verifier, n.keys, n.dir = v.Log(), v.Node(), views.Keys, views.Directory
 	a.secrets.known.Store(n.keys)
-	alive := log.Alive
-	if cfg.TakeOver {
-		alive = nil
-	}
-	ledger := verifier.NewLedger(verifier.LedgerConfig{Sink: log, Node: n.id, Log: log.ID(), Drain: drain, Alive: alive, Logger: logger})
-	n.verifier = verifier.NewNode(verifier.NodeConfig{View: n.keys, Ledger: ledger, Leases: log, Log: log.ID(), StaleCeiling: cfg.StaleCeiling, TrustedProxies: cfg.Trusted, Logger: logger})
-	n.recorder = audit.NewRecorder(log.Reads(), n.keys, "/keytrail/"+cfg.Role+"/"+string(n.id), time.Now)
-	end := new(logEnd)
-	n.followers = []events.Follower{n.keys, n.verifier, end}
-	views := []projections.View{n.keys}
-	if n.dir != nil {
-		n.followers = append(n.followers, n.dir)
-		views = append(views, n.dir)
-	}
+	n.recorder = audit.NewRecorder(n.log.Reads(), n.keys, "/keytrail/"+cfg.Role+"/"+string(n.id), time.Now)
 
 	if n.server, err = ops.Listen(cfg.Listen, logger); err != nil {
 		return nil, err
 	}
 	n.server.Role = cfg.Role
-	n.server.Registry.MustRegister(n.verifier.Collectors()...)
-	n.server.Registry.MustRegister(n.keys.Collectors(time.Now, end.seq)...)
-	n.server.Check("verifier", n.verifier.Ready)
-	n.server.Warn("log", log.Storing)
+	n.server.Registry.MustRegister(v.Collectors()...)
+	n.server.Check("verifier", v.Ready)
+	n.server.Warn("log", n.log.Storing)
 	if cfg.Role != "verifier" { // whose account may not ask
-		n.server.Registry.MustRegister(newStreamMetrics(log))
-		n.group.Go("streams", log.Watch)
+		n.server.Registry.MustRegister(newStreamMetrics(n.log))
+		n.group.Go("streams", n.log.Watch)
 	}
 	n.server.Warn("clock", n.verifier.Clock)
-	n.group.Go("lease", n.verifier.RunLease)
-	n.group.Go("answers", func(ctx context.Context) error { return n.verifier.RunAnswers(ctx, log) })
-	n.group.GoLong("ledger", ledger.Run)
-	n.group.Go("name", func(ctx context.Context) error { return n.hold(ctx, ledger) })
-	sender := &snapshots.Sender{Log: log.ID(), Views: views, Logger: logger}
-	if fetched != nil {
-		sender.Proven = fetched.Proven
-		n.server.Registry.MustRegister(fetched.Collectors()...)
-		n.group.Go("fetched snapshot", fetched.Run)
-	}
-	sender.Routes(n.server.Mux, n.verifier)
+	n.group.GoLong("verifier", v.Run)
+	views.Sender(n.log.ID(), logger).Routes(n.server.Mux, n.verifier)
 	if cfg.controls() {
-		n.scrub(cfg.Dir, fetched)
-	}
-	if cfg.Dir != "" {
-		for _, v := range views {
-			saver := &projections.Saver{View: v, Dir: cfg.Dir, Log: log.ID(), Logger: logger}
-			n.server.Registry.MustRegister(saver.Collectors()...)
-			n.group.Go("snapshots of "+v.Name(), saver.Run)
-		}
+		n.scrub(dir, views.Store)
 	}
 	return n, nil
 }
-
-// hold answers whoever asks for the node's name, once the ledger has claimed it.
-func (n *node) hold(ctx context.Context, ledger *verifier.Ledger) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for ledger.Ready() != nil {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	host, _ := os.Hostname()
-	return n.log.Hold(ctx, n.id, fmt.Sprintf("process %d on host %s", os.Getpid(), host))
-}
-
-// logEnd remembers where the log was last heard to end, for the metrics.
-type logEnd struct{ last atomic.Uint64 }
-
-func (e *logEnd) Apply(batch []events.Recorded) error {
-	e.Fresh(0, batch[len(batch)-1].Seq)
-	return nil
-}
-
-func (e *logEnd) Fresh(_ events.Time, last events.Seq) { e.last.Store(uint64(last)) }
-
-func (e *logEnd) seq() events.Seq { return events.Seq(e.last.Load()) }
 
 var notNodeChar = regexp.MustCompile(`[^A-Za-z0-9_-]+`)
 
 // nodeID returns the configured name, or one made of the host's name, the role
 // and the port, so that two nodes on one host keep ledgers of their own.
-func nodeID(cfg nodeConfig) events.NodeID {
-	name := cfg.Name
+func nodeID(cfg *nodeConfig) events.NodeID {
+	name := string(cfg.Name)
 	if name == "" {
 		host, _ := os.Hostname()
 		name = strings.Trim(notNodeChar.ReplaceAllString(host, "-"), "-")
@@ -357,14 +298,11 @@ func (au *auditor) open(ctx context.Context) (*audit.Store, error) {
 	}
 }
 
-// run adds what comes last, the fold and the endpoint, then runs everything. ready
-// is called once the node answers.
+// run adds what comes last, the endpoint, then runs everything. ready is called once
+// the node answers.
 func (n *node) run(ctx context.Context, ready func() error) error {
 	n.verifier.Routes(n.server.Mux)
 	extauthz.Routes(n.server.Mux, n.verifier, n.logger)
-	n.group.Go("view", func(ctx context.Context) error {
-		return projections.Follow(ctx, n.log, n.followers...)
-	})
 	n.group.GoLong("http server", n.server.Run)
 	n.group.Go("ready", func(ctx context.Context) error {
 		t := time.NewTicker(5 * time.Millisecond)

@@ -19,6 +19,7 @@ import (
 	"github.com/keytrail/keytrail/events/eventlog/server"
 	"github.com/keytrail/keytrail/events/input"
 	"github.com/keytrail/keytrail/verifier"
+	"github.com/keytrail/keytrail/verifier/embed"
 )
 
 // What a variable of several commands means is said once, so that it means one
@@ -89,22 +90,32 @@ func (a *app) open(ctx context.Context, role string, r *roleFlags) (*node, error
 			return nil, usageError{fmt.Errorf("--log-id: %w", err)}
 		}
 	}
-	cfg := nodeConfig{Name: r.name, Role: role, Listen: r.listen, Dir: r.dir, StaleCeiling: r.ceiling.Duration, TakeOver: r.takeOver, Trusted: trusted}
+	cfg := nodeConfig{Role: role, Listen: r.listen, Config: embed.Config{
+		Name: events.NodeID(r.name), LogID: want, Dir: r.dir, StaleCeiling: r.ceiling.Duration, TakeOver: r.takeOver, TrustedProxies: trusted,
+	}}
 	if cfg.Sources, err = r.from.sources(a, r.dir); err != nil {
 		return nil, err
 	}
+	cfg.Name = nodeID(&cfg)
+	if err := cfg.Name.Validate(); err != nil {
+		return nil, usageError{fmt.Errorf("--name: %w", err)}
+	}
 	if r.nats.node {
-		r.nats.user = string(nodeID(cfg))
+		login, err := r.nats.login("keytrail "+role, logger)
+		if err != nil {
+			return nil, err
+		}
+		cfg.URL, cfg.Password, cfg.CAFile, cfg.CertFile, cfg.KeyFile = r.nats.url, login.Password, login.CAFile, login.CertFile, login.KeyFile
+		return a.newNode(ctx, nil, cfg, logger)
 	}
 	nc, err := r.nats.connect("keytrail "+role, logger)
 	if err != nil {
 		return nil, err
 	}
-	log, err := eventlog.Open(ctx, nc, eventlog.Options{Edge: r.nats.node, AtLeast: events.Position{Log: want}, Logger: logger})
-	if err != nil {
+	if cfg.Log, err = eventlog.Open(ctx, nc, eventlog.Options{AtLeast: events.Position{Log: want}, Logger: logger}); err != nil {
 		return nil, err
 	}
-	return a.newNode(ctx, nc, log, cfg, logger)
+	return a.newNode(ctx, nc, cfg, logger)
 }
 
 // serve runs the node and says when it answers.

@@ -19,6 +19,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/keytrail/keytrail/cmd/internal/ops"
+	"github.com/keytrail/keytrail/internal/parts"
 )
 
 // hangingRequest sends the first half of a request to p: its handler waits for
@@ -211,8 +212,8 @@ func TestStopLimitIsBelowComposesGrace(t *testing.T) {
 			continue
 		}
 		ours++
-		if grace, err := time.ParseDuration(s.Grace); err != nil || grace <= ops.StopLimit || ops.StopLimit <= ops.DefaultGrace {
-			t.Errorf("%s: compose gives %q (%v); want more than %v, which must be more than %v", name, s.Grace, err, ops.StopLimit, ops.DefaultGrace)
+		if grace, err := time.ParseDuration(s.Grace); err != nil || grace <= ops.StopLimit || ops.StopLimit <= parts.DefaultGrace {
+			t.Errorf("%s: compose gives %q (%v); want more than %v, which must be more than %v", name, s.Grace, err, ops.StopLimit, parts.DefaultGrace)
 		}
 	}
 	if ours < 5 {

@@ -23,6 +23,7 @@ import (
 	"github.com/keytrail/keytrail/events/eventlog"
 	"github.com/keytrail/keytrail/events/eventlog/server"
 	"github.com/keytrail/keytrail/internal/files"
+	"github.com/keytrail/keytrail/verifier/embed"
 )
 
 // upConfig is what `keytrail up` is told.
@@ -120,15 +121,17 @@ func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 	if _, err := commands.Bootstrap(ctx, log, root, events.At(time.Now())); err != nil {
 		return err
 	}
-	n, err := a.newNode(ctx, nc, log, nodeConfig{Role: "up", Name: "up", Listen: cfg.Listen, Dir: dir.Sub("snapshots"), StaleCeiling: cfg.ceiling.Duration, Trusted: trusted}, logger)
-	if err != nil {
-		return err
-	}
 	end, err := log.Last(ctx)
 	if err != nil {
 		return err
 	}
-	n.followers = append(n.followers, &reading{out: a.err, total: end})
+	n, err := a.newNode(ctx, nc, nodeConfig{Role: "up", Listen: cfg.Listen, Config: embed.Config{
+		Name: "up", Log: log, Dir: dir.Sub("snapshots"), StaleCeiling: cfg.ceiling.Duration, TrustedProxies: trusted,
+		Followers: []events.Follower{&reading{out: a.err, total: end}},
+	}}, logger)
+	if err != nil {
+		return err
+	}
 	n.server.Warn("log disk", srv.Space)
 	if eng != nil {
 		n.group.Go("clickhouse engine", eng.Run)

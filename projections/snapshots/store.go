@@ -20,9 +20,12 @@ import (
 	"github.com/keytrail/keytrail/projections"
 )
 
-// Log is what a fetched snapshot is compared with. eventlog's log implements it.
+// Log is what a snapshot is held against. eventlog's log implements it.
 type Log interface {
 	ID() events.LogID
+	// Last and LastAtLeast are those of events.LastAtLeastLog.
+	Last(ctx context.Context) (events.Seq, error)
+	LastAtLeast(ctx context.Context, seq events.Seq) (events.Seq, error)
 	// Floor returns the newest floor that a read shows, or an older one.
 	Floor(ctx context.Context) (events.Floor, error)
 	// Leaves hands the subject and the SHA-256 of the document of each event from

@@ -66,6 +66,12 @@ func (w *world) grow() {
 
 func (w *world) ID() events.LogID { return w.log.ID() }
 
+func (w *world) Last(context.Context) (events.Seq, error) { return events.Seq(len(w.all)), nil }
+
+func (w *world) LastAtLeast(ctx context.Context, _ events.Seq) (events.Seq, error) {
+	return w.Last(ctx)
+}
+
 func (w *world) Floor(context.Context) (events.Floor, error) {
 	if w.floors++; w.floors == w.rises {
 		w.last = events.Seq(len(w.all))

@@ -15,6 +15,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/keytrail/keytrail/internal/parts"
 )
 
 // dialed is a listener to which these connections are dialled, one after the other.
@@ -200,7 +202,7 @@ func TestServerStopsInItsShare(t *testing.T) {
 		begun, release := make(chan struct{}), make(chan struct{})
 		s.Mux.HandleFunc("GET /hangs", func(http.ResponseWriter, *http.Request) { close(begun); <-release })
 		defer close(release)
-		g := &Group{Logger: slog.New(slog.DiscardHandler), Grace: time.Second}
+		g := &parts.Group{Logger: slog.New(slog.DiscardHandler), Grace: time.Second}
 		g.Go("http server", s.Run)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/keytrail/keytrail/events/input"
 	"github.com/keytrail/keytrail/internal/api"
+	"github.com/keytrail/keytrail/internal/parts"
 	"github.com/keytrail/keytrail/schemas"
 )
 
@@ -128,7 +129,7 @@ func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
 const drain = 2500 * time.Millisecond
 
 // Run serves until ctx ends, then lets running requests finish for 2.5 s, or for the
-// most of what its Group leaves it. Connections on which no request has begun are
+// most of what its parts.Group leaves it. Connections on which no request has begun are
 // closed after a fifth of that: clients open some in advance. Beside
 // HTTP/1 it speaks HTTP/2 without TLS, which gRPC needs (verifier/extauthz).
 func (s *Server) Run(ctx context.Context) error {
@@ -140,7 +141,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	case <-ctx.Done():
 	}
-	left := time.Until(StopBy(ctx, drain)) * 4 / 5
+	left := time.Until(parts.StopBy(ctx, drain)) * 4 / 5
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), left)
 	defer cancel()
 	unused := time.AfterFunc(left/4, s.ln.closeSilent)

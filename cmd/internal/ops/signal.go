@@ -11,7 +11,7 @@ import (
 )
 
 // StopLimit is how long a process of ours may take to end after it was asked to:
-// a Group's grace and what is closed after it. It must be less than the
+// a parts.Group's grace and what is closed after it. It must be less than the
 // stop_grace_period of docker-compose.yml, after which the process is killed
 // without a word.
 const StopLimit = 14 * time.Second

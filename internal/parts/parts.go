@@ -1,4 +1,5 @@
-package ops
+// Package parts runs what a process is made of, and stops it in order and in time.
+package parts
 
 import (
 	"context"
@@ -16,7 +17,8 @@ const DefaultGrace = 12 * time.Second
 // that what feeds a part outlives it: the HTTP server stops first, the log last.
 type Group struct {
 	Logger *slog.Logger
-	// Grace bounds the whole stop, DefaultGrace if zero. What is left of it is
+	// Grace bounds the whole stop, DefaultGrace if zero; of a Group that is a part of
+	// another one, so does what that one leaves it. What is left of it is
 	// shared by the parts that are left: one share each, longShares for those of
 	// GoLong. The others do not wait for a part that takes longer; it is left behind
 	// if it still runs when the grace is over.
@@ -43,6 +45,10 @@ type asked struct{ by time.Time }
 
 func (*asked) Error() string { return "asked to stop" }
 func (*asked) Unwrap() error { return context.Canceled }
+
+// AskedBy is the cause to cancel the context of a part with that must have stopped by
+// then.
+func AskedBy(by time.Time) error { return &asked{by} }
 
 // StopBy returns when the part of a Group must have stopped, or most, if nobody
 // bounds it, after its context has ended.
@@ -99,19 +105,22 @@ func (g *Group) Run(ctx context.Context) error {
 		}
 		err = fmt.Errorf("%s: %w", p.name, p.err)
 	}
-	if serr := g.stopAll(); err == nil {
+	if serr := g.stopAll(ctx); err == nil {
 		err = serr
 	}
 	return err
 }
 
 // stopAll stops the parts one after the other.
-func (g *Group) stopAll() error {
+func (g *Group) stopAll(ctx context.Context) error {
 	grace := g.Grace
 	if grace == 0 {
 		grace = DefaultGrace
 	}
 	end := time.Now().Add(grace)
+	if by := StopBy(ctx, grace); by.Before(end) {
+		end = by.Add(-time.Until(by) / 10) // to say in time which part hangs
+	}
 	shares := 0
 	for _, p := range g.parts {
 		shares += p.shares
