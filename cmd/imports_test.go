@@ -49,7 +49,7 @@ var arrows = map[string][]string{
 	"deploy":                    {}, // tests of what lies there
 	"deploy/standin/clickhouse": {"audit/engine", "internal/files"},
 	"cmd/internal/ops":          {"events/input", "schemas", "internal/api", "internal/files", "internal/parts"},
-	"cmd/internal/client":       {"events", "internal/api", "github.com/go-json-experiment/"},
+	"cmd/client":                {"events", "events/input", "github.com/go-json-experiment/"},
 	"cmd/internal/regimes":      {"events", "events/input", "events/keyspace", "schemas", "github.com/go-json-experiment/", "github.com/goccy/go-yaml/", "github.com/santhosh-tekuri/jsonschema/v6", "github.com/santhosh-tekuri/jsonschema/v6/"},
 }
 
@@ -136,8 +136,8 @@ var embedModules = []string{
 	"golang.org/x/text", "google.golang.org/protobuf",
 }
 
-// Who embeds a verifier links these modules and no others. Envoy's endpoint, which is
-// imported apart, brings gRPC.
+// Who embeds a verifier links these modules and no others, and who asks one by HTTP
+// fewer. Envoy's endpoint, which is imported apart, brings gRPC.
 func TestWhatAnEmbeddedVerifierLinks(t *testing.T) {
 	modules := func(pkg string) []string {
 		list := strings.Fields(goList(t, "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", pkg))
@@ -152,6 +152,7 @@ func TestWhatAnEmbeddedVerifierLinks(t *testing.T) {
 		{"../verifier", slices.DeleteFunc(slices.Clone(embedModules), func(m string) bool {
 			return strings.HasPrefix(m, "github.com/nats-io/") || m == "github.com/klauspost/compress" || m == "golang.org/x/crypto" || m == "golang.org/x/sync"
 		})},
+		{"../cmd/client", []string{"github.com/go-json-experiment/json", "github.com/oklog/ulid/v2", "golang.org/x/text", "google.golang.org/protobuf"}},
 	} {
 		if got := modules(tt.pkg); !slices.Equal(got, tt.want) {
 			t.Errorf("%s links\n\t%s\nwant\n\t%s", tt.pkg, strings.Join(got, "\n\t"), strings.Join(tt.want, "\n\t"))

@@ -15,8 +15,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 
-	"github.com/keytrail/keytrail/cmd/internal/client"
-	"github.com/keytrail/keytrail/internal/api"
+	"github.com/keytrail/keytrail/cmd/client"
 	"github.com/keytrail/keytrail/internal/files"
 )
 
@@ -193,7 +192,7 @@ func manifest(ctx context.Context, cl *client.Client, id string) (*exportManifes
 			Data exportManifest `json:"data"`
 		}
 		err := cl.Do(ctx, http.MethodGet, "/v1/audit/exports/"+url.PathEscape(id), nil, nil, nil, &ans)
-		p := new(api.Problem)
+		p := new(client.Problem)
 		late := errors.As(err, &p) && (p.Status == http.StatusNotFound || p.Status == http.StatusServiceUnavailable)
 		if err != nil && !late || err == nil && ans.Data.State != "running" {
 			return &ans.Data, err

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/keytrail/keytrail/audit"
+	"github.com/keytrail/keytrail/cmd/client"
 	"github.com/keytrail/keytrail/cmd/internal/ops"
 	"github.com/keytrail/keytrail/internal/api"
 	"github.com/keytrail/keytrail/internal/parts"
@@ -60,6 +61,11 @@ func TestAuditorBeforeClickHouseAnswers(t *testing.T) {
 	}
 }
 
+// told is the problem as a client reads it.
+func told(p *api.Problem) *client.Problem {
+	return &client.Problem{Status: p.Status, Code: p.Code, Detail: p.Detail}
+}
+
 // The doctor tells a ClickHouse that is down from one that is short of something, and a
 // log without room from a key that is not accepted.
 func TestAdviceFollowsTheReason(t *testing.T) {
@@ -70,16 +76,16 @@ func TestAdviceFollowsTheReason(t *testing.T) {
 		"ClickHouse's user of the DSN lacks a right on the copy's database": "ClickHouse runs, and gives this reason",
 	} {
 		p := (&audit.Fault{Reason: reason, Later: true}).Problem()
-		if got := copyAdvice(p); !strings.HasPrefix(got, want) {
+		if got := copyAdvice(told(p)); !strings.HasPrefix(got, want) {
 			t.Errorf("%s: %q, want %q", reason, got, want)
 		}
 	}
 	for _, code := range []string{"log_not_storing", "log_full"} {
-		if got := operatorAdvice(api.Errorf(507, code, "the log stores nothing")); !strings.HasPrefix(got, "make room on the disk") {
+		if got := operatorAdvice(told(api.Errorf(507, code, "the log stores nothing"))); !strings.HasPrefix(got, "make room on the disk") {
 			t.Errorf("%s: %q", code, got)
 		}
 	}
-	if got := copyAdvice(api.Errorf(503, "copy_stopped", "the copy has stopped")); !strings.HasPrefix(got, "read in the auditor's log") {
+	if got := copyAdvice(told(api.Errorf(503, "copy_stopped", "the copy has stopped"))); !strings.HasPrefix(got, "read in the auditor's log") {
 		t.Errorf("a copy that stopped: %q", got)
 	}
 }

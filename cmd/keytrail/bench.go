@@ -18,11 +18,10 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 
-	"github.com/keytrail/keytrail/cmd/internal/client"
+	"github.com/keytrail/keytrail/cmd/client"
 	"github.com/keytrail/keytrail/commands"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/keyspace"
-	"github.com/keytrail/keytrail/internal/api"
 )
 
 // The bounds of a bench: it is a load on real verifiers and on their ledger.
@@ -210,7 +209,7 @@ func (b *bench) define(ctx context.Context) error {
 	}
 	header := http.Header{"If-None-Match": {"*"}}
 	err := b.call(ctx, http.MethodGet, path, nil, nil, nil, &is)
-	if p, ok := errors.AsType[*api.Problem](err); ok && p.Status == http.StatusNotFound {
+	if p, ok := errors.AsType[*client.Problem](err); ok && p.Status == http.StatusNotFound {
 		err = nil
 	} else if err == nil {
 		header = forRev(is.Data.Rev)

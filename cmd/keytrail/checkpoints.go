@@ -12,10 +12,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/keytrail/keytrail/cmd/internal/client"
+	"github.com/keytrail/keytrail/cmd/client"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/tree"
-	"github.com/keytrail/keytrail/internal/api"
 	"github.com/keytrail/keytrail/internal/files"
 	"github.com/keytrail/keytrail/projections/checkpoint"
 )
@@ -208,7 +207,7 @@ func servedCheckpoint(ctx context.Context, c *client.Client) ([]byte, error) {
 // checkpoints says what is signed of the log, and with which keys.
 func (d *doctor) checkpoints(ctx context.Context, c *client.Client) {
 	keys, err := servedKeys(ctx, c)
-	p := new(api.Problem)
+	p := new(client.Problem)
 	switch {
 	case errors.As(err, &p) && p.Status == http.StatusNotFound:
 		d.note("checkpoints", "this control keeps no tree of the log: it has no --dir")

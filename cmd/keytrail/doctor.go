@@ -15,8 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keytrail/keytrail/audit/engine"
-	"github.com/keytrail/keytrail/cmd/internal/client"
-	"github.com/keytrail/keytrail/internal/api"
+	"github.com/keytrail/keytrail/cmd/client"
 )
 
 func (a *app) doctorCmd() *cobra.Command {
@@ -110,7 +109,7 @@ func (d *doctor) add(f finding) { d.findings = append(d.findings, f) }
 
 func (d *doctor) fail(check string, err error, do string) {
 	found := err.Error()
-	if p := new(api.Problem); errors.As(err, &p) {
+	if p := new(client.Problem); errors.As(err, &p) {
 		found = p.Detail
 	}
 	d.add(finding{check, "fail", found, do})
@@ -193,7 +192,7 @@ func (d *doctor) endpoints(ctx context.Context, verifiers []string) map[string]b
 	if err := ac.Do(ctx, http.MethodGet, "/v1/audit/events?limit=1", nil, nil, nil, nil); err == nil {
 		d.ok("record", "can be read at "+auditor)
 		d.gaps(ctx, &ac)
-	} else if p := new(api.Problem); errors.As(err, &p) && p.Status == http.StatusServiceUnavailable {
+	} else if p := new(client.Problem); errors.As(err, &p) && p.Status == http.StatusServiceUnavailable {
 		d.fail("record", err, copyAdvice(p))
 		d.engine()
 	} else if errors.As(err, &p) && p.Status == http.StatusInsufficientStorage {
@@ -229,7 +228,7 @@ func (d *doctor) gaps(ctx context.Context, c *client.Client) {
 // when it does not.
 func (d *doctor) operator(ctx context.Context, c *client.Client) {
 	err := c.Do(ctx, http.MethodGet, "/v1/keyspaces", nil, nil, nil, nil)
-	p := new(api.Problem)
+	p := new(client.Problem)
 	switch {
 	case err == nil:
 		d.ok("operator key", "accepted")
@@ -243,7 +242,7 @@ func (d *doctor) operator(ctx context.Context, c *client.Client) {
 }
 
 // operatorAdvice says how to come back in, by the reason of the refusal.
-func operatorAdvice(p *api.Problem) string {
+func operatorAdvice(p *client.Problem) string {
 	const another = "use another administrator's key with --key-file or KEYTRAIL_ROOT_KEY; if there is none, make a new root key (runbook: The root key is lost)"
 	switch p.Code {
 	case "key_missing", "key_malformed", "key_unknown":
@@ -264,7 +263,7 @@ func operatorAdvice(p *api.Problem) string {
 
 // copyAdvice says what to do about a record that cannot be read. Only a ClickHouse
 // that cannot be reached is to be started.
-func copyAdvice(p *api.Problem) string {
+func copyAdvice(p *client.Problem) string {
 	const meanwhile = "; nothing is lost meanwhile, and the copy catches up by itself"
 	switch {
 	case p.Code == "copy_stopped" || p.Code == "wrong_copy":

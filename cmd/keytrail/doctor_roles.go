@@ -16,9 +16,8 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
-	"github.com/keytrail/keytrail/cmd/internal/client"
+	"github.com/keytrail/keytrail/cmd/client"
 	"github.com/keytrail/keytrail/events/input"
-	"github.com/keytrail/keytrail/internal/api"
 )
 
 // role is one process of a deployment, as it shows itself over HTTP.
@@ -89,7 +88,7 @@ func (r *role) ready(ctx context.Context) {
 		Warnings input.FieldErrors `json:"warnings"`
 	}
 	err := r.client.Do(ctx, http.MethodGet, "/readyz", nil, nil, nil, &state)
-	p := new(api.Problem)
+	p := new(client.Problem)
 	switch {
 	case err == nil && len(state.Warnings) == 0:
 		r.ok("ready", r.name)

@@ -20,7 +20,7 @@ import (
 
 	"github.com/keytrail/keytrail/audit"
 	"github.com/keytrail/keytrail/audit/engine/enginetest"
-	"github.com/keytrail/keytrail/cmd/internal/client"
+	"github.com/keytrail/keytrail/cmd/client"
 )
 
 // patient is one deployment that the doctor looks at.

@@ -10,8 +10,8 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/spf13/cobra"
 
+	"github.com/keytrail/keytrail/cmd/client"
 	"github.com/keytrail/keytrail/events/input"
-	"github.com/keytrail/keytrail/internal/api"
 )
 
 // zeroRev says what --if-rev 0 means to a command.
@@ -137,7 +137,7 @@ func sameNetwork(a, b string) bool {
 
 // changedMeanwhile says what to do about a write that came too late, in the words
 // of the command line.
-func changedMeanwhile(p *api.Problem) string {
+func changedMeanwhile(p *client.Problem) string {
 	if p.Status != http.StatusPreconditionFailed {
 		return ""
 	}

@@ -16,12 +16,11 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
-	"github.com/keytrail/keytrail/cmd/internal/client"
+	"github.com/keytrail/keytrail/cmd/client"
 	"github.com/keytrail/keytrail/commands"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/input"
 	"github.com/keytrail/keytrail/events/keyspace"
-	"github.com/keytrail/keytrail/internal/api"
 	"github.com/keytrail/keytrail/internal/files"
 )
 
@@ -179,7 +178,7 @@ func (i *importCall) definition(ctx context.Context) (*keyspace.Definition, erro
 		Data keyspaceView `json:"data"`
 	}
 	err := i.client.Do(ctx, http.MethodGet, "/v1/keyspaces/"+url.PathEscape(i.keyspace), nil, nil, nil, &ans)
-	if p, ok := errors.AsType[*api.Problem](err); ok && p.Status == http.StatusForbidden {
+	if p, ok := errors.AsType[*client.Problem](err); ok && p.Status == http.StatusForbidden {
 		return new(keyspace.Definition), nil
 	}
 	return &ans.Data.Definition, err
@@ -319,7 +318,7 @@ func (i *importCall) send(ctx context.Context, body, ans any) error {
 		sending, cancel := context.WithTimeout(context.WithoutCancel(ctx), importBudget)
 		err := i.client.Do(sending, http.MethodPost, path, nil, nil, body, ans)
 		cancel()
-		p, answered := errors.AsType[*api.Problem](err)
+		p, answered := errors.AsType[*client.Problem](err)
 		switch {
 		case err == nil:
 			return nil

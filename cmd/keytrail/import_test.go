@@ -21,7 +21,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 
-	"github.com/keytrail/keytrail/cmd/internal/client"
+	"github.com/keytrail/keytrail/cmd/client"
 	"github.com/keytrail/keytrail/commands"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/input"

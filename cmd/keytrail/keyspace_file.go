@@ -6,9 +6,9 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/keytrail/keytrail/cmd/client"
 	"github.com/keytrail/keytrail/cmd/internal/regimes"
 	"github.com/keytrail/keytrail/events/input"
-	"github.com/keytrail/keytrail/internal/api"
 )
 
 // readKeyspace reads a document and checks it. The error lists its faults, as
@@ -53,7 +53,7 @@ func shown(file string) string {
 // onLines tells the bad fields of a server's answer on the lines of the document.
 // The reason is not from there.
 func onLines(doc *regimes.Document, err error) error {
-	var p *api.Problem
+	var p *client.Problem
 	if !errors.As(err, &p) || len(p.Errors) == 0 {
 		return err
 	}

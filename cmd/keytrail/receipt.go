@@ -14,9 +14,9 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
+	"github.com/keytrail/keytrail/cmd/client"
 	"github.com/keytrail/keytrail/commands/receipts"
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/internal/api"
 	"github.com/keytrail/keytrail/internal/files"
 )
 
@@ -163,7 +163,7 @@ const askAgain = 500 * time.Millisecond
 // while the log changes its leader, or it was not reached. A receipt can be asked for
 // again and again.
 func passes(err error) bool {
-	p := new(api.Problem)
+	p := new(client.Problem)
 	if errors.As(err, &p) {
 		return p.Status == http.StatusServiceUnavailable || p.Status == http.StatusBadGateway || p.Status == http.StatusGatewayTimeout
 	}

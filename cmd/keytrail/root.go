@@ -15,12 +15,11 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/keytrail/keytrail/cmd/internal/client"
+	"github.com/keytrail/keytrail/cmd/client"
 	"github.com/keytrail/keytrail/cmd/internal/ops"
 	"github.com/keytrail/keytrail/cmd/internal/regimes"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/input"
-	"github.com/keytrail/keytrail/internal/api"
 	"github.com/keytrail/keytrail/internal/files"
 )
 
@@ -68,7 +67,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) 
 		err = told.lost()
 	}
 	var usage usageError
-	var p *api.Problem
+	var p *client.Problem
 	var faults regimes.Faults
 	switch {
 	case err == nil:
@@ -86,13 +85,17 @@ func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) 
 	case errors.As(err, &faults): // as compilers write them: editors follow FILE:LINE:COLUMN
 		fmt.Fprintln(errw, faults)
 	default:
-		fmt.Fprintf(errw, "keytrail: %s\n", withoutArguments(err.Error(), root, args, false))
+		text := withoutArguments(err.Error(), root, args, false)
+		if errors.Is(err, client.ErrUnreached) {
+			text += "; start it with `keytrail up`, or name it with --url or KEYTRAIL_URL"
+		}
+		fmt.Fprintf(errw, "keytrail: %s\n", text)
 	}
 	return exitFailed
 }
 
 // printProblem writes an error answer with every bad field on its own line.
-func printProblem(w io.Writer, p *api.Problem) {
+func printProblem(w io.Writer, p *client.Problem) {
 	fmt.Fprintf(w, "keytrail: %s (%d %s", line(p.Detail), p.Status, line(p.Code))
 	if p.RequestID != "" {
 		fmt.Fprintf(w, ", %s", line(p.RequestID))
@@ -197,7 +200,7 @@ const (
 // client returns a client of the base URL that the named variable overrides
 // (KEYTRAIL_AUDIT_URL and KEYTRAIL_VERIFY_URL, where roles are separate).
 func (a *app) client(override string) (*client.Client, error) {
-	c := &client.Client{Base: env(override, a.url)}
+	c := &client.Client{Base: env(override, a.url), UserAgent: "keytrail-cli"}
 	key := os.Getenv("KEYTRAIL_ROOT_KEY")
 	if key == "" || a.keyFrom == byFlag { // who names a key must not act as another
 		var err error

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -11,7 +13,8 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/keytrail/keytrail/cmd/internal/client"
+	"github.com/keytrail/keytrail/cmd/client"
+	"github.com/keytrail/keytrail/internal/api"
 	"github.com/keytrail/keytrail/projections/snapshots"
 )
 
@@ -53,7 +56,13 @@ func (s snapshotFrom) sources(a *app, dir string) (list []snapshots.Source, err 
 	}}
 	for _, base := range s {
 		c := &client.Client{Base: base, Key: key.Key, HTTP: hc}
-		list = append(list, snapshots.Source{URL: base, Get: c.Get})
+		list = append(list, snapshots.Source{URL: base, Get: func(ctx context.Context, path string) (io.ReadCloser, error) {
+			body, err := c.Get(ctx, path)
+			if p, ok := errors.AsType[*client.Problem](err); ok {
+				err = api.Errorf(p.Status, p.Code, "%s", p.Detail)
+			}
+			return body, err
+		}})
 	}
 	return list, nil
 }

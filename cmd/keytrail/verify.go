@@ -10,18 +10,12 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/spf13/cobra"
 
+	"github.com/keytrail/keytrail/cmd/client"
 	"github.com/keytrail/keytrail/events"
 )
 
-// decisionLimit is where a limit stands after a decision.
-type decisionLimit struct {
-	Limit     int64  `json:"limit"`
-	Remaining int64  `json:"remaining"`
-	Reset     int64  `json:"reset"`
-	Scope     string `json:"scope"`
-}
-
-func (l *decisionLimit) String() string {
+// limitLeft says where a limit stands after a decision.
+func limitLeft(l *client.LimitState) string {
 	if l == nil {
 		return ""
 	}
@@ -65,19 +59,7 @@ code is 0 when allowed and 3 when denied.`,
 			}
 			cl.Key = events.Secret{} // this endpoint asks for none, and a verifier need not see it
 			var raw jsontext.Value   // printed as it came
-			var d struct {
-				Allowed     bool           `json:"allowed"`
-				Reason      string         `json:"reason"`
-				Status      int            `json:"status"`
-				KeyID       string         `json:"key_id"`
-				Tenant      string         `json:"tenant"`
-				Environment string         `json:"environment"`
-				Scopes      []string       `json:"scopes"`
-				Limit       *decisionLimit `json:"limit,omitzero"`
-				RetryAfter  int64          `json:"retry_after"`
-				Detail      string         `json:"detail"`
-				UseID       string         `json:"use_id"`
-			}
+			var d client.Decision
 			if err := cl.Do(c.Context(), http.MethodPost, "/v1/verify", nil, nil, body, &raw); err != nil {
 				return err
 			}
@@ -97,7 +79,7 @@ code is 0 when allowed and 3 when denied.`,
 				field(w, "tenant", d.Tenant)
 				field(w, "environment", d.Environment)
 				field(w, "scopes", strings.Join(d.Scopes, ", "))
-				field(w, "limit", d.Limit.String())
+				field(w, "limit", limitLeft(d.Limit))
 				if d.RetryAfter > 0 {
 					field(w, "try again", fmt.Sprintf("in %d s", d.RetryAfter))
 				}
