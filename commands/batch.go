@@ -20,6 +20,7 @@ type batch struct {
 	keys    []change[events.Key]
 	roles   []change[events.Role]
 	tenants []change[events.Tenant]
+	made    map[events.Digest]bool // of keys that the command makes, beside those of writes
 }
 
 // change is one aggregate before and after a batch.
@@ -40,14 +41,12 @@ func (b *batch) add(a events.Aggregate, c events.Chain, last events.Time, data e
 	if err := b.seal(&e); err != nil {
 		return events.Recorded{}, err
 	}
-	if err := e.CanAppend(); err != nil {
-		return events.Recorded{}, err
-	}
-	m, err := events.EncodeFor(&e, b.readers)
+	w := events.Write{Event: e, Expect: c.Seq, Readers: b.readers}
+	m, err := w.Prepare()
 	if err != nil {
 		return events.Recorded{}, err
 	}
-	b.writes = append(b.writes, events.Write{Event: e, Expect: c.Seq, Readers: b.readers})
+	b.writes = append(b.writes, w)
 	return m.Record(e, c.Seq+1, 0), nil
 }
 

@@ -23,7 +23,7 @@ func (h *Handler) guard(own *power, b *batch) error {
 		}
 		inBuiltin = inBuiltin || a.Keyspace == events.Builtin
 	}
-	if err := guardText(h.cfg.Dir, b.writes); err != nil {
+	if err := guardText(h.cfg.Dir, b.writes, b.made); err != nil {
 		return err
 	}
 	if !inBuiltin { // keys of products have no power over Keytrail

@@ -19,9 +19,10 @@ import (
 // seen (input.Visible), for ever. It reads every text of every event that the
 // command brings, so that neither a new command nor a new member can forget it.
 // What an event repeats of the record is not asked about: the state before, and
-// all that a rotation's successor takes from the old key.
-func guardText(known events.SecretFinder, writes []events.Write) error {
-	g := textGuard{known: known}
+// all that a rotation's successor takes from the old key. made are the digests of
+// keys that the command makes, beside those of writes.
+func guardText(known events.SecretFinder, writes []events.Write, made map[events.Digest]bool) error {
+	g := textGuard{known: known, made: made}
 	for i := range writes {
 		if d := created(&writes[i].Event); d != nil {
 			g.digests = append(g.digests, d.Digest)
@@ -62,6 +63,7 @@ func created(e *events.Event) *events.KeyCreated {
 type textGuard struct {
 	known   events.SecretFinder
 	digests []events.Digest // of the keys that the batch itself makes
+	made    map[events.Digest]bool
 
 	secret *Refusal          // the first secret found
 	unseen input.FieldErrors // text that cannot be seen
@@ -86,15 +88,15 @@ func (g *textGuard) holds(text string) bool {
 	if events.HoldsSecret(g.known, text) {
 		return true
 	}
-	return len(g.digests) > 0 && events.HoldsSecret(digestFinder(g.digests), text)
+	return len(g.digests) > 0 && events.HoldsSecret(digestFinder(func(d events.Digest) bool { return g.made[d] || slices.Contains(g.digests, d) }), text)
 }
 
-// digestFinder finds the secrets with these digests.
-type digestFinder []events.Digest
+// digestFinder finds the secrets with digests of which it says so.
+type digestFinder func(events.Digest) bool
 
 func (f digestFinder) FindSecret(text string) (start, end int, ok bool) {
 	none := func(func(*keyspace.Compiled) bool) {}
-	return events.FindSecret(text, none, func(d events.Digest) bool { return slices.Contains(f, d) })
+	return events.FindSecret(text, none, f)
 }
 
 // data looks at every name and every string of an event's data.

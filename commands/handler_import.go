@@ -5,21 +5,16 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-
-	"golang.org/x/sync/errgroup"
+	"slices"
 
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/input"
 )
 
-// importAtOnce is how many keys of one import are appended side by side: enough
-// to keep the log busy while it syncs, few enough to leave others their turn.
-const importAtOnce = 16
-
-// Import makes keys of secrets that there are already, each by an append of its
-// own, and tells what became of each in the order of the request. The error is
-// about the whole: the request itself is at fault, or the log did not answer. Then
-// some of the keys may be in the log; the same request again tells which.
+// Import makes keys of secrets that there are already, in one atomic append, and
+// tells what became of each in the order of the request. The error is about the
+// whole: the request itself is at fault, or the log did not answer. Then all of the
+// new keys are in the log or none; the same request again tells which.
 //
 // What holds between control nodes: the same key imported by many at once is one
 // event, since its id and so its history are the same for all. Under two tenants
@@ -34,28 +29,23 @@ func (h *Handler) Import(ctx context.Context, call *Call, ks events.KeyspaceID, 
 	if ks == events.Builtin {
 		return nil, done, refuse(CodeBuiltinProtected, "", "keyspace %s guards Keytrail itself: its keys are created here and not imported", input.Quote(ks))
 	}
-	if _, err := h.catchUp(ctx); err != nil {
-		return nil, done, err
-	}
-	own, err := h.caller(&call.Principal, events.ScopeKeysWrite, events.At(h.cfg.Now()))
-	if err != nil {
-		return nil, done, err
-	}
-	if err := h.known(&own.Principal, ks); err != nil {
+	m := &importer{Handler: h, Import: c, call: *call, keyspace: ks, results: make([]importing, len(c.Keys))}
+	m.call.Command = "" // the digest says which ask it is
+	if err := m.enter(ctx); err != nil {
 		return nil, done, err
 	}
 	if err := c.check(); err != nil {
 		return nil, done, err
 	}
-	m := &importer{
-		Handler: h, Import: c, call: call, own: own, keyspace: ks,
-		results:        make([]importing, len(c.Keys)),
-		plannedDigests: map[events.Digest]events.KeyID{}, plannedNames: map[name]events.KeyID{},
+	release, err := m.hold(ctx)
+	if err != nil {
+		return nil, done, err
 	}
-	done.Seq = h.cfg.Dir.At()
+	defer release()
 	if err := m.all(ctx); err != nil {
 		return nil, done, err
 	}
+	done.Seq = h.cfg.Dir.At()
 	for i := range m.results {
 		done.Seq = max(done.Seq, m.results[i].seq)
 	}
@@ -77,15 +67,15 @@ func (h *Handler) Import(ctx context.Context, call *Call, ks events.KeyspaceID, 
 type importer struct {
 	*Handler
 	*Import
-	call     *Call
-	own      *power // the caller's when the import began; each key is decided on the present one
+	call     Call
+	own      *power // the caller's, as the view had it when the keys were last decided
 	keyspace events.KeyspaceID
-	results  []importing // each written by the one goroutine that works on it
+	results  []importing // of each key, as it was last decided
 
-	// What a dry run would have written, for its later keys. Written between the
-	// keys that are decided side by side, not during.
-	plannedDigests map[events.Digest]events.KeyID
-	plannedNames   map[name]events.KeyID
+	// What the keys before will have: they are decided in the order of the request, and
+	// of two that cannot both be, the first is imported.
+	digests map[events.Digest]events.KeyID
+	names   map[name]events.KeyID
 }
 
 // importing is the result of one key and what it stands on.
@@ -95,57 +85,145 @@ type importing struct {
 	seq    events.Seq // the last event of a key that is there
 }
 
-// all decides every key. Keys that share a digest or a name with an earlier one
-// wait for it: of two that cannot both be, the first in the request is imported.
-func (m *importer) all(ctx context.Context) error {
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(importAtOnce)
-	var repeats []int
-	digests, names := map[events.Digest]bool{}, map[name]bool{}
-	for i := range m.Keys {
-		d, ok := ParseDigest(m.Keys[i].Digest)
-		n := m.nameOf(i)
-		repeat := ok && digests[d] || names[n]
-		digests[d], names[n] = true, true
-		if repeat {
-			repeats = append(repeats, i)
-			continue
-		}
-		g.Go(func() error { return m.one(gctx, i) })
-	}
-	if err := g.Wait(); err != nil || len(repeats) == 0 {
+// enter takes the caller's power as it is now, which is never more than it was: the
+// keys that are held are those that it reached at first.
+func (m *importer) enter(ctx context.Context) (err error) {
+	if _, err := m.catchUp(ctx); err != nil {
 		return err
 	}
-	for i := range m.results {
-		m.plan(i)
+	if m.own, err = m.caller(&m.call.Principal, events.ScopeKeysWrite, events.At(m.cfg.Now())); err != nil {
+		return err
 	}
-	for _, i := range repeats {
-		if err := m.one(ctx, i); err != nil {
-			return err
+	m.call.Principal = m.own.Principal
+	return m.Handler.known(&m.own.Principal, m.keyspace)
+}
+
+// hold waits until nobody else on this node works with the digests and names of the
+// keys that the caller reaches. All imports take them in one order, digests first, so
+// none waits for one that waits for it.
+func (m *importer) hold(ctx context.Context) (release func(), err error) {
+	var wanted []name
+	for i := range m.Keys {
+		if c := &m.Keys[i]; m.own.Reaches(m.keyspace, c.Tenant) { // before anything is told of the key
+			if d, ok := ParseDigest(c.Digest); ok {
+				wanted = append(wanted, name{name: hex.EncodeToString(d[:])}) // of no tenant: no key's name
+			}
+			wanted = append(wanted, m.nameOf(i))
 		}
-		m.plan(i)
 	}
-	return nil
+	slices.SortFunc(wanted, name.compare)
+	return m.Handler.names.takeAll(ctx, slices.Compact(wanted))
 }
 
 func (m *importer) nameOf(i int) name { return name{m.keyspace, m.Keys[i].Tenant, m.Keys[i].Name} }
 
-// plan notes what a dry run would have written.
-func (m *importer) plan(i int) {
-	if r := &m.results[i]; r.Status == ImportAcceptable {
-		m.plannedDigests[r.digest] = r.ID
-		if !m.Keys[i].ended() {
-			m.plannedNames[m.nameOf(i)] = r.ID
+// all decides every key and appends those that are new, all or none, and again when
+// the history of one has moved on: then it is there, and the others are not.
+//
+// No history is loaded. The append itself expects that there is none of each key; and
+// a key that has one is not decided but found in the view.
+func (m *importer) all(ctx context.Context) error {
+	for range maxTries {
+		if err := m.enter(ctx); err != nil { // the digests and names may have been waited for
+			return err
+		}
+		b, err := m.decide()
+		if err != nil {
+			return err
+		}
+		if len(b.writes) == 0 {
+			return nil
+		}
+		if err := m.fits(b); err != nil {
+			return err
+		}
+		if err := m.reserved(b); err != nil {
+			return err
+		}
+		// crash here: nothing is stored.
+		last, err := store(ctx, m.cfg.Log, b.writes)
+		// crash here: all are stored and not acknowledged; the same import finds them.
+		if err == nil {
+			m.stored(b, last)
+			return nil
+		}
+		if !errors.Is(err, events.ErrConflict) {
+			return err
+		}
+		if last, err = m.cfg.Log.Last(ctx); err != nil {
+			return err
+		}
+		if err := m.see(ctx, last); err != nil {
+			return err
 		}
 	}
+	return fmt.Errorf("decided %d times: %w", maxTries, events.ErrConflict)
 }
 
-// one decides the key at i and keeps what became of it. The error is one that
-// ends the whole import.
-func (m *importer) one(ctx context.Context, i int) error {
-	r := &m.results[i]
-	r.Index = i
-	return r.refused(m.key(ctx, &m.Keys[i], r))
+// decide decides every key anew, on the view and on the keys before it.
+func (m *importer) decide() (*batch, error) {
+	m.digests, m.names = map[events.Digest]events.KeyID{}, map[name]events.KeyID{}
+	all := m.batch(&m.call)
+	made := make(map[events.Digest]bool, len(m.Keys))
+	for i := range m.Keys {
+		if d, ok := ParseDigest(m.Keys[i].Digest); ok {
+			made[d] = true
+		}
+	}
+	for i := range m.Keys {
+		r := &m.results[i]
+		*r = importing{ImportResult: ImportResult{Index: i}}
+		b, err := m.key(i, r, made)
+		if err = r.refused(err); err != nil {
+			return nil, err
+		}
+		if r.Status != ImportDone && r.Status != ImportAcceptable {
+			continue
+		}
+		m.digests[r.digest] = r.ID
+		if !m.Keys[i].ended() {
+			m.names[m.nameOf(i)] = r.ID
+		}
+		if r.Status == ImportDone {
+			all.writes, all.keys = append(all.writes, b.writes...), append(all.keys, b.keys...)
+		}
+	}
+	return all, nil
+}
+
+// maxImportBytes bounds the bytes of one import's events. A definition whose defaults are
+// long may make much of a short request.
+const maxImportBytes = 16 << 20
+
+// fits refuses a batch that is too large for one append.
+func (m *importer) fits(b *batch) error {
+	size := 0
+	for i := range b.writes {
+		msg, err := b.writes[i].Encode()
+		if err != nil {
+			return err
+		}
+		size += len(msg.Data)
+	}
+	if size > maxImportBytes {
+		return input.FieldErrors{{Field: "keys", Code: "invalid", Message: fmt.Sprintf("the events of these %d keys are longer than %d MiB together: send fewer keys in one request", len(b.writes), maxImportBytes>>20)}}
+	}
+	return nil
+}
+
+// stored notes where the keys of the batch, and those that repeat one, are.
+func (m *importer) stored(b *batch, last events.Seq) {
+	seq := last - events.Seq(len(b.writes))
+	at := make(map[events.KeyID]events.Seq, len(b.writes))
+	for i := range b.keys {
+		seq++
+		at[b.keys[i].after.ID] = seq
+	}
+	for i := range m.results {
+		if r := &m.results[i]; r.seq == 0 {
+			r.seq = at[r.ID]
+		}
+	}
 }
 
 // refused makes a refusal of a key its result, and returns any other error.
@@ -163,103 +241,85 @@ func (r *importing) refused(err error) error {
 	return nil
 }
 
-// key decides one key and appends it, and puts into res what is there then.
-func (m *importer) key(ctx context.Context, c *ImportKey, res *importing) error {
+// key decides the key at i, and puts into res what is there then. made are the digests
+// of the whole import: none of its texts may hold a secret of it.
+func (m *importer) key(i int, res *importing, made map[events.Digest]bool) (*batch, error) {
+	c := &m.Keys[i]
 	if len(c.unread) > 0 {
-		return c.unread
+		return nil, c.unread
 	}
 	digest, ok := ParseDigest(c.Digest)
-	var id events.KeyID // stays zero when there is no history to ask: Decide says what is wrong
+	var id events.KeyID // stays zero when there can be no history: Decide says what is wrong
 	if ok && c.Tenant.Validate() == nil {
-		if !m.own.Reaches(m.keyspace, c.Tenant) { // before anything is told of the key
-			return m.reaches(&m.own.Principal, events.KeyAggregate(m.keyspace, c.Tenant, id))
+		if !m.own.Reaches(m.keyspace, c.Tenant) {
+			return nil, m.reaches(&m.own.Principal, events.KeyAggregate(m.keyspace, c.Tenant, id))
 		}
-		release, err := m.hold(ctx, digest, name{m.keyspace, c.Tenant, c.Name})
-		if err != nil {
-			return err
-		}
-		defer release()
 		id = importedKey(m.keyspace, c.Tenant, digest)
 		res.digest, res.ID = digest, id
-		if m.already(res) { // most keys of an import that is carried on: no need to ask the log
-			return nil
+		if m.already(res) {
+			return nil, nil
 		}
 	}
-	call := *m.call
-	call.Command = "" // the digest says which ask it is
+	call := m.call
 	if c.Reason != "" {
 		call.Reason = c.Reason
 	}
+	b := m.batch(&call)
+	b.made = made
 	agg := events.KeyAggregate(m.keyspace, c.Tenant, id)
-	out, err := run(ctx, m.Handler, &call, task[events.Key]{
-		scope:     events.ScopeKeysWrite,
-		aggregate: agg,
-		fold:      events.FoldKey,
-		batched:   true,
-		decide: func(own *power, b *batch, k *events.Key) (events.Key, error) {
-			// Another node may have imported this very key since the load; the view
-			// may hold that by now.
-			if k.Exists() || !id.IsZero() && m.plannedDigests[digest] == id || m.already(res) {
-				res.Status = ImportAlready
-				return *k, nil
-			}
-			r, err := m.rules(m.keyspace, c.Tenant)
-			if err != nil {
-				return *k, err
-			}
-			m.holders(own, r, c, digest, b.now)
-			data, err := c.Decide(r, b.now, m.ImportedFrom)
-			if err != nil {
-				return *k, err
-			}
-			if m.DryRun {
-				res.Status = ImportAcceptable
-				return *k, nil
-			}
-			res.Status = ImportDone
-			return b.key(agg, k, data)
-		},
-	})
-	res.seq = max(res.seq, out.seq)
-	return err
+	r, err := m.rules(m.keyspace, c.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	m.holders(m.own, r, c, digest, b.now)
+	data, err := c.Decide(r, b.now, m.ImportedFrom)
+	if err != nil {
+		if m.already(res) { // another node has imported this very key, and it holds the digest and the name
+			return nil, nil
+		}
+		return nil, err
+	}
+	if m.DryRun {
+		res.Status = ImportAcceptable
+		return nil, nil
+	}
+	if _, err := b.key(agg, new(events.Key), data); err != nil {
+		return nil, err
+	}
+	if err := m.guard(m.own, b); err != nil {
+		return nil, err
+	}
+	res.Status = ImportDone
+	return b, nil
 }
 
-// already reports whether the view says that the key was imported, and notes where.
+// already reports whether the key was imported, as the view says or by a line before,
+// and notes where.
 func (m *importer) already(res *importing) bool {
-	holder, ok := m.cfg.Dir.Digest(res.digest)
-	if !ok || holder != res.ID {
+	if res.ID.IsZero() {
 		return false
 	}
-	k, _ := m.cfg.Dir.Key(res.ID)
-	res.Status, res.seq = ImportAlready, k.Seq
-	return true
-}
-
-// hold waits until nobody else on this node works with the digest or the name. The
-// digest comes first, always, so that nobody who waits for a name holds up somebody
-// who waits for a digest.
-func (m *importer) hold(ctx context.Context, d events.Digest, n name) (release func(), err error) {
-	releaseDigest, err := m.names.take(ctx, name{name: hex.EncodeToString(d[:])}) // of no tenant: no key's name
-	if err != nil {
-		return nil, err
+	if holder, ok := m.cfg.Dir.Digest(res.digest); ok && holder == res.ID {
+		k, _ := m.cfg.Dir.Key(res.ID)
+		res.Status, res.seq = ImportAlready, k.Seq
+		return true
 	}
-	releaseName, err := m.names.take(ctx, n)
-	if err != nil {
-		releaseDigest()
-		return nil, err
+	if m.digests[res.digest] == res.ID {
+		res.Status = ImportAlready
+		return true
 	}
-	return func() { releaseName(); releaseDigest() }, nil
+	return false
 }
 
 // holders fills in who has the digest and the name.
 func (m *importer) holders(own *power, r *Rules, c *ImportKey, d events.Digest, now events.Time) {
 	if holder, ok := m.cfg.Dir.Digest(d); ok {
 		r.DigestHolder = new(m.named(own, holder))
-	} else if holder, ok := m.plannedDigests[d]; ok {
+	} else if holder, ok := m.digests[d]; ok {
 		r.DigestHolder = &holder
 	}
 	if r.NameHolder = m.holder(&own.Principal, m.keyspace, c.Tenant, c.Name, now); r.NameHolder.IsZero() {
-		r.NameHolder = m.plannedNames[name{m.keyspace, c.Tenant, c.Name}]
+		r.NameHolder = m.names[name{m.keyspace, c.Tenant, c.Name}]
 	}
 }
 

@@ -417,7 +417,7 @@ func TestBehind(t *testing.T) {
 		w := newWorld(t)
 		n := w.node("one")
 		w.define(n, "acme", acme)
-		stuck := commands.New(commands.Config{Log: w.log, Leases: w.log, Confirm: confirms(w.log, "stuck"), Dir: projections.NewDirectory(), Now: w.clock.now, Node: "stuck", Logger: slog.New(slog.DiscardHandler)})
+		stuck := commands.New(commands.Config{Log: w.log, Leases: w.log, Confirm: confirms(w.log, w.log.ID(), "stuck"), Dir: projections.NewDirectory(), Now: w.clock.now, Node: "stuck", Logger: slog.New(slog.DiscardHandler)})
 		size := len(w.log.Records())
 		_, err := stuck.Create(t.Context(), w.call("", ""), "acme", &commands.Create{Tenant: "t1", Name: "a"})
 		if !errors.Is(err, events.ErrUnavailable) || len(w.log.Records()) != size {

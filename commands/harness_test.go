@@ -159,7 +159,7 @@ func (w *world) nodeWith(name string, change func(*commands.Config)) *node {
 	w.Helper()
 	n := &node{dir: projections.NewDirectory(), mux: http.NewServeMux(), uses: new([]string)}
 	cfg := commands.Config{
-		Log: w.log, Leases: w.log, Dir: n.dir, Confirm: confirms(w.log, name), Now: w.clock.now, Rand: newDice(name[0]), Node: events.NodeID(name),
+		Log: w.log, Leases: w.log, Dir: n.dir, Confirm: confirms(w.log, w.log.ID(), name), Now: w.clock.now, Rand: newDice(name[0]), Node: events.NodeID(name),
 		Logger: slog.New(slog.NewJSONHandler(w.out, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if change != nil {
@@ -187,8 +187,8 @@ func (w *world) nodeWith(name string, change func(*commands.Config)) *node {
 }
 
 // confirms returns what proves the floor for a node.
-func confirms(log *logtest.MemLog, name string) func(context.Context) (events.Floor, error) {
-	lease := logtest.Lease(log.ID(), events.NodeID(name))
+func confirms(log events.Leases, id events.LogID, name string) func(context.Context) (events.Floor, error) {
+	lease := logtest.Lease(id, events.NodeID(name))
 	return func(ctx context.Context) (events.Floor, error) {
 		g, err := log.Renew(ctx, lease)
 		return g.Floor, err

@@ -326,16 +326,49 @@ func TestImportPower(t *testing.T) {
 	}
 }
 
-// TestImportFaults lets an import meet every fault of every call to the log, in
-// its middle, then sends it again, and once more to another node: each key is in
-// the log exactly once.
+// TestImportConflict: another node imports some of the keys in the same moment. The
+// whole batch is refused and decided again.
+func TestImportConflict(t *testing.T) {
+	w := newWorld(t)
+	n, other := w.node("one"), w.node("two")
+	w.define(n, "acme", acme)
+	before := len(w.log.Records())
+	c := importOf(10)
+	c.Keys = append(c.Keys, c.Keys[9]) // a line that repeats one
+	p := w.log.PauseNext(logtest.OpAppend, logtest.BeforeEffect)
+	var out []commands.ImportResult
+	var done commands.Done
+	var err error
+	var wg sync.WaitGroup
+	wg.Go(func() { out, done, err = n.Import(t.Context(), w.call("", ""), "acme", c) })
+	<-p.Entered()
+	w.imports(other, &commands.Import{Keys: []commands.ImportKey{c.Keys[4], importKey("x", "t1", "key 7")}})
+	if size := len(w.log.Records()) - before; size != 2 {
+		t.Fatalf("%d events, want those of the other node", size)
+	}
+	p.Resume()
+	wg.Wait()
+	want := "imported, imported, imported, imported, already, imported, imported, name:duplicate_name, imported, imported, already"
+	if got := outcomes(out); err != nil || got != want {
+		t.Errorf("%v\n got %s\nwant %s", err, got, want)
+	}
+	if size := len(w.log.Records()); size-before != 10 || int(done.Seq) != size {
+		t.Errorf("%d events, done at %d of %d", size-before, done.Seq, size)
+	}
+	logtest.CheckLog(t, w.log)
+}
+
+// TestImportFaults lets an import meet every fault of every call to the log, then
+// sends it again, and once more to another node: each key is in the log exactly once.
+// The log's end is asked for after a conflict only: then the other node has imported
+// half of the keys meanwhile.
 func TestImportFaults(t *testing.T) {
 	const keys = 40
-	for opName, op := range map[string]logtest.Op{"append": logtest.OpAppend, "load": logtest.OpLoad, "raise": logtest.OpRaise, "confirm": logtest.OpRenew} {
+	for opName, op := range map[string]logtest.Op{"append": logtest.OpAppend, "last": logtest.OpLast, "raise": logtest.OpRaise, "confirm": logtest.OpRenew} {
 		for faultName, fault := range map[string]logtest.Fault{"unavailable": logtest.Unavailable, "full": logtest.Full,
 			"unknown, not stored": logtest.UnknownNotStored, "unknown, stored": logtest.UnknownStored} {
 			for _, retrySucceeds := range []bool{false, true} {
-				if op == logtest.OpLoad && (fault != logtest.Unavailable || retrySucceeds) || op == logtest.OpRaise && fault == logtest.Full {
+				if op == logtest.OpLast && (fault != logtest.Unavailable || retrySucceeds) || op == logtest.OpRaise && fault == logtest.Full {
 					continue // such a call has one way to fail
 				}
 				t.Run(fmt.Sprintf("%s/%s/%t", opName, faultName, retrySucceeds), func(t *testing.T) {
@@ -347,7 +380,11 @@ func TestImportFaults(t *testing.T) {
 						before := len(w.log.Records())
 						stored := func() int { return len(w.log.Records()) - before }
 
-						p := w.log.PauseNext(op, logtest.BeforeEffect) // its middle: the others go on meanwhile
+						pauseAt := op
+						if op == logtest.OpLast {
+							pauseAt = logtest.OpAppend
+						}
+						p := w.log.PauseNext(pauseAt, logtest.BeforeEffect)
 						if op == logtest.OpRenew {
 							p.Resume()
 						}
@@ -358,7 +395,9 @@ func TestImportFaults(t *testing.T) {
 						var wg sync.WaitGroup
 						wg.Go(func() { out, _, err = n.Import(t.Context(), w.call("", ""), "acme", c) })
 						<-p.Entered()
-						synctest.Wait()
+						if op == logtest.OpLast {
+							w.imports(other, &commands.Import{Keys: c.Keys[:keys/2]})
+						}
 						p.Resume()
 						wg.Wait()
 						settled := op == logtest.OpAppend && (fault == logtest.UnknownStored || fault == logtest.UnknownNotStored) ||
@@ -368,7 +407,7 @@ func TestImportFaults(t *testing.T) {
 							t.Fatalf("%d events, %s, %v", stored(), outcomes(out), err)
 						case !settled && !errors.Is(err, events.ErrUnavailable) && !errors.Is(err, events.ErrFull):
 							t.Fatalf("err = %v, want the log's", err)
-						case !settled && (out != nil || stored() >= keys):
+						case !settled && (out != nil || stored() != map[bool]int{true: keys / 2}[op == logtest.OpLast]):
 							t.Fatalf("%d events, %v", stored(), out)
 						}
 						had := stored()
@@ -593,32 +632,4 @@ func TestImportTwin(t *testing.T) {
 		}
 		logtest.CheckLog(t, w.log)
 	})
-}
-
-// BenchmarkImport imports keys over the log in memory, 500 at a time: new ones,
-// and the same again.
-func BenchmarkImport(b *testing.B) {
-	batch := func(i int) *commands.Import {
-		c := new(commands.Import)
-		for j := range commands.MaxImport {
-			c.Keys = append(c.Keys, importKey(fmt.Sprintf("secret %d %d", i, j), "t1", fmt.Sprintf("key %d %d", i, j)))
-		}
-		return c
-	}
-	for _, again := range []bool{false, true} {
-		b.Run(map[bool]string{false: "new", true: "again"}[again], func(b *testing.B) {
-			w := newWorld(b)
-			n := w.node("one")
-			w.define(n, "acme", acme)
-			w.imports(n, batch(-1))
-			for i := 0; b.Loop(); i++ {
-				if again {
-					w.imports(n, batch(-1))
-				} else {
-					w.imports(n, batch(i))
-				}
-			}
-			b.ReportMetric(float64(commands.MaxImport*b.N)/b.Elapsed().Seconds(), "keys/s")
-		})
-	}
 }

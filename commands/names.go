@@ -1,6 +1,7 @@
 package commands
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -19,6 +20,28 @@ type name struct {
 	keyspace events.KeyspaceID
 	tenant   events.TenantID
 	name     string
+}
+
+func (n name) compare(m name) int {
+	return cmp.Or(cmp.Compare(n.keyspace, m.keyspace), cmp.Compare(n.tenant, m.tenant), cmp.Compare(n.name, m.name))
+}
+
+// takeAll takes each of the names, which are sorted and none twice: whoever waits holds
+// only names before the one it waits for.
+func (n *names) takeAll(ctx context.Context, ws []name) (release func(), err error) {
+	for i, w := range ws {
+		if _, err := n.take(ctx, w); err != nil {
+			n.releaseAll(ws[:i])
+			return nil, err
+		}
+	}
+	return func() { n.releaseAll(ws) }, nil
+}
+
+func (n *names) releaseAll(ws []name) {
+	for _, w := range ws {
+		n.release(w)
+	}
 }
 
 // take waits until nobody else on this node works with the name, or ctx ends.

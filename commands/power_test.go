@@ -136,7 +136,11 @@ func TestNarrowedBetweenEndpointAndDecision(t *testing.T) {
 				w.clock.step(time.Second)
 				call := &commands.Call{Principal: p}
 
-				pause := w.log.PauseNext(logtest.OpLoad, logtest.AfterEffect)
+				op, at := logtest.OpLoad, logtest.AfterEffect
+				if command == "import" { // it loads no history
+					op, at = logtest.OpRenew, logtest.BeforeEffect
+				}
+				pause := w.log.PauseNext(op, at)
 				result := make(chan error)
 				go func() { result <- do(t.Context(), n, call) }()
 				<-pause.Entered()

@@ -38,7 +38,7 @@ type jetStream struct {
 
 func newJetStream(t testing.TB, max int64) *jetStream {
 	t.Helper()
-	s, err := server.Start(server.Config{Dir: t.TempDir(), MaxStore: max})
+	s, err := server.Start(server.Config{Dir: t.TempDir(), MaxStore: 2 * max})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,30 @@ type Write struct {
 	// stored in the newest version that this release reads. "" = the newest version. An
 	// event that continues it names the hash of the document in that version.
 	Readers Release
+
+	message *Message // what Prepare made
+}
+
+// Encode returns the message of the write, or the first reason why its event must not
+// be appended (CanAppend, EncodeFor).
+func (w *Write) Encode() (Message, error) {
+	if w.message != nil {
+		return *w.message, nil
+	}
+	if err := w.Event.CanAppend(); err != nil {
+		return Message{}, err
+	}
+	return EncodeFor(&w.Event, w.Readers)
+}
+
+// Prepare is Encode for who needs the message before the append: Append then takes it
+// as it is. Event and Readers must not be changed any more.
+func (w *Write) Prepare() (Message, error) {
+	m, err := w.Encode()
+	if err == nil {
+		w.message = &m
+	}
+	return m, err
 }
 
 // Log is one of the two logs of events: every event of every aggregate of its
@@ -36,7 +60,7 @@ type Log interface {
 	// Append stores all writes or none, in the order given, with consecutive
 	// sequences, and returns the sequence of the last. On return they are durable
 	// (fsynced; on a cluster by a majority) and every later Load sees them.
-	// At most 100 writes of at most 1 MiB each, all of aggregates of the log's Stream.
+	// At most 1,000 writes of at most 1 MiB each, all of aggregates of the log's Stream.
 	//
 	// Errors, for errors.Is; anything else is a fault of the caller's events (each
 	// must pass CanAppend) and stored nothing:

@@ -3,7 +3,9 @@ package eventlog
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
+	"sync"
 
 	"github.com/nats-io/nats.go"
 
@@ -23,7 +25,7 @@ const (
 )
 
 // MaxWrites is the most events that one Append takes.
-const MaxWrites = 100
+const MaxWrites = 1000
 
 // Append implements events.Log. A single event is a plain publish; several are
 // one atomic batch (ADR-50). The same messages are sent again while there is no
@@ -57,9 +59,6 @@ func (l *Lifecycle) messages(writes []events.Write) ([]*nats.Msg, error) {
 		if err := l.events.Accepts(e.Aggregate); err != nil {
 			return nil, err
 		}
-		if err := e.CanAppend(); err != nil {
-			return nil, err
-		}
 		m, err := l.encode(&writes[i])
 		if err != nil {
 			return nil, err
@@ -82,47 +81,69 @@ func (l *Lifecycle) messages(writes []events.Write) ([]*nats.Msg, error) {
 	return msgs, nil
 }
 
-// encode encodes a write in a version that every reader of the log knows.
+// encode checks and encodes a write, in a version that every reader of the log knows.
 func (l *Lifecycle) encode(w *events.Write) (events.Message, error) {
-	if w.Readers == "" || l.Readers().Before(w.Readers) {
-		if err := events.Needs(&w.Event).Beyond(l.Readers()); err != nil {
-			return events.Message{}, err
-		}
+	m, err := w.Encode()
+	if err == nil && (w.Readers == "" || l.Readers().Before(w.Readers)) {
+		err = events.Needs(&w.Event).Beyond(l.Readers())
 	}
-	return events.EncodeFor(&w.Event, w.Readers)
+	return m, err
 }
+
+// settleAtOnce is how many expectations of one append are read side by side.
+const settleAtOnce = 16
 
 // settle reads what stands after each expectation. If an event of ours was
 // stored it stands exactly there, since only there was it allowed to; and as
 // the append is atomic, the first event answers for all.
 func (l *Lifecycle) settle(ctx context.Context, writes []events.Write) (events.Seq, verdict) {
-	seen := make(map[events.Aggregate]bool, len(writes))
+	if seq, v := l.stands(ctx, &writes[0]); v == ours {
+		return seq + events.Seq(len(writes)-1), ours
+	} else if v != open {
+		return 0, v
+	}
+	seen := map[events.Aggregate]bool{writes[0].Event.Aggregate: true}
+	found := make([]verdict, len(writes))
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, settleAtOnce)
 	for i := range writes {
-		w := &writes[i]
-		if seen[w.Event.Aggregate] {
-			continue
+		found[i] = open
+		if w := &writes[i]; !seen[w.Event.Aggregate] {
+			seen[w.Event.Aggregate] = true
+			slots <- struct{}{}
+			wg.Go(func() { _, found[i] = l.stands(ctx, w); <-slots })
 		}
-		seen[w.Event.Aggregate] = true
-		subject := w.Event.Aggregate.Subject()
-		next, err := l.leaderGet(ctx, l.stream, getRequest{Seq: w.Expect + 1, NextFor: subject})
-		if err != nil {
-			return 0, unclear
-		}
-		if next != nil {
-			if i == 0 && next.header.Get(hdrMsgID) == w.Event.ID.String() {
-				return next.seq + events.Seq(len(writes)-1), ours
-			}
-			return 0, moved
-		}
-		if w.Expect > 0 { // is it the aggregate's last at all?
-			at, err := l.leaderGet(ctx, l.stream, getRequest{Seq: w.Expect})
-			if err != nil {
-				return 0, unclear
-			}
-			if at == nil || at.subject != subject {
-				return 0, moved
-			}
-		}
+	}
+	wg.Wait()
+	switch {
+	case slices.Contains(found, moved), slices.Contains(found, ours): // the first is not stored, so nothing of ours is
+		return 0, moved
+	case slices.Contains(found, unclear):
+		return 0, unclear
+	}
+	return 0, open
+}
+
+// stands reads what stands after the expectation of one write, and where.
+func (l *Lifecycle) stands(ctx context.Context, w *events.Write) (events.Seq, verdict) {
+	subject := w.Event.Aggregate.Subject()
+	next, err := l.leaderGet(ctx, l.stream, getRequest{Seq: w.Expect + 1, NextFor: subject})
+	switch {
+	case err != nil:
+		return 0, unclear
+	case next != nil && next.header.Get(hdrMsgID) == w.Event.ID.String():
+		return next.seq, ours
+	case next != nil:
+		return 0, moved
+	case w.Expect == 0:
+		return 0, open
+	}
+	at, err := l.leaderGet(ctx, l.stream, getRequest{Seq: w.Expect}) // is it the aggregate's last at all?
+	switch {
+	case err != nil:
+		return 0, unclear
+	case at == nil || at.subject != subject:
+		return 0, moved
 	}
 	return 0, open
 }

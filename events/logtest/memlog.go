@@ -1,6 +1,7 @@
 package logtest
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -17,7 +18,7 @@ import (
 
 // The bounds of Log.Append.
 const (
-	maxWrites  = 100
+	maxWrites  = 1000
 	maxMessage = 1 << 20
 )
 
@@ -173,9 +174,6 @@ func (l *MemLog) append(writes []events.Write) (events.Seq, error) {
 		if err := l.stream.Accepts(writes[i].Event.Aggregate); err != nil {
 			return 0, l.misused("append: %w", err)
 		}
-		if err := writes[i].Event.CanAppend(); err != nil {
-			return 0, l.misused("append: %w", err)
-		}
 		m, err := l.encode(&writes[i])
 		if errors.Is(err, events.ErrUnavailable) {
 			return 0, fmt.Errorf("append: %w", err)
@@ -283,13 +281,16 @@ func (l *MemLog) At(ctx context.Context, seq events.Seq) (r events.Recorded, ok 
 
 // encode encodes a write in a version that every reader of the log knows. l.mu is held.
 func (l *MemLog) encode(w *events.Write) (events.Message, error) {
+	m, err := w.Encode()
 	readers := cmp.Or(l.leases.floor.Release, events.FirstRelease)
-	if w.Readers == "" || readers.Before(w.Readers) {
-		if err := events.Needs(&w.Event).Beyond(readers); err != nil {
-			return events.Message{}, err
-		}
+	if err == nil && (w.Readers == "" || readers.Before(w.Readers)) {
+		err = events.Needs(&w.Event).Beyond(readers)
 	}
-	return events.EncodeFor(&w.Event, w.Readers)
+	anew := events.Write{Event: w.Event, Readers: w.Readers}
+	if again, aerr := anew.Encode(); err == nil && (aerr != nil || !bytes.Equal(again.Data, m.Data)) {
+		return m, errors.New("the event was changed after the write was prepared")
+	}
+	return m, err
 }
 
 // Load implements events.Log.

@@ -69,20 +69,26 @@ func TestMisuseIsRefused(t *testing.T) {
 		change(&w)
 		return w
 	}
-	many := make([]events.Write, 101)
+	many := make([]events.Write, 1001)
 	for i := range many {
 		many[i] = Stamp(&events.Chain{}, Event(NewKeyRef("shop", "acme").Aggregate(), Created("x")))
 	}
 	other := Stamp(&events.Chain{}, Event(NewKeyRef("shop", "acme").Aggregate(), Created("y")))
 	for name, writes := range map[string][]events.Write{
-		"no writes":        {},
-		"101 writes":       many,
-		"gap in rev":       {write(func(w *events.Write) { w.Event.Rev++ })},
-		"rev repeated":     {write(func(w *events.Write) { w.Event.Rev, w.Event.Prev = 1, events.Hash{} })},
-		"wrong prev":       {write(func(w *events.Write) { w.Event.Prev[0] ^= 1 })},
-		"invalid event":    {write(func(w *events.Write) { w.Event.Source = "" })},
-		"id of another":    {write(func(w *events.Write) { w.Event.ID = history[0].ID })},
-		"id twice":         {other, write(func(w *events.Write) { w.Event.ID = other.Event.ID })},
+		"no writes":     {},
+		"1001 writes":   many,
+		"gap in rev":    {write(func(w *events.Write) { w.Event.Rev++ })},
+		"rev repeated":  {write(func(w *events.Write) { w.Event.Rev, w.Event.Prev = 1, events.Hash{} })},
+		"wrong prev":    {write(func(w *events.Write) { w.Event.Prev[0] ^= 1 })},
+		"invalid event": {write(func(w *events.Write) { w.Event.Source = "" })},
+		"id of another": {write(func(w *events.Write) { w.Event.ID = history[0].ID })},
+		"id twice":      {other, write(func(w *events.Write) { w.Event.ID = other.Event.ID })},
+		"altered": {write(func(w *events.Write) {
+			if _, err := w.Prepare(); err != nil {
+				t.Fatal(err)
+			}
+			w.Event.Reason = "another"
+		})},
 		"second misplaced": {other, write(func(w *events.Write) { w.Event.Rev = 9 })},
 	} {
 		_, err := l.Append(ctx, writes...)

@@ -38,7 +38,7 @@ func TestLog(t *testing.T, open func(t *testing.T) events.Log) {
 		{"a wrong expectation conflicts and stores nothing", logConflict},
 		{"one wrong expectation of two stores neither", logAllOrNothing},
 		{"a second event of one aggregate follows the first", logSecondEvent},
-		{"100 writes fit, 101 are refused", logMaxWrites},
+		{"1000 writes fit, 1001 are refused", logMaxWrites},
 		{"an event near 1 MiB fits, a larger one is refused", logMaxSize},
 		{"an invalid event is refused and stores nothing", logInvalid},
 		{"an event of the other log is refused and stores nothing", logOther},

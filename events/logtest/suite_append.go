@@ -120,10 +120,10 @@ func logMaxWrites(t *testing.T, ctx context.Context, log events.Log) {
 		}
 		return ws
 	}
-	if seq, err := log.Append(ctx, batch(100)...); err != nil || seq != 100 {
-		t.Errorf("100 writes: %d, %v", seq, err)
+	if seq, err := log.Append(ctx, batch(1000)...); err != nil || seq != 1000 {
+		t.Errorf("1000 writes: %d, %v", seq, err)
 	}
-	wantRefused(t, ctx, log, nil, batch(101)...)
+	wantRefused(t, ctx, log, nil, batch(1001)...)
 	wantRefused(t, ctx, log, nil)
 }
 
