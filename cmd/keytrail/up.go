@@ -70,8 +70,8 @@ the local engine is fetched once, by npm, into the user's cache (170 MB).`,
 	return c
 }
 
-// up is the main job. What it relies on comes first: directory, log, engine,
-// root key, then the node.
+// up is the main job. What it relies on comes first: directory, log, root key, then the
+// node. The engine starts beside them, since neither needs the other.
 func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 	trusted, err := prefixes("--trusted-proxy", cfg.Trusted)
 	if err == nil {
@@ -90,6 +90,11 @@ func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 	}
 	defer dir.Close()
 
+	var eng *ownEngine
+	if cfg.ClickHouse == "" {
+		eng = startEngine(ctx, engine.Config{Dir: dir.Sub("clickhouse"), Progress: a.err, Logger: logger})
+		defer eng.close()
+	}
 	srv, err := startOwnServer(dir, logger)
 	if err != nil {
 		return err
@@ -102,16 +107,6 @@ func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 	log, err := a.openOwnLog(ctx, dir, srv, nc, logger)
 	if err != nil {
 		return err
-	}
-
-	dsn := cfg.ClickHouse
-	var eng *engine.Engine
-	if dsn == "" {
-		if eng, err = engine.Start(ctx, engine.Config{Dir: dir.Sub("clickhouse"), Progress: a.err, Logger: logger}); err != nil {
-			return err
-		}
-		defer eng.Close()
-		dsn = eng.DSN()
 	}
 
 	root, first, err := rootKey(dir.Sub("root.key"))
@@ -133,8 +128,14 @@ func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 		return err
 	}
 	n.server.Warn("log disk", srv.Space)
-	if eng != nil {
-		n.group.Go("clickhouse engine", eng.Run)
+	dsn := cfg.ClickHouse
+	if dsn == "" {
+		started, err := eng.started()
+		if err != nil {
+			return err
+		}
+		n.group.Go("clickhouse engine", started.Run)
+		dsn = started.DSN()
 	}
 	au := n.auditor(dsn, false)
 	cfg.Checkpoint.file = dir.Sub(checkpointKeyFile)
@@ -154,6 +155,39 @@ func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 		fmt.Fprintln(a.out, "stopped")
 	}
 	return err
+}
+
+// ownEngine is the local engine on its way up.
+type ownEngine struct {
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the rest is set
+	engine *engine.Engine
+	err    error
+}
+
+// startEngine starts the engine in the background, until ctx ends or it is closed.
+func startEngine(ctx context.Context, cfg engine.Config) *ownEngine {
+	ctx, cancel := context.WithCancel(ctx)
+	e := &ownEngine{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(e.done)
+		e.engine, e.err = engine.Start(ctx, cfg)
+	}()
+	return e
+}
+
+// started waits for the start.
+func (e *ownEngine) started() (*engine.Engine, error) {
+	<-e.done
+	return e.engine, e.err
+}
+
+// close ends the engine, also one that is still starting.
+func (e *ownEngine) close() {
+	e.cancel()
+	if eng, err := e.started(); err == nil {
+		eng.Close()
+	}
 }
 
 // startOwnServer starts the log's server on a data directory. It has no quota of its
