@@ -32,14 +32,15 @@ type Directory struct {
 	tenants map[spaceTenant]*events.Tenant
 	roles   map[roleRef]*events.Role
 	texts   map[string]string // names that many keys have, each once
-	timed   timed             // the last events about timers
+	commons map[sum]*common
+	timed   timed // the last events about timers
 }
 
 // entry is one key's place in the lists.
 type entry struct {
 	created events.Seq
-	key     atomic.Pointer[events.Key] // the current record; replaced, never changed
-	named   *entry                     // guarded by Directory.mu: the next of its chain in names
+	key     atomic.Pointer[card] // the current record; replaced, never changed
+	named   *entry               // guarded by Directory.mu: the next of its chain in names
 }
 
 // spaceTenant names a tenant of a keyspace.
@@ -66,8 +67,8 @@ func (l *spaceLists) of(tenant events.TenantID) []*entry {
 // NewDirectory returns the view of an empty log.
 func NewDirectory() *Directory {
 	return &Directory{
-		ids:     &table[entry]{hash: func(e *entry) uint64 { return hashID(&e.key.Load().ID) }},
-		digests: &table[entry]{hash: func(e *entry) uint64 { return hashDigest(&e.key.Load().Digest) }},
+		ids:     &table[entry]{hash: func(e *entry) uint64 { return hashID(&e.key.Load().id) }},
+		digests: &table[entry]{hash: func(e *entry) uint64 { return hashDigest(&e.key.Load().digest) }},
 		lists:   map[events.KeyspaceID]*spaceLists{},
 		names:   new(names),
 		spaces:  map[events.KeyspaceID]*events.Keyspace{},
@@ -75,13 +76,14 @@ func NewDirectory() *Directory {
 		tenants: map[spaceTenant]*events.Tenant{},
 		roles:   map[roleRef]*events.Role{},
 		texts:   map[string]string{},
+		commons: map[sum]*common{},
 	}
 }
 
 // Key returns the key with the id. Its lists are shared: do not modify.
 func (d *Directory) Key(id events.KeyID) (events.Key, bool) {
 	if e := d.entry(id); e != nil {
-		return *e.key.Load(), true
+		return e.key.Load().key(), true
 	}
 	return events.Key{}, false
 }
@@ -97,8 +99,7 @@ func (d *Directory) Created(id events.KeyID) (events.Seq, bool) {
 // Ref returns where the key's history is.
 func (d *Directory) Ref(id events.KeyID) (events.KeyRef, bool) {
 	if e := d.entry(id); e != nil {
-		k := e.key.Load()
-		return events.KeyRef{Keyspace: k.Keyspace, Tenant: k.Tenant, Key: k.ID}, true
+		return e.key.Load().ref(), true
 	}
 	return events.KeyRef{}, false
 }
@@ -110,11 +111,11 @@ func (d *Directory) entry(id events.KeyID) *entry {
 }
 
 func (d *Directory) byID(id *events.KeyID) *entry {
-	return d.ids.find(hashID(id), func(e *entry) bool { return e.key.Load().ID == *id })
+	return d.ids.find(hashID(id), func(e *entry) bool { return e.key.Load().id == *id })
 }
 
 func (d *Directory) byDigest(digest *events.Digest) *entry {
-	return d.digests.find(hashDigest(digest), func(e *entry) bool { return e.key.Load().Digest == *digest })
+	return d.digests.find(hashDigest(digest), func(e *entry) bool { return e.key.Load().digest == *digest })
 }
 
 // Digest returns the key that owns the secret with the digest (P6).
@@ -122,7 +123,7 @@ func (d *Directory) Digest(digest events.Digest) (events.KeyID, bool) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if e := d.byDigest(&digest); e != nil {
-		return e.key.Load().ID, true
+		return e.key.Load().id, true
 	}
 	return events.KeyID{}, false
 }
@@ -135,8 +136,8 @@ func (d *Directory) Named(ks events.KeyspaceID, tenant events.TenantID, name str
 	var out []events.Key
 	want := nameRef{ks, tenant, name}
 	for e := d.names.first(want.hash()); e != nil; e = e.named {
-		if k := e.key.Load(); lives(k.StatusAt(now)) && want == refOf(k) {
-			out = append(out, *k)
+		if c := e.key.Load(); lives(c.statusAt(now)) && want == c.nameRef() {
+			out = append(out, c.key())
 		}
 	}
 	return out
@@ -313,8 +314,10 @@ func (d *Directory) applyKey(r *events.Recorded) error {
 	id := r.Key()
 	e := d.byID(&id)
 	var old events.Key
+	var was *card
 	if e != nil {
-		old = *e.key.Load()
+		was = e.key.Load()
+		old = was.key()
 		if old.Keyspace != r.Aggregate.Keyspace || old.Tenant != r.Aggregate.Tenant {
 			return movedError(r, old.Keyspace, old.Tenant)
 		}
@@ -323,31 +326,37 @@ func (d *Directory) applyKey(r *events.Recorded) error {
 	if err != nil {
 		return err
 	}
-	d.keep(&k, &old)
+	var c *card
+	if was == nil {
+		c = d.card(&k, nil, nil)
+	} else {
+		c = d.card(&k, was, was.common)
+		d.unshare(was.common)
+	}
 	if e == nil {
 		e = &entry{created: r.Seq}
-		e.key.Store(&k)
-		d.place(k.Keyspace, k.Tenant).add(e)
+		e.key.Store(c)
+		d.place(c.common.key.Keyspace, c.common.key.Tenant).add(e)
 		d.ids.insert(e)
 		d.count++
-		d.claim(&k, e)
+		d.claim(c, e)
 	}
-	if was, is := lives(old.Status), lives(k.Status); was != is || old.Label.Name != k.Label.Name {
-		if was {
-			d.names.remove(&old, e)
+	if lived, lives := lives(old.Status), lives(k.Status); lived != lives || old.Label.Name != k.Label.Name {
+		if lived {
+			d.names.remove(was.nameRef(), e)
 		}
-		if is {
-			d.names.add(&k, e)
+		if lives {
+			d.names.add(c.nameRef(), e)
 		}
 	}
-	e.key.Store(&k)
+	e.key.Store(c)
 	d.timed.note(r.Seq, e, &old, &k)
 	return nil
 }
 
 // claim makes a new key the owner of its digest, unless there is one (P6).
-func (d *Directory) claim(k *events.Key, e *entry) {
-	if d.byDigest(&k.Digest) == nil {
+func (d *Directory) claim(c *card, e *entry) {
+	if d.byDigest(&c.digest) == nil {
 		d.digests.insert(e)
 	}
 }
@@ -373,20 +382,6 @@ func (d *Directory) place(ks events.KeyspaceID, tenant events.TenantID) place {
 		l.tenants[tenant] = own
 	}
 	return place{&l.all, own}
-}
-
-// keep makes what an event brought k's own: decoded strings may be parts of a whole
-// message. Of names that many keys have there is one copy. old is the key before.
-func (d *Directory) keep(k, old *events.Key) {
-	if !old.Exists() {
-		k.Keyspace, k.Tenant = events.KeyspaceID(d.own(string(k.Keyspace))), events.TenantID(d.own(string(k.Tenant)))
-		k.KeyType, k.Environment = d.own(k.KeyType), d.own(k.Environment)
-		k.CreatedBy = events.Actor{Kind: events.ActorKind(d.own(string(k.CreatedBy.Kind))), ID: d.own(k.CreatedBy.ID)}
-		k.Hint = strings.Clone(k.Hint)
-	}
-	if k.RevokeCode != old.RevokeCode || k.RevokeNote != old.RevokeNote {
-		k.RevokeCode, k.RevokeNote = events.RevokeCode(d.own(string(k.RevokeCode))), strings.Clone(k.RevokeNote)
-	}
 }
 
 // own returns the view's copy of a name. Names are never taken back: keyspaces,

@@ -32,10 +32,10 @@ func (d *directoryDecoder) index() {
 	for batch := range d.read {
 		for i := range batch {
 			e := &batch[i]
-			k := e.key.Load()
-			v.claim(k, e)
-			if lives(k.Status) {
-				v.names.add(k, e)
+			c := e.key.Load()
+			v.claim(c, e)
+			if lives(c.status()) {
+				v.names.add(c.nameRef(), e)
 			}
 		}
 		if n += len(batch); n == firstReserved {
@@ -47,7 +47,8 @@ func (d *directoryDecoder) index() {
 
 // directoryTerms are what many keys have in common, and where those are listed.
 type directoryTerms struct {
-	key events.Key // nothing else is set
+	key  events.Key // nothing else is set
+	last *common    // of the last key that had these
 	place
 }
 
@@ -84,7 +85,7 @@ func (d *directoryDecoder) decode(log events.LogID) error {
 			v.roles[roleRef{r.Keyspace, r.Tenant, r.ID}] = r
 		case recTerms:
 			k := d.common()
-			d.terms = append(d.terms, directoryTerms{k, v.place(k.Keyspace, k.Tenant)})
+			d.terms = append(d.terms, directoryTerms{k, nil, v.place(k.Keyspace, k.Tenant)})
 		case recKey:
 			d.key()
 			if v.count == firstReserved { // growing step by step would cost a third of the load
@@ -185,7 +186,9 @@ func (d *directoryDecoder) key() {
 	}
 	d.batch = append(d.batch, entry{created: created})
 	e := &d.batch[len(d.batch)-1]
-	e.key.Store(&k)
+	c := d.view.card(&k, nil, terms.last)
+	terms.last = c.common
+	e.key.Store(c)
 	terms.add(e)
 	d.view.ids.insert(e)
 	d.view.count++

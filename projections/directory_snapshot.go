@@ -34,7 +34,7 @@ type directoryPicture struct {
 
 type placedKey struct {
 	created events.Seq
-	key     *events.Key
+	card    *card
 }
 
 // picture stops the fold for as long as it takes to copy one pointer per key.
@@ -109,7 +109,8 @@ func (p *directoryPicture) write(w io.Writer, log events.LogID) (events.Seq, err
 		e.role(r)
 	}
 	for _, k := range p.keys {
-		e.key(k)
+		whole := k.card.key()
+		e.key(k.created, &whole)
 	}
 	return p.past.at, e.end(w)
 }
@@ -133,11 +134,10 @@ func (e *directoryEncoder) role(r *events.Role) {
 	e.flush()
 }
 
-func (e *directoryEncoder) key(p placedKey) {
-	k := p.key
+func (e *directoryEncoder) key(created events.Seq, k *events.Key) {
 	terms := e.termsOf(k)
 	e.byte(recKey)
-	e.uint(uint64(p.created))
+	e.uint(uint64(created))
 	e.chain(k.Chain)
 	e.bytes(k.ID[:])
 	e.bytes(k.Digest[:])

@@ -16,8 +16,8 @@ type Timed struct {
 // Setting returns what the view says of the key's timer now, which may be after later
 // events than Seq.
 func (t Timed) Setting() events.TimerSetting {
-	k := t.key.key.Load()
-	return events.TimerSetting{Key: events.KeyRef{Keyspace: k.Keyspace, Tenant: k.Tenant, Key: k.ID}, At: dueAt(k)}
+	c := t.key.key.Load()
+	return events.TimerSetting{Key: c.ref(), At: dueAt(c.status(), c.expires)}
 }
 
 // Timer returns what the view says of the key's timer; ok is false for a key that is
@@ -29,10 +29,10 @@ func (d *Directory) Timer(id events.KeyID) (s events.TimerSetting, ok bool) {
 	return s, false
 }
 
-// dueAt returns when the key becomes due, 0 = never.
-func dueAt(k *events.Key) events.Time {
-	if lives(k.Status) {
-		return k.ExpiresAt
+// dueAt returns when a key becomes due, 0 = never.
+func dueAt(s events.Status, expires events.Time) events.Time {
+	if lives(s) {
+		return expires
 	}
 	return 0
 }
@@ -65,9 +65,9 @@ func (d *Directory) Timers(after events.Seq, all bool) (list []Timed, at events.
 	d.mu.RUnlock()
 	for _, l := range lists {
 		for _, e := range l {
-			k := e.key.Load()
-			if k.Chain.Seq > after && (dueAt(k) != 0 || e.created <= after && k.Status != events.StatusExpired) {
-				list = append(list, Timed{min(k.Chain.Seq, at), e})
+			c := e.key.Load()
+			if c.chain.Seq > after && (dueAt(c.status(), c.expires) != 0 || e.created <= after && c.status() != events.StatusExpired) {
+				list = append(list, Timed{min(c.chain.Seq, at), e})
 			}
 		}
 	}
@@ -88,7 +88,7 @@ type timed struct {
 // note remembers the event if it has changed when the key becomes due. Of a key that
 // has expired the timer has fired.
 func (t *timed) note(seq events.Seq, e *entry, old, k *events.Key) {
-	if dueAt(k) == dueAt(old) || k.Status == events.StatusExpired {
+	if dueAt(k.Status, k.ExpiresAt) == dueAt(old.Status, old.ExpiresAt) || k.Status == events.StatusExpired {
 		return
 	}
 	x := Timed{seq, e}

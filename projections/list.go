@@ -27,16 +27,16 @@ type ListQuery struct {
 
 // matches reports whether the key is one that the query asks for. name is in
 // lower case.
-func (q *ListQuery) matches(k *events.Key, name string) bool {
-	switch status := k.StatusAt(q.Now); {
+func (q *ListQuery) matches(c *card, name string) bool {
+	switch status := c.statusAt(q.Now); {
 	case q.Status != "" && status != q.Status:
 		return false
 	case q.Lives && status != events.StatusActive && status != events.StatusDisabled:
 		return false
-	case !q.CreatedBy.IsZero() && k.CreatedBy != (events.Actor{Kind: events.ActorKey, ID: q.CreatedBy.String()}):
+	case !q.CreatedBy.IsZero() && c.common.key.CreatedBy != (events.Actor{Kind: events.ActorKey, ID: q.CreatedBy.String()}):
 		return false
 	}
-	return strings.Contains(strings.ToLower(k.Label.Name), name)
+	return strings.Contains(strings.ToLower(c.name()), name)
 }
 
 // DefaultLimit is the size of a page when the query names none.
@@ -57,20 +57,21 @@ func (d *Directory) List(q ListQuery) (keys []events.Key, next events.Seq) {
 		if q.Until != 0 && e.created > q.Until {
 			break
 		}
-		k := e.key.Load()
-		if !q.matches(k, name) {
+		c := e.key.Load()
+		if !q.matches(c, name) {
 			continue
 		}
 		if len(keys) == q.Limit {
 			return keys, last // there is one more
 		}
-		keys, last = append(keys, *k), e.created
+		keys, last = append(keys, c.key()), e.created
 	}
 	return keys, 0
 }
 
 // All yields every key of the keyspace in the order of their creation, each as it
-// is when its turn comes. It holds no lock. The keys are shared: do not modify.
+// is when its turn comes. It holds no lock. The lists of the keys are
+// shared: do not modify.
 func (d *Directory) All(ks events.KeyspaceID) iter.Seq[*events.Key] {
 	return d.each(ks, func(l *spaceLists) []*entry { return l.all })
 }
@@ -89,7 +90,8 @@ func (d *Directory) each(ks events.KeyspaceID, list func(*spaceLists) []*entry) 
 		}
 		d.mu.RUnlock()
 		for _, e := range entries {
-			if !yield(e.key.Load()) {
+			k := e.key.Load().key()
+			if !yield(&k) {
 				return
 			}
 		}

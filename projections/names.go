@@ -28,8 +28,6 @@ var nameSeed = maphash.MakeSeed()
 
 func (r nameRef) hash() uint64 { return maphash.Comparable(nameSeed, r) }
 
-func refOf(k *events.Key) nameRef { return nameRef{k.Keyspace, k.Tenant, k.Label.Name} }
-
 // first returns the first entry of the chain that holds those with the hash, nil if
 // it is empty.
 func (x *names) first(h uint64) *entry {
@@ -39,10 +37,9 @@ func (x *names) first(h uint64) *entry {
 	return nil
 }
 
-// add enters e under the name that k has. The keys of all entries that were added
-// have the names that they were added under.
-func (x *names) add(k *events.Key, e *entry) {
-	h := refOf(k).hash()
+// add enters e under the name, which its key has as long as it is entered.
+func (x *names) add(name nameRef, e *entry) {
+	h := name.hash()
 	s := &x.shards[shardOf(h)]
 	if s.n == len(s.chains) {
 		x.resize(shardOf(h), s.n+s.n/2+1)
@@ -56,9 +53,9 @@ func push(chains []*entry, h uint64, e *entry) {
 	e.named, chains[i] = chains[i], e
 }
 
-// remove takes e out from under the name that k has.
-func (x *names) remove(k *events.Key, e *entry) {
-	h := refOf(k).hash()
+// remove takes e out from under the name.
+func (x *names) remove(name nameRef, e *entry) {
+	h := name.hash()
 	s := &x.shards[shardOf(h)]
 	at := &s.chains[firstLine(h, len(s.chains))]
 	for *at != e {
@@ -81,7 +78,7 @@ func (x *names) resize(shard uint64, size int) {
 	for _, e := range x.shards[shard].chains {
 		for e != nil {
 			next := e.named
-			push(chains, refOf(e.key.Load()).hash(), e)
+			push(chains, e.key.Load().nameRef().hash(), e)
 			e = next
 		}
 	}

@@ -19,31 +19,32 @@ func TestNames(t *testing.T) {
 		switch n := r.IntN(10); {
 		case n < 5 || len(entries) == 0:
 			e := new(entry)
-			e.key.Store(new(events.Key))
+			e.key.Store(&card{common: new(common)})
 			entries = append(entries, e)
 		case n == 9 && r.IntN(500) == 0:
 			x.reserve(r.IntN(50_000))
 		}
 		e := entries[r.IntN(len(entries))]
-		k := e.key.Load()
 		if named[e] {
-			x.remove(k, e)
-			delete(twin[refOf(k)], e)
+			ref := e.key.Load().nameRef()
+			x.remove(ref, e)
+			delete(twin[ref], e)
 		}
 		if named[e] = r.IntN(4) > 0; named[e] {
-			k = &events.Key{Tenant: events.TenantID(fmt.Sprint(r.IntN(3))), Label: events.Label{Name: fmt.Sprint(r.IntN(2000))}}
-			x.add(k, e)
-			e.key.Store(k)
-			if twin[refOf(k)] == nil {
-				twin[refOf(k)] = map[*entry]bool{}
+			c := &card{common: &common{key: events.Key{Tenant: events.TenantID(fmt.Sprint(r.IntN(3)))}}, text: fmt.Sprint(r.IntN(2000))}
+			ref := c.nameRef()
+			x.add(ref, e)
+			e.key.Store(c)
+			if twin[ref] == nil {
+				twin[ref] = map[*entry]bool{}
 			}
-			twin[refOf(k)][e] = true
+			twin[ref][e] = true
 		}
 	}
 	for ref, want := range twin {
 		got := map[*entry]bool{}
 		for e := x.first(ref.hash()); e != nil; e = e.named {
-			if refOf(e.key.Load()) == ref {
+			if e.key.Load().nameRef() == ref {
 				got[e] = true
 			}
 		}

@@ -112,14 +112,15 @@ func (v *Keys) difference(log *Keys) string {
 
 func (d *Directory) difference(log *Directory) string {
 	for _, p := range log.picture().keys {
-		mine, ok := d.Key(p.key.ID)
+		theirs := p.card.key()
+		mine, ok := d.Key(theirs.ID)
 		switch {
 		case !ok:
-			return fmt.Sprintf("key %s is missing", p.key.ID)
-		case mine.Rev == p.key.Rev && mine.Status != p.key.Status:
-			return fmt.Sprintf("key %s is %s in it, and %s in the log", p.key.ID, mine.Status, p.key.Status)
-		case mine.Rev == p.key.Rev && !bytes.Equal(encodedKey(&mine), encodedKey(p.key)):
-			return fmt.Sprintf("key %s is another than in the log", p.key.ID)
+			return fmt.Sprintf("key %s is missing", theirs.ID)
+		case mine.Rev == theirs.Rev && mine.Status != theirs.Status:
+			return fmt.Sprintf("key %s is %s in it, and %s in the log", theirs.ID, mine.Status, theirs.Status)
+		case mine.Rev == theirs.Rev && !bytes.Equal(encodedKey(&mine), encodedKey(&theirs)):
+			return fmt.Sprintf("key %s is another than in the log", theirs.ID)
 		}
 	}
 	return ""
@@ -137,7 +138,7 @@ func (k *Key) encoded() []byte {
 func encodedKey(k *events.Key) []byte {
 	var b bytes.Buffer
 	e := &directoryEncoder{encoder: newEncoder(&b), terms: map[string]uint64{}}
-	e.key(placedKey{key: k})
+	e.key(0, k)
 	e.out.Flush() // into memory
 	return b.Bytes()
 }
