@@ -457,9 +457,9 @@ func testGatewayHops(t *testing.T, k gatewayKind) {
 	// and the operator is told.
 	t.Run("a misspelt configuration", func(t *testing.T) {
 		for fault, change := range map[string][]string{
-			"keyspace":      {"default scribe-sight;", "default scribe-sihgt;", `"scribe-sight?`, `"scribe-sihgt?`, "str(scribe-sight)", "str(scribe-sihgt)"},
-			"scope":         {"read;", "raed;", "scope read", "scope raed", "str(read)", "str(raed)"},
-			"resource kind": {"project/$kt_id", "projcet/$kt_id", "resource=project/{re", "resource=projcet/{re", "regsub(^,project/)", "regsub(^,projcet/)"},
+			"keyspace":      {"default scribe-sight;", "default scribe-sihgt;", "vars kt_keyspace scribe-sight", "vars kt_keyspace scribe-sihgt", "str(${KEYTRAIL_KEYSPACE})", "str(scribe-sihgt)"},
+			"scope":         {"read;", "raed;", `HEAD) " read`, `HEAD) " raed`, "HEAD)/ read", "HEAD)/ raed"},
+			"resource kind": {"project/$kt_id", "projcet/$kt_id", "project/${1}", "projcet/${1}", `project/\1`, `projcet/\1`},
 		} {
 			g := start(t, change...)
 			for _, header := range []http.Header{reader, project, {}} {
@@ -520,5 +520,45 @@ func TestGatewaysAskForWhatIsDeclared(t *testing.T) {
 		if asked < 4 {
 			t.Errorf("%s: only %d lines were read", file, asked)
 		}
+		// The other gateways ask for the same.
+		want := wordsOf(t, "kt_scope", file)
+		for _, other := range []string{"caddy/regimes/" + name + ".caddy", "haproxy/regimes/" + name + "/scope.map"} {
+			if got := wordsOf(t, "kt_scope", filepath.Join(gatewaysDir, other)); !slices.Equal(got, want) || len(want) < 2 {
+				t.Errorf("%s asks for the scopes %q, nginx for %q", other, got, want)
+			}
+		}
+		want = wordsOf(t, "kt_resource", file)
+		for _, other := range []string{"caddy/regimes/" + name + ".caddy", "haproxy/regimes/" + name + "/resource.map"} {
+			if got := wordsOf(t, "kt_resource", filepath.Join(gatewaysDir, other)); !slices.Equal(got, want) {
+				t.Errorf("%s asks for the resources %q, nginx for %q", other, got, want)
+			}
+		}
 	}
+}
+
+// wordsOf returns in order what the map of a variable in a regime's file may come to. A
+// file of HAProxy is one map.
+func wordsOf(t *testing.T, variable, file string) (words []string) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := filepath.Ext(file) == ".map"
+	id := strings.NewReplacer("$kt_id", "ID", "${1}", "ID", `\1`, "ID")
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		switch {
+		case len(fields) > 1 && fields[0] == "map":
+			in = strings.Trim(fields[len(fields)-2], "${}") == variable
+		case len(fields) == 1 && fields[0] == "}":
+			in = false // the end of a map
+		case in && len(fields) > 1 && fields[0] != "#":
+			if word := id.Replace(strings.Trim(fields[len(fields)-1], `";`)); word != "" {
+				words = append(words, word)
+			}
+		}
+	}
+	slices.Sort(words)
+	return words
 }

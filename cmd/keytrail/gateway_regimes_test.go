@@ -42,12 +42,31 @@ func TestGatewayExamples(t *testing.T) {
 	}
 }
 
-// TestGatewayRegimes changes nginx to each of the five regimes by the line that its
-// README names: a client gets what the verifier answers under that regime.
+// regimeIs changes the regime of the shipped configurations by the line that their READMEs
+// name.
+func regimeIs(name string) []string {
+	return []string{"include regimes/scribe-sight.conf;", "include regimes/" + name + ".conf;", "import regimes/scribe-sight.caddy", "import regimes/" + name + ".caddy",
+		"presetenv KEYTRAIL_KEYSPACE scribe-sight", "presetenv KEYTRAIL_KEYSPACE " + name}
+}
+
+// servesHTTPS gives the shipped configurations the certificate and key in file, as their
+// READMEs say.
+func servesHTTPS(file string) []string {
+	return []string{"listen 127.0.0.1:8080;", "listen 127.0.0.1:8080 ssl; ssl_certificate " + file + "; ssl_certificate_key " + file + ";",
+		"http://:8080 {", "https://:8080 {\n\ttls " + file + " " + file, "bind 127.0.0.1:8080", "bind 127.0.0.1:8080 ssl crt " + file}
+}
+
+// TestGatewayRegimes changes each gateway to each of the five regimes: a client gets what
+// the verifier answers under that regime.
 func TestGatewayRegimes(t *testing.T) {
 	t.Parallel()
-	nginx := gatewayKinds[0]
-	nginx.installed(t)
+	for _, k := range gatewayKinds {
+		t.Run(k.name, func(t *testing.T) { testGatewayRegimes(t, k) })
+	}
+}
+
+func testGatewayRegimes(t *testing.T, k gatewayKind) {
+	k.installed(t)
 	p := up(t, filepath.Join(t.TempDir(), "data"), "--trusted-proxy", "127.0.0.1/32")
 	keytrail := strings.TrimPrefix(p.url, "http://")
 	division := map[string]any{"kind": "division", "id": "eu"}
@@ -100,15 +119,15 @@ func TestGatewayRegimes(t *testing.T) {
 				header = http.Header{"Ld-Api-Key": {key["key"].(string)}}
 			}
 			api, mirror := newUpstream(t), newUpstream(t)
-			change := []string{"include regimes/scribe-sight.conf;", "include regimes/" + name + ".conf;"}
+			change := regimeIs(name)
 			client, proto := newClient(t), "http"
 			if tt.https {
 				cert, pool := certificate(t)
-				change = append(change, "listen 127.0.0.1:8080;", "listen 127.0.0.1:8080 ssl; ssl_certificate "+cert+"; ssl_certificate_key "+cert+";")
+				change = append(change, servesHTTPS(cert)...)
 				client.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: pool}
 				proto = "https"
 			}
-			g := startGateway(t, nginx, keytrail, api.addr(), mirror.addr(), false, change...)
+			g := startGateway(t, k, keytrail, api.addr(), mirror.addr(), false, change...)
 			g.url = proto + strings.TrimPrefix(g.url, "http")
 			u := api
 			if tt.mirror {
@@ -270,11 +289,11 @@ func TestNewcomer(t *testing.T) {
 				p.reached(t, map[string]any{"key": key["key"], "keyspace": name, "scope": "none", "min_position": at})
 			}
 			known(key["__position"])
-			change := []string{"include regimes/scribe-sight.conf;", "include regimes/" + name + ".conf;"}
+			change := regimeIs(name)
 			client, proto := newClient(t), "http"
 			if tt.https {
 				cert, pool := certificate(t)
-				change = append(change, "listen 127.0.0.1:8080;", "listen 127.0.0.1:8080 ssl; ssl_certificate "+cert+"; ssl_certificate_key "+cert+";")
+				change = append(change, servesHTTPS(cert)...)
 				client.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: pool}
 				proto = "https"
 			}

@@ -415,7 +415,7 @@ func testGateway(t *testing.T, k gatewayKind) {
 	}
 	t.Run("no keyspace is named", func(t *testing.T) {
 		broken := startGateway(t, k, strings.TrimPrefix(p.url, "http://"), api.addr(), mirror.addr(), false,
-			"default scribe-sight;", `default "";`, `"scribe-sight?`, `"?`, "str(scribe-sight)", "str(scribe-sight) if { path /never }")
+			"default scribe-sight;", `default "";`, "vars kt_keyspace scribe-sight", `vars kt_keyspace ""`, `"str(${KEYTRAIL_KEYSPACE})"`, `"str(${KEYTRAIL_KEYSPACE})" if { path /never }`)
 		before := api.sent.Load()
 		for _, header := range []http.Header{full, with(full, http.Header{"X-Keytrail-Key-Id": {id}}), {}} {
 			x := send(t, client, "GET", broken.url, "/api/v1/org", header, nil)
