@@ -54,8 +54,10 @@ func asked(r *http.Request, endpoint string) *Ask {
 func (a *Answer) write(w http.ResponseWriter) {
 	h := w.Header()
 	maps.Copy(h, a.Header)
-	for _, f := range a.Identity {
-		h.Set(f.Name, f.Value)
+	values := make([]string, len(a.Identity)) // of all fields: their names are as net/http spells them
+	for i, f := range a.Identity {
+		values[i] = f.Value
+		h[f.Name] = values[i : i+1 : i+1]
 	}
 	w.WriteHeader(a.Status)
 	w.Write(a.Body)
