@@ -104,6 +104,7 @@ func (l *Lifecycle) settle(ctx context.Context, writes []events.Write) (events.S
 	}
 	seen := map[events.Aggregate]bool{writes[0].Event.Aggregate: true}
 	found := make([]verdict, len(writes))
+	at := make([]events.Seq, len(writes))
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, settleAtOnce)
 	for i := range writes {
@@ -111,12 +112,15 @@ func (l *Lifecycle) settle(ctx context.Context, writes []events.Write) (events.S
 		if w := &writes[i]; !seen[w.Event.Aggregate] {
 			seen[w.Event.Aggregate] = true
 			slots <- struct{}{}
-			wg.Go(func() { _, found[i] = l.stands(ctx, w); <-slots })
+			wg.Go(func() { at[i], found[i] = l.stands(ctx, w); <-slots })
 		}
 	}
 	wg.Wait()
+	if i := slices.Index(found, ours); i >= 0 { // an earlier try was stored after the first was read
+		return at[i] + events.Seq(len(writes)-1-i), ours
+	}
 	switch {
-	case slices.Contains(found, moved), slices.Contains(found, ours): // the first is not stored, so nothing of ours is
+	case slices.Contains(found, moved):
 		return 0, moved
 	case slices.Contains(found, unclear):
 		return 0, unclear

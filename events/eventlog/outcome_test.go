@@ -231,3 +231,18 @@ func TestOutcomeTable(t *testing.T) {
 		t.Error("an error is lost")
 	}
 }
+
+// An append that is stored after its first expectation was read, and before the others
+// are, is ours: the histories have moved on with these events, and not without them.
+func TestStoredWhileItIsSettled(t *testing.T) {
+	l := newLog(t)
+	late := first(noted(ulid.Make().String()), note(1)) // what was read of it is from before
+	rest := []events.Write{first(noted(ulid.Make().String()), note(2)), first(noted(ulid.Make().String()), note(3))}
+	want, err := l.Append(t.Context(), rest...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seq, v := l.Lifecycle.settle(t.Context(), append([]events.Write{late}, rest...)); v != ours || seq != want {
+		t.Errorf("verdict %d at %d, want %d at %d", v, seq, ours, want)
+	}
+}
