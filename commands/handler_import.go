@@ -134,9 +134,6 @@ func (m *importer) all(ctx context.Context) error {
 		if len(b.writes) == 0 {
 			return nil
 		}
-		if err := m.fits(b); err != nil {
-			return err
-		}
 		if err := m.reserved(b); err != nil {
 			return err
 		}
@@ -160,6 +157,10 @@ func (m *importer) all(ctx context.Context) error {
 	return fmt.Errorf("decided %d times: %w", maxTries, events.ErrConflict)
 }
 
+// maxImportBytes bounds the bytes of one import's events. A definition whose defaults are
+// long may make much of a short request.
+const maxImportBytes = 16 << 20
+
 // decide decides every key anew, on the view and on the keys before it.
 func (m *importer) decide() (*batch, error) {
 	m.digests, m.names = map[events.Digest]events.KeyID{}, map[name]events.KeyID{}
@@ -170,6 +171,7 @@ func (m *importer) decide() (*batch, error) {
 			made[d] = true
 		}
 	}
+	size := 0
 	for i := range m.Keys {
 		r := &m.results[i]
 		*r = importing{ImportResult: ImportResult{Index: i}}
@@ -184,31 +186,22 @@ func (m *importer) decide() (*batch, error) {
 		if !m.Keys[i].ended() {
 			m.names[m.nameOf(i)] = r.ID
 		}
-		if r.Status == ImportDone {
-			all.writes, all.keys = append(all.writes, b.writes...), append(all.keys, b.keys...)
+		if r.Status != ImportDone {
+			continue
+		}
+		all.writes, all.keys = append(all.writes, b.writes...), append(all.keys, b.keys...)
+		for i := range b.writes {
+			msg, err := b.writes[i].Encode()
+			if err != nil {
+				return nil, err
+			}
+			size += len(msg.Data)
+		}
+		if size > maxImportBytes {
+			return nil, input.FieldErrors{{Field: "keys", Code: "invalid", Message: fmt.Sprintf("the events of the first %d keys are longer than %d MiB together: send fewer keys in one request", i+1, maxImportBytes>>20)}}
 		}
 	}
 	return all, nil
-}
-
-// maxImportBytes bounds the bytes of one import's events. A definition whose defaults are
-// long may make much of a short request.
-const maxImportBytes = 16 << 20
-
-// fits refuses a batch that is too large for one append.
-func (m *importer) fits(b *batch) error {
-	size := 0
-	for i := range b.writes {
-		msg, err := b.writes[i].Encode()
-		if err != nil {
-			return err
-		}
-		size += len(msg.Data)
-	}
-	if size > maxImportBytes {
-		return input.FieldErrors{{Field: "keys", Code: "invalid", Message: fmt.Sprintf("the events of these %d keys are longer than %d MiB together: send fewer keys in one request", len(b.writes), maxImportBytes>>20)}}
-	}
-	return nil
 }
 
 // stored notes where the keys of the batch, and those that repeat one, are.
