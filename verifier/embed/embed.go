@@ -22,9 +22,9 @@ import (
 )
 
 // drain is how long a stopping ledger goes on trying to store its uses: less than the
-// share of parts.DefaultGrace that it has when nothing before it hangs, so that it can
-// still say what it did.
-const drain = 5 * time.Second
+// share of parts.DefaultGrace that it has when nothing before it hangs, also in a role
+// that stops more than the verifier (4.8 s), so that it can still say what it did.
+const drain = 4 * time.Second
 
 // Verifier is a verifier node in this process. It is safe for concurrent use.
 type Verifier struct {
