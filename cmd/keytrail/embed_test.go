@@ -21,6 +21,7 @@ var goBlock = regexp.MustCompile("(?ms)^```go\n(.*?)^```$")
 // with control: it lets in whom the keyspace lets in, learns of a revocation, and stops
 // with its ledger closed.
 func TestEmbedPage(t *testing.T) {
+	t.Parallel()
 	page, err := os.ReadFile("../../deploy/embed.md")
 	if err != nil {
 		t.Fatal(err)
