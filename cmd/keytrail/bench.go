@@ -62,7 +62,7 @@ the same run, because machines differ: read the ratios.
 ` + benchRemains + `
 
 The benchmarks of the code itself: go test -run '^$' -bench . ./...`}
-	c.AddCommand(a.benchVerify(), a.benchRevoke(), a.benchLimits(), a.benchBareHandler())
+	c.AddCommand(a.benchVerify(), a.benchRevoke(), a.benchLimits(), a.benchIngest(), a.benchBareHandler())
 	return c
 }
 
@@ -187,12 +187,17 @@ func host(base string) string {
 	return line(u.Host)
 }
 
-// call does one request to control, and again while control cannot answer. It is not
-// cut off: what it makes must be there when the bench removes it.
+// call does one request to control.
 func (b *bench) call(ctx context.Context, method, path string, query url.Values, header http.Header, in, out any) error {
+	return askPatiently(ctx, b.control, method, path, query, header, in, out)
+}
+
+// askPatiently does one request, and again while the role cannot answer. It is not cut off:
+// what it makes must be there when the bench removes it.
+func askPatiently(ctx context.Context, cl *client.Client, method, path string, query url.Values, header http.Header, in, out any) error {
 	for until := time.Now().Add(benchPatience); ; {
 		asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), benchPatience)
-		err := b.control.Do(asking, method, path, query, header, in, out)
+		err := cl.Do(asking, method, path, query, header, in, out)
 		cancel()
 		if err == nil || !passes(err) || ctx.Err() != nil || time.Now().After(until) {
 			return err
@@ -242,27 +247,27 @@ func (b *bench) key(ctx context.Context, limit *keyspace.Limit) (benchKey, error
 }
 
 // keys makes n keys, and waits until every verifier allows the last of them. It returns
-// how many uses of the keys that has put on the record.
-func (b *bench) keys(ctx context.Context, n int) (keys []benchKey, uses int, err error) {
+// the uses that this has put on the record.
+func (b *bench) keys(ctx context.Context, n int) (keys []benchKey, asked uses, err error) {
 	defer b.app.progress("making keys", int64(n), b.made.Load)()
 	for range n {
 		if ctx.Err() != nil {
-			return nil, 0, errInterrupted
+			return nil, nil, errInterrupted
 		}
 		k, err := b.key(ctx, nil)
 		if err != nil {
-			return nil, 0, err
+			return nil, nil, err
 		}
 		keys = append(keys, k)
 	}
 	for _, v := range b.verifiers {
 		u, err := b.allowed(ctx, v, &keys[n-1])
 		if err != nil {
-			return nil, 0, err
+			return nil, nil, err
 		}
-		uses += u
+		asked = asked.add(u)
 	}
-	return keys, uses, nil
+	return keys, asked, nil
 }
 
 // questionAbout is what is asked about a key. An empty position is not asked for.
@@ -283,28 +288,28 @@ func body(question map[string]any) []byte {
 	return b
 }
 
-// allowed asks until the verifier has applied the key. It returns how many uses of the
-// key that has put on the record. A key that is denied is not measured: a refusal is
+// allowed asks until the verifier has applied the key. It returns the uses that this has
+// put on the record. A key that is denied is not measured: a refusal is
 // answered sooner than an allowance, so its figure would mislead.
-func (b *bench) allowed(ctx context.Context, verifier string, k *benchKey) (uses int, err error) {
+func (b *bench) allowed(ctx context.Context, verifier string, k *benchKey) (asked uses, err error) {
 	ask := body(questionAbout(k, k.position))
 	for until := time.Now().Add(benchPatience); ; pauseFor(ctx, benchPause) {
 		answer, err := b.post(ctx, verifier+"/v1/verify", ask)
 		if err != nil {
-			return uses, err
+			return asked, err
 		}
 		var t tally
 		allowed, err := t.count(answer, 1)
-		uses += t.Numbered
+		asked = asked.add(t.numbered)
 		switch {
 		case err != nil:
-			return uses, fmt.Errorf("%s does not answer as a verifier: %w", host(verifier), err)
+			return asked, fmt.Errorf("%s does not answer as a verifier: %w", host(verifier), err)
 		case allowed == 1:
-			return uses, nil
+			return asked, nil
 		case ctx.Err() != nil:
-			return uses, errInterrupted
+			return asked, errInterrupted
 		case t.Reasons[events.ReasonVerifierStale.String()] == 0 || time.Now().After(until):
-			return uses, fmt.Errorf("%s denies a key that was made for it (%s): nothing was measured", host(verifier), t.reasons())
+			return asked, fmt.Errorf("%s denies a key that was made for it (%s): nothing was measured", host(verifier), t.reasons())
 		}
 	}
 }

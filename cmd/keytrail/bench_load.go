@@ -108,14 +108,37 @@ func post(ctx context.Context, hc *http.Client, target string, ask []byte) ([]by
 
 // tally counts decisions. It is what a report shows of them.
 type tally struct {
-	Allowed int            `json:"allowed"`
-	Refused int            `json:"refused"`
-	Reasons map[string]int `json:"refused_by,omitempty"`
+	Allowed int  `json:"allowed"`
+	Refused int  `json:"refused"`
+	Reasons uses `json:"refused_by,omitempty"`
 
-	Numbered int `json:"-"` // decisions with a number in the ledger
+	numbered uses // those with a number in the ledger
+}
+
+// uses counts the uses of a tenant by their reason.
+type uses map[string]int
+
+func (u uses) total() (n int) {
+	for _, of := range u {
+		n += of
+	}
+	return n
+}
+
+// add adds o and returns the sum. u may be nil.
+func (u uses) add(o uses) uses {
+	if u == nil && len(o) > 0 {
+		u = uses{}
+	}
+	for reason, n := range o {
+		u[reason] += n
+	}
+	return u
 }
 
 var allowedMember, numberMember = []byte(`"allowed":true`), []byte(`"use_id":"`)
+
+var allowedReason = events.ReasonOK.String()
 
 // decided is what a tally reads of a decision.
 type decided struct {
@@ -131,7 +154,10 @@ type decided struct {
 func (t *tally) count(answer []byte, per int) (allowed int, err error) {
 	if bytes.Count(answer, allowedMember) == per && bytes.Count(answer, numberMember) == per {
 		t.Allowed += per
-		t.Numbered += per
+		if t.numbered == nil {
+			t.numbered = uses{}
+		}
+		t.numbered[allowedReason] += per
 		return per, nil
 	}
 	list, err := decisionsOf(answer, per)
@@ -140,18 +166,16 @@ func (t *tally) count(answer []byte, per int) (allowed int, err error) {
 	}
 	for i := range list {
 		d := &list[i]
+		one := uses{d.Reason: 1}
 		if d.Use != "" && d.Tenant != "" {
-			t.Numbered++
+			t.numbered = t.numbered.add(one)
 		}
 		if d.Allowed {
 			allowed++
 			continue
 		}
 		t.Refused++
-		if t.Reasons == nil {
-			t.Reasons = map[string]int{}
-		}
-		t.Reasons[d.Reason]++
+		t.Reasons = t.Reasons.add(one)
 	}
 	t.Allowed += allowed
 	return allowed, nil
@@ -174,7 +198,7 @@ func decisionsOf(answer []byte, per int) ([]decided, error) {
 		return nil, fmt.Errorf("the answer has %d decisions for %d questions", len(list), per)
 	}
 	for i := range list {
-		if _, err := events.ParseReason(list[i].Reason); err != nil || list[i].Allowed != (list[i].Reason == events.ReasonOK.String()) {
+		if _, err := events.ParseReason(list[i].Reason); err != nil || list[i].Allowed != (list[i].Reason == allowedReason) {
 			return nil, fmt.Errorf("the answer is no decision, or of a release that this command does not know")
 		}
 	}
@@ -184,13 +208,8 @@ func decisionsOf(answer []byte, per int) ([]decided, error) {
 func (t *tally) add(o *tally) {
 	t.Allowed += o.Allowed
 	t.Refused += o.Refused
-	t.Numbered += o.Numbered
-	for r, n := range o.Reasons {
-		if t.Reasons == nil {
-			t.Reasons = map[string]int{}
-		}
-		t.Reasons[r] += n
-	}
+	t.Reasons = t.Reasons.add(o.Reasons)
+	t.numbered = t.numbered.add(o.numbered)
 }
 
 // reasons says what was refused and why, "" when nothing was.

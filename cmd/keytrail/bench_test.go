@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -152,6 +153,14 @@ func TestBench(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	})
+	t.Run("ingest", func(t *testing.T) {
+		var r ingestReport
+		bench(t, &r, "ingest", "--verifier", v1, "--verifier", v2, "--time", "500ms", "--clients", "2", "--keys", "3", "--rate", "2000")
+		if r.Missing != 0 || r.Differing != 0 || r.Gaps != 0 || r.Verified.Uses == 0 || r.Seen.Uses != r.Verified.Uses || r.Verified.Uses%verifier.MaxBatch != 0 ||
+			r.Verified.Allowed+r.Verified.Refused != r.Verified.Uses || r.Seen.MaxMicros < r.Seen.P50Micros || r.Seen.Looks < 2 {
+			t.Errorf("%+v", r)
+		}
+	})
 	out, errs, code := c.control.cli(t, "bench", "verify", "--verifier", v1, "--time", "50ms", "--clients", "1", "--rounds", "1", "--keys", "1")
 	if code != 0 || !strings.Contains(out, "bare handler, batches of 100 ") || !strings.Contains(out, strings.TrimPrefix(v1, "http://")+", batches of 100 ") {
 		t.Errorf("exit %d\n%s%s", code, out, errs)
@@ -173,25 +182,36 @@ func TestBenchLeavesNoKey(t *testing.T) {
 		}
 		return len(rows[keyView](t, out))
 	}
+	uses := func() (n int) {
+		for _, cell := range rows[struct{ Count int }](t, p.must(t, "--json", "audit", "usage", "--keyspace", "keytrail-bench")) {
+			n += cell.Count
+		}
+		return n
+	}
 	setenv(t, "KEYTRAIL_ROOT_KEY", p.root)
-	for _, args := range [][]string{
-		{"verify", "--time", "5m", "--clients", "1", "--keys", "3"},
-		{"revoke", "--time", "5m"},
-		{"limits", "--time", "5m"},
+	for _, tt := range []struct {
+		args string
+		uses int // it is measuring when so many are on the record
+	}{
+		{"verify --clients 1 --keys 3", 20},
+		{"revoke", 5},
+		{"limits", 20},
+		{"ingest --rate 1000", 2 * verifier.MaxBatch},
 	} {
-		t.Run(args[0], func(t *testing.T) {
+		t.Run(strings.Fields(tt.args)[0], func(t *testing.T) {
+			before := uses()
 			ctx, interrupt := context.WithCancel(t.Context())
 			defer interrupt()
 			var out, errw lockedBuffer
 			ended := make(chan int, 1)
 			go func() { // joined below
-				ended <- run(ctx, append([]string{"--url", p.url, "bench"}, args...), nil, &out, &errw)
+				ended <- run(ctx, append([]string{"--url", p.url, "bench"}, strings.Fields(tt.args+" --time 5m")...), nil, &out, &errw)
 			}()
 			eventually(t, func() string {
-				if active() > 0 {
+				if uses() >= before+tt.uses {
 					return ""
 				}
-				return "it makes no key: " + errw.String()
+				return "it measures nothing: " + errw.String()
 			})
 			interrupt()
 			if code := <-ended; code != exitFailed || out.String() != "" || !strings.Contains(errw.String(), "interrupted") || !strings.Contains(errw.String(), "are revoked") {
@@ -243,6 +263,8 @@ func TestBenchMistakes(t *testing.T) {
 		{"bench limits --per-minute 59", "--per-minute: want 60 to"},
 		{"bench limits --times 1", "--times: want 2 to 100"},
 		{"bench limits --per-minute 600000 --times 3", "at most 20000 requests a second"},
+		{"bench ingest --rate 99", "--rate: want 100 to 100000"},
+		{"bench ingest --keys 1001", "--keys: want 1 to 1000"},
 		{"bench a-secret", "unknown command"},
 	} {
 		out, errs, code := cliAt(t, endpoint.URL, "kt_x", strings.Fields(tt.args)...)
@@ -265,14 +287,10 @@ func FuzzTally(f *testing.F) {
 		per = min(max(per, 1), verifier.MaxBatch)
 		var c tally
 		allowed, err := c.count(answer, per)
-		if n := c.Allowed + c.Refused; err == nil && n != per || err != nil && n != 0 || allowed != c.Allowed || c.Numbered > per {
+		if n := c.Allowed + c.Refused; err == nil && n != per || err != nil && n != 0 || allowed != c.Allowed || c.numbered.total() > per {
 			t.Errorf("%d of %d: %+v, %v", allowed, per, c, err)
 		}
-		var reasons int
-		for _, n := range c.Reasons {
-			reasons += n
-		}
-		if reasons != c.Refused {
+		if c.Reasons.total() != c.Refused {
 			t.Errorf("%+v", c)
 		}
 	})
@@ -330,5 +348,74 @@ func TestMostAdmitted(t *testing.T) {
 	}
 	if got := mostAdmitted(list, 1, 10); got.Admitted != 20 || got.OfLimit < 1.9 || got.OfLimit > 2 {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestUsesSeen: a batch is seen with the first look that counts all up to it.
+func TestUsesSeen(t *testing.T) {
+	s := func(n int) time.Duration { return time.Duration(n) * time.Second }
+	answers := []usesAnswered{{s(2), 100}, {s(1), 100}, {s(3), 100}} // of two clients
+	for _, tt := range []struct {
+		looks []look
+		want  usesSeen
+	}{
+		{[]look{{s(1), 2}, {s(2), 101}, {s(4), 102}, {s(5), 302}}, usesSeen{Uses: 300, PerSecond: 60, P50Micros: 3e6, P99Micros: 3e6, MaxMicros: 3e6, Looks: 4}},
+		{[]look{{s(2), 102}, {s(4), 301}, {s(10), 301}}, usesSeen{Uses: 200, PerSecond: 50, P50Micros: 2e6, P99Micros: 2e6, MaxMicros: 2e6, Looks: 3}},
+		{[]look{{s(1), 2}}, usesSeen{Looks: 1}},
+	} {
+		if got := seenOf(slices.Clone(answers), tt.looks, 2); got != tt.want {
+			t.Errorf("%v: %+v, want %+v", tt.looks, got, tt.want)
+		}
+	}
+}
+
+// TestUsesCompared: what is missing, too much, or there with another outcome is an error.
+// A decision that was answered as verifier_stale may be on the record as it was made.
+func TestUsesCompared(t *testing.T) {
+	answered := uses{"ok": 90, "rate_limited": 5, "verifier_stale": 5}
+	for _, tt := range []struct {
+		record             uses
+		missing, differing int
+		want               string // of the error; "" = none
+	}{
+		{uses{"ok": 90, "rate_limited": 5, "verifier_stale": 5}, 0, 0, ""},
+		{uses{"ok": 95, "rate_limited": 5}, 0, 0, ""},
+		{uses{"ok": 96, "rate_limited": 4}, 0, 1, "1 uses with another outcome"},
+		{uses{"ok": 89, "rate_limited": 5, "verifier_stale": 5}, 1, 0, "1 uses are not in the record"},
+		{uses{"ok": 97, "rate_limited": 5, "verifier_stale": 5}, -7, 0, "7 uses more than were answered"},
+		{nil, 100, 0, "100 uses are not in the record"},
+	} {
+		var r ingestReport
+		r.compare(answered, tt.record)
+		err := r.verdict()
+		if r.Missing != tt.missing || r.Differing != tt.differing || (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%v: %+v, %v", tt.record, r, err)
+		}
+	}
+	if err := (&ingestReport{Gaps: 1}).verdict(); err == nil || !strings.Contains(err.Error(), "1 new gaps") {
+		t.Error(err)
+	}
+}
+
+// TestBenchVerdicts: a figure that must not be is an error.
+func TestBenchVerdicts(t *testing.T) {
+	node := func(n int) limitsReport {
+		return limitsReport{Nodes: []admitted{{Node: "v/1", Most: span{Micros: 1000, Admitted: n, Limit: 10.5}}}}
+	}
+	within, beyond, refused := node(10), node(11), node(10)
+	refused.Steady = steady{tally: tally{Allowed: 97, Refused: 3, Reasons: uses{"rate_limited": 3}}, FalseRefusals: .03}
+	for _, tt := range []struct {
+		report benchReport
+		want   string
+	}{
+		{&within, ""},
+		{&beyond, "v admitted 11 requests within 1ms, and its limit allows 10.5"},
+		{&refused, "3 of 100 requests were refused (3 rate_limited)"},
+		{&revocationReport{}, ""},
+		{&revocationReport{AllowedAfterReceipt: 2}, "2 answers allowed a key after its receipt"},
+	} {
+		if err := tt.report.verdict(); (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%+v: %v", tt.report, err)
+		}
 	}
 }
