@@ -31,13 +31,13 @@ const (
 	maxBenchKeys    = 1000
 )
 
-// A keyspace cannot be removed, so all benches share one. Its title tells it from a
-// keyspace of the operator's that has the same name.
+// benchKeyspace is the keyspace of all benches: none can be removed.
+const benchKeyspace events.KeyspaceID = "keytrail-bench"
+
 const (
-	benchKeyspace events.KeyspaceID = "keytrail-bench"
-	benchTitle                      = "keytrail bench"
-	benchScope                      = "read"
-	benchKeyLife                    = "1h" // a key ends by itself when a bench is killed
+	benchTitle   = "keytrail bench" // tells it from a keyspace of the operator's with this name
+	benchScope   = "read"
+	benchKeyLife = "1h" // a key ends by itself when a bench is killed
 )
 
 // benchPatience is how long a bench waits for what a sound deployment does within
@@ -192,14 +192,14 @@ func (b *bench) call(ctx context.Context, method, path string, query url.Values,
 	return askPatiently(ctx, b.control, method, path, query, header, in, out)
 }
 
-// askPatiently does one request, and again while the role cannot answer. It is not cut off:
-// what it makes must be there when the bench removes it.
+// askPatiently does one request, and again while the role answers that it cannot. It is
+// not cut off: what it makes must be there when the bench removes it.
 func askPatiently(ctx context.Context, cl *client.Client, method, path string, query url.Values, header http.Header, in, out any) error {
 	for until := time.Now().Add(benchPatience); ; {
 		asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), benchPatience)
 		err := cl.Do(asking, method, path, query, header, in, out)
 		cancel()
-		if err == nil || !passes(err) || ctx.Err() != nil || time.Now().After(until) {
+		if p := new(client.Problem); err == nil || !errors.As(err, &p) || !passes(err) || ctx.Err() != nil || time.Now().After(until) {
 			return err
 		}
 		pauseFor(ctx, askAgain)
@@ -289,8 +289,8 @@ func body(question map[string]any) []byte {
 }
 
 // allowed asks until the verifier has applied the key. It returns the uses that this has
-// put on the record. A key that is denied is not measured: a refusal is
-// answered sooner than an allowance, so its figure would mislead.
+// put on the record. A key that is denied is not measured: a refusal is answered sooner
+// than an allowance, so its figure would mislead.
 func (b *bench) allowed(ctx context.Context, verifier string, k *benchKey) (asked uses, err error) {
 	ask := body(questionAbout(k, k.position))
 	for until := time.Now().Add(benchPatience); ; pauseFor(ctx, benchPause) {

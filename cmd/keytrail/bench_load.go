@@ -35,15 +35,21 @@ type load struct {
 	see func(client int, sent, got time.Duration, answer []byte) error
 }
 
+// benchGrace is how long the last answers of a load are waited for.
+const benchGrace = 30 * time.Second
+
 // run returns how long it took, the last answers included. When the time is over, or
 // ctx ends, no more is asked and what is under way is waited for, so that every use is
-// counted. Each client asks at least once. Errors: the first of a client, which
-// ends all.
+// counted. Each client asks at least once. Errors: the first of a client, which ends all.
 func (l *load) run(ctx context.Context) (time.Duration, error) {
 	ctx, stop := context.WithTimeout(ctx, l.length)
 	defer stop()
-	answering, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.length+benchPatience)
+	answering, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	defer context.AfterFunc(ctx, func() { // ends with answering
+		pauseFor(answering, benchGrace)
+		cancel()
+	})()
 	errs := make([]error, l.clients)
 	began := time.Now()
 	var clients sync.WaitGroup

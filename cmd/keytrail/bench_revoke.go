@@ -200,7 +200,7 @@ func (b *bench) untilRefusedBy(ctx context.Context, verifier string, ask []byte,
 
 // untilReceipt waits for the receipt, after which no verifier may allow the key.
 func (b *bench) untilReceipt(ctx context.Context, times *revocationTimes, path string, ask []byte, acknowledged time.Time) error {
-	for wait := (url.Values{"wait": {"applied"}, "wait_timeout": {"20s"}}); ; {
+	for wait := (url.Values{"wait": {"applied"}, "wait_timeout": {"5s"}}); ; {
 		var r struct {
 			Data receiptView `json:"data"`
 		}
