@@ -57,6 +57,7 @@ type Handler struct {
 	cfg     Config
 	source  string
 	names   names
+	imports chan struct{} // one for each import that the log works on
 	metrics *metrics
 }
 
@@ -80,7 +81,7 @@ func New(cfg Config) *Handler {
 	if cfg.Receipts == nil {
 		cfg.Receipts = receipts.NewIssuer(receipts.IssuerConfig{Nodes: cfg.Nodes, Leases: cfg.Leases, Control: cfg.Node, Now: cfg.Now, Logger: cfg.Logger})
 	}
-	return &Handler{cfg: cfg, source: "/keytrail/control/" + string(cfg.Node), metrics: newMetrics()}
+	return &Handler{cfg: cfg, source: "/keytrail/control/" + string(cfg.Node), imports: make(chan struct{}, importsAtOnce), metrics: newMetrics()}
 }
 
 // Call is what comes with a command: who asks, why, and under which command id.

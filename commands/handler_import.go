@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/input"
@@ -42,14 +43,7 @@ func (h *Handler) Import(ctx context.Context, call *Call, ks events.KeyspaceID, 
 		return nil, done, err
 	}
 	defer release()
-	if err := m.all(ctx); err != nil {
-		return nil, done, err
-	}
-	done.Seq = h.cfg.Dir.At()
-	for i := range m.results {
-		done.Seq = max(done.Seq, m.results[i].seq)
-	}
-	if err := m.settle(ctx, done.Seq); err != nil {
+	if done.Seq, err = m.inTurn(ctx); err != nil {
 		return nil, done, err
 	}
 	if err := h.acknowledge(ctx, false, h.cfg.Dir.At()); err != nil { // the view has settled what the results say
@@ -113,6 +107,37 @@ func (m *importer) hold(ctx context.Context) (release func(), err error) {
 	}
 	slices.SortFunc(wanted, name.compare)
 	return m.Handler.names.takeAll(ctx, slices.Compact(wanted))
+}
+
+// importsAtOnce is how many imports of one node are in the log's hands at once. A server
+// takes all that has arrived before it passes on or answers anything of it, so many
+// large batches at once would keep the events from every view for seconds.
+const importsAtOnce = 2
+
+// turnBudget is how long an import waits for its turn.
+const turnBudget = 10 * time.Second
+
+// inTurn carries out the import when its turn has come, until the view holds it. It
+// returns the last event that the results stand on.
+func (m *importer) inTurn(ctx context.Context) (last events.Seq, err error) {
+	turn := time.NewTimer(turnBudget)
+	defer turn.Stop()
+	select {
+	case m.imports <- struct{}{}:
+		defer func() { <-m.imports }()
+	case <-turn.C:
+		return 0, &events.StateError{Class: events.ErrUnavailable, Reason: "this node is busy with other imports"}
+	case <-ctx.Done():
+		return 0, &events.StateError{Class: events.ErrUnavailable, Cause: context.Cause(ctx), Reason: "this node is busy with other imports"}
+	}
+	if err := m.all(ctx); err != nil {
+		return 0, err
+	}
+	last = m.cfg.Dir.At()
+	for i := range m.results {
+		last = max(last, m.results[i].seq)
+	}
+	return last, m.settle(ctx, last)
 }
 
 func (m *importer) nameOf(i int) name { return name{m.keyspace, m.Keys[i].Tenant, m.Keys[i].Name} }
@@ -325,10 +350,11 @@ func (m *importer) named(own *power, id events.KeyID) events.KeyID {
 }
 
 // settle asks the view, once it holds all that was written, whether each key that
-// is there also has its digest.
+// is there also has its digest. An error is of class events.ErrUnknownOutcome where the
+// view does not hold that in time.
 func (m *importer) settle(ctx context.Context, last events.Seq) error {
-	if err := m.see(ctx, last); err != nil {
-		return err
+	if err := m.see(ctx, last); err != nil { // what was written is written
+		return fmt.Errorf("import: %w: %w", events.ErrUnknownOutcome, err)
 	}
 	for i := range m.results {
 		r := &m.results[i]

@@ -1,17 +1,22 @@
 package commands_test
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"net/http/httptest"
 	"reflect"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -19,6 +24,8 @@ import (
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/events/logtest"
+	"github.com/keytrail/keytrail/internal/api"
+	"github.com/keytrail/keytrail/projections"
 )
 
 // hexOf is the digest of a secret as an import names it.
@@ -631,5 +638,85 @@ func TestImportTwin(t *testing.T) {
 			}
 		}
 		logtest.CheckLog(t, w.log)
+	})
+}
+
+// hooked is a log that does something before each append.
+type hooked struct {
+	*logtest.MemLog
+	before func()
+}
+
+func (l *hooked) Append(ctx context.Context, writes ...events.Write) (events.Seq, error) {
+	l.before()
+	return l.MemLog.Append(ctx, writes...)
+}
+
+// TestImportNotSeen: an import that is stored, and that the node's view does not get to
+// see, is not answered as if nothing was written.
+func TestImportNotSeen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		other := w.node("two")
+		w.define(other, "acme", acme)
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		dir, followed := projections.NewDirectory(), make(chan struct{})
+		go func() { defer close(followed); _ = projections.Follow(ctx, w.log, dir) }()
+		log := &hooked{w.log, func() { stop(); <-followed }}
+		n := commands.New(commands.Config{Log: log, Leases: w.log, Dir: dir, Confirm: confirms(w.log, w.log.ID(), "one"), Now: w.clock.now, Node: "one", Logger: slog.New(slog.DiscardHandler)})
+		before := len(w.log.Records())
+		_, _, err := n.Import(t.Context(), w.call("", ""), "acme", importOf(3))
+		if !errors.Is(err, events.ErrUnknownOutcome) || len(w.log.Records()) != before+3 {
+			t.Errorf("%v, with %d of 3 keys written", err, len(w.log.Records())-before)
+		}
+		if p := api.AsProblem(httptest.NewRequest("POST", "/", nil), err); p.Status != 503 || strings.Contains(p.Detail, "nothing was written") {
+			t.Errorf("%d %s", p.Status, p.Detail)
+		}
+		if got := outcomes(w.imports(other, importOf(3))); got != "already, already, already" {
+			t.Errorf("again: %s", got)
+		}
+	})
+}
+
+// TestImportsTakeTurns: of many imports at once the log has two at a time, and one whose
+// turn does not come is refused and has written nothing.
+func TestImportsTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var now, most atomic.Int64
+		n := w.nodeWith("one", func(c *commands.Config) {
+			c.Log = &hooked{w.log, func() {
+				for at := now.Add(1); ; {
+					if m := most.Load(); at <= m || most.CompareAndSwap(m, at) {
+						break
+					}
+				}
+				time.Sleep(time.Second)
+				now.Add(-1)
+			}}
+		})
+		w.define(n, "acme", acme)
+		before := len(w.log.Records())
+		most.Store(0)
+		var done, late atomic.Int64
+		var wg sync.WaitGroup
+		for i := range 30 {
+			wg.Go(func() {
+				_, _, err := n.Import(t.Context(), w.call("", ""), "acme", &commands.Import{Keys: []commands.ImportKey{importKey(fmt.Sprintf("the secret of key %d", i), "t1", fmt.Sprint(i))}})
+				switch {
+				case err == nil:
+					done.Add(1)
+				case errors.Is(err, events.ErrUnavailable) && !errors.Is(err, events.ErrUnknownOutcome):
+					late.Add(1)
+				default:
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if most.Load() != 2 || late.Load() == 0 || int(done.Load()) != len(w.log.Records())-before {
+			t.Errorf("%d at once; %d imported, %d refused, %d events", most.Load(), done.Load(), late.Load(), len(w.log.Records())-before)
+		}
 	})
 }
