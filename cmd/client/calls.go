@@ -174,6 +174,7 @@ func (c *Client) Verify(ctx context.Context, q Question) (d Decision, err error)
 	if p, ok := errors.AsType[*Problem](err); ok {
 		p.hide(q.Secret)
 	}
+	hide(err, q.Secret)
 	return d, err
 }
 

@@ -10,7 +10,8 @@
 //     and one with an Idempotency-Key. CreateKey and RevokeKey have one. Verify has none,
 //     because each decision is a use.
 //   - No error holds a secret. A redirect is not followed: it would hand the key, or the
-//     secret that is asked about, to another address.
+//     secret that is asked about, to another address. An HTTP of your own with a
+//     CheckRedirect decides for itself.
 //
 // Read on in this order: client.go, problem.go, calls.go.
 package client
@@ -37,7 +38,7 @@ import (
 type Client struct {
 	Base string        // "http://127.0.0.1:7070"
 	Key  events.Secret // sent as a bearer token; zero sends none
-	HTTP *http.Client  // default one that follows no redirect
+	HTTP *http.Client  // how it is sent; a redirect is followed only if its CheckRedirect says so
 
 	// Patience is for how long a request that is safe to repeat is repeated while it is
 	// answered with 503, after as long as the answer says (Retry-After) or a second. 0:
@@ -110,6 +111,14 @@ type unreached struct {
 func (e *unreached) Error() string   { return fmt.Sprintf("%v at %s: %v", ErrUnreached, e.base, e.why) }
 func (e *unreached) Unwrap() []error { return []error{ErrUnreached, e.why} }
 
+// hide removes a secret from the error of an answer that could not be read, which may
+// repeat a line of it.
+func hide(err error, s events.Secret) {
+	if failed, ok := errors.AsType[*url.Error](err); ok && !s.IsZero() && strings.Contains(failed.Err.Error(), s.Reveal()) {
+		failed.Err = errors.New(strings.ReplaceAll(failed.Err.Error(), s.Reveal(), s.String()))
+	}
+}
+
 // Get is Send for a process that asks another one: the error is what happened.
 func (c *Client) Get(ctx context.Context, path string) (io.ReadCloser, error) {
 	resp, err := c.send(ctx, http.MethodGet, path, nil, nil, nil)
@@ -178,9 +187,14 @@ func (c *Client) once(ctx context.Context, method, u string, header http.Header,
 	hc := c.HTTP
 	if hc == nil {
 		hc = direct
+	} else if hc.CheckRedirect == nil {
+		own := *hc
+		own.CheckRedirect = direct.CheckRedirect
+		hc = &own
 	}
 	resp, err := hc.Do(req)
 	if err != nil {
+		hide(err, c.Key)
 		return nil, err
 	}
 	if resp.StatusCode/100 == 2 {

@@ -230,11 +230,11 @@ func TestErrorsHoldNoSecret(t *testing.T) {
 	for _, answers := range [][]func(http.ResponseWriter){
 		nil, {says(400, echo)}, {says(502, operator+key)}, {says(200, `{"allowed":"`+key+operator+`"}`)}, {says(200, `{"`+key+`":1,"`+key+`":2}`)},
 		{says(307, operator, "Location", "http://elsewhere/?"+key)}, {says(200, key)},
+		{says(307, "", "Location", "http://["+key+operator)},
 	} {
 		e := &endpoint{answers: answers}
 		c := with(e, 0)
 		c.Base = "http://user:password@control"
-		c.HTTP.CheckRedirect = direct.CheckRedirect
 		_, err := c.Verify(t.Context(), Question{Secret: events.NewSecret(key)})
 		e.answers = answers
 		err2 := c.Do(t.Context(), "GET", "/v1/keys", nil, nil, nil, new(Decision))
@@ -258,9 +258,11 @@ func TestErrorsHoldNoSecret(t *testing.T) {
 	defer elsewhere.Close()
 	there := httptest.NewServer(http.RedirectHandler(elsewhere.URL, http.StatusTemporaryRedirect))
 	defer there.Close()
-	_, err := (&Client{Base: there.URL}).Verify(t.Context(), Question{Secret: events.NewSecret(key)})
-	if p, ok := errors.AsType[*Problem](err); !ok || p.Status != http.StatusTemporaryRedirect || p.Code != CodeUnexpected || !strings.Contains(p.Detail, "not followed") {
-		t.Errorf("a redirect: %v", err)
+	for _, own := range []*http.Client{nil, {}} {
+		_, err := (&Client{Base: there.URL, HTTP: own}).Verify(t.Context(), Question{Secret: events.NewSecret(key)})
+		if p, ok := errors.AsType[*Problem](err); !ok || p.Status != http.StatusTemporaryRedirect || p.Code != CodeUnexpected || !strings.Contains(p.Detail, "not followed") {
+			t.Errorf("a redirect: %v", err)
+		}
 	}
 }
 

@@ -127,9 +127,7 @@ func (a *app) bench(c *cobra.Command, f *benchFlags, measure func(ctx context.Co
 	if err := b.mayLoad(); err != nil {
 		return err
 	}
-	b.load = &http.Client{Transport: &http.Transport{
-		MaxIdleConnsPerHost: f.clients, DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
-	}}
+	b.load = benchLoader(f.clients)
 	defer b.load.CloseIdleConnections()
 	ctx := c.Context()
 	if err := b.define(ctx); err != nil {
@@ -151,6 +149,17 @@ func (a *app) bench(c *cobra.Command, f *benchFlags, measure func(ctx context.Co
 		err = w.Flush()
 	}
 	return errors.Join(err, report.verdict(), removed)
+}
+
+// benchLoader returns the client that loads verifiers. It follows no redirect: that could
+// lead to another machine, and takes the secret along.
+func benchLoader(clients int) *http.Client {
+	return &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			MaxIdleConnsPerHost: clients, DialContext: (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
+		},
+	}
 }
 
 // mayLoad checks the addresses. None of them is repeated whole: it may hold a password.

@@ -278,6 +278,19 @@ func TestBenchMistakes(t *testing.T) {
 	}
 }
 
+// A verifier cannot send the load, and the secrets in it, somewhere else.
+func TestBenchFollowsNoRedirect(t *testing.T) {
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the redirect was followed") }))
+	defer elsewhere.Close()
+	there := httptest.NewServer(http.RedirectHandler(elsewhere.URL, http.StatusTemporaryRedirect))
+	defer there.Close()
+	hc := benchLoader(1)
+	defer hc.CloseIdleConnections()
+	if _, err := post(t.Context(), hc, there.URL+"/v1/verify", []byte("{}")); err == nil || !strings.Contains(err.Error(), "answered 307") {
+		t.Error(err)
+	}
+}
+
 // FuzzTally: an answer is counted whole or not at all.
 func FuzzTally(f *testing.F) {
 	f.Add([]byte(`{"allowed":true,"reason":"ok","use_id":"v/1/1"}`), 1)
