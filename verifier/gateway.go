@@ -131,12 +131,14 @@ func (n *Node) answer(ctx context.Context, ask *Ask) *Answer {
 	if n.origin(ask, req); n.trusts(ask.Peer) && !req.addr().IsValid() {
 		n.note(ctx, faultAddress, ask.Endpoint, ask.RequestID, req, nil)
 	}
-	j := n.judge(ctx, req)
+	waits, cancel := n.bounded(ctx, req)
+	defer cancel()
+	j := n.judge(waits, req)
 	if j.foreign {
 		ans.refuse(ask, ks.Rules(), foreignPosition(""))
 		return ans
 	}
-	n.await(ctx, &j)
+	n.await(waits, &j)
 	n.settle(&j, req)
 	d, g := j.Decision, j.rules
 	ans.Decision = &d

@@ -139,11 +139,13 @@ func (n *Node) handleVerify(w http.ResponseWriter, r *api.Request) error {
 	if len(faults) > 0 {
 		return refused(faults)
 	}
-	j := n.judge(r.Context(), &req)
+	waits, cancel := n.bounded(r.Context(), &req)
+	defer cancel()
+	j := n.judge(waits, &req)
 	if j.foreign {
 		return foreignPosition("")
 	}
-	n.await(r.Context(), &j)
+	n.await(waits, &j)
 	n.settle(&j, &req)
 	d := j.Decision
 	buf := buffers.Get().(*[]byte)

@@ -358,6 +358,40 @@ func TestBatchSyncsOnce(t *testing.T) {
 	})
 }
 
+// A request that waits for its position and for its use waits no longer than for one of
+// them: gateways give up on an answer that takes much longer.
+func TestWaitsAreOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := endpointsWorld(t, nil)
+		durable := scribeDefinition()
+		durable.Ledger = keyspace.LedgerSync
+		w.define(scribe, durable)
+		ahead := w.position(w.view.At())
+		ahead.Seq++
+		w.log.SetDown(true)
+		handler := w.handler(scribe)
+		for what, ask := range map[string]func() *httptest.ResponseRecorder{
+			"verify": func() *httptest.ResponseRecorder {
+				return serve(w, httptest.NewRequest("POST", "/v1/verify", strings.NewReader(`{"key":"`+secretOf("plain")+`","min_position":"`+ahead.String()+`"}`)))
+			},
+			"authorize": func() *httptest.ResponseRecorder {
+				return get(w.mux, "/v1/authorize/"+string(scribe)+"?min_position_header=X-Position", "Authorization", "Bearer "+secretOf("plain"), "X-Position", ahead.String())
+			},
+			"protect": func() *httptest.ResponseRecorder {
+				return get(handler, "/?min_position_header=X-Position", "Authorization", "Bearer "+secretOf("plain"), "X-Position", ahead.String())
+			},
+		} {
+			began := time.Now()
+			rec := ask()
+			if d := time.Since(began); d != 2*time.Second || rec.Code != 503 && !strings.Contains(rec.Body.String(), "verifier_stale") {
+				t.Errorf("%s: after %s: %d %s", what, d, rec.Code, rec.Body)
+			}
+		}
+		w.log.SetDown(false)
+		w.end()
+	})
+}
+
 // While one question of a batch waits for its use to be durable, the lease that the
 // others rest on grows too old: none is allowed on it.
 func TestBatchEndsWithTheLease(t *testing.T) {

@@ -100,6 +100,8 @@ func (n *Node) Ready() error {
 // epoch of the ledger is open the answer is verifier_stale without a use. Either
 // keeps the tokens it took.
 func (n *Node) Decide(ctx context.Context, req *Request) Decision {
+	ctx, cancel := n.bounded(ctx, req)
+	defer cancel()
 	j := n.judge(ctx, req)
 	n.await(ctx, &j)
 	n.settle(&j, req)
@@ -113,6 +115,15 @@ type judgement struct {
 	recorded error // of Ledger.Append and, after await, of Ledger.Sync: without a number it was never recorded
 	basis    basis // for how long it may be told
 	foreign  bool  // the request's min_position is of another history: nothing was decided
+}
+
+// bounded returns the context for all that a request waits for: its min_position and
+// its use together, WaitMax at most.
+func (n *Node) bounded(ctx context.Context, req *Request) (context.Context, context.CancelFunc) {
+	if req.MinPosition == (events.Position{}) {
+		return ctx, func() {} // sync bounds the one wait
+	}
+	return context.WithTimeout(ctx, n.cfg.WaitMax)
 }
 
 // judge decides and numbers the decision. It waits for a min_position only. A request

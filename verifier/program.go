@@ -23,11 +23,13 @@ func (n *Node) Verify(ctx context.Context, req Request) (Decision, error) {
 		return Decision{}, f
 	}
 	req.IP = req.IP.Unmap().WithZone("")
-	j := n.judge(ctx, &req)
+	waits, cancel := n.bounded(ctx, &req)
+	defer cancel()
+	j := n.judge(waits, &req)
 	if j.foreign {
 		return Decision{}, input.FieldErrors{foreign("min_position")}
 	}
-	n.await(ctx, &j)
+	n.await(waits, &j)
 	n.settle(&j, &req)
 	if f, ok := n.undeclared(&j.Decision, &req); ok {
 		n.note(ctx, f, "program", req.RequestID, &req, nil)
