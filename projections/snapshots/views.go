@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -116,8 +117,14 @@ func (v *Views) own(ctx context.Context, cfg *Config) error {
 	}
 }
 
+// collecting is held while a restore has changed how the process collects: another one
+// beside it would take the change for what was there before, and leave it.
+var collecting sync.Mutex
+
 // at restores the views for a log that ends at last.
 func (v *Views) at(last events.Seq, cfg *Config) error {
+	collecting.Lock()
+	defer collecting.Unlock()
 	// What a restore allocates stays, so collecting meanwhile frees nothing: it took a
 	// sixth of the start's computing.
 	defer debug.SetGCPercent(debug.SetGCPercent(400))
