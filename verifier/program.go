@@ -100,8 +100,10 @@ func PrincipalFrom(ctx context.Context) (*Principal, bool) {
 // A demand that does not follow its grammar is the program's mistake: it is answered
 // with 503 and gateway_misconfigured, counted and logged. The id of a resource is
 // different, because it may be the client's text: where no resource can have it, the
-// request is refused like one that is not listed (keyspace.ScopeUnlisted). A preflight of a web page carries no key and is refused too: a handler
-// that answers preflights stands before this one.
+// request is refused like one that is not listed (keyspace.ScopeUnlisted).
+//
+// A preflight of a web page carries no key and is refused too: a handler that answers
+// preflights stands before this one.
 func (n *Node) Protect(ks events.KeyspaceID, demand func(*http.Request) Demand) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
