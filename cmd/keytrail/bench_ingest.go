@@ -216,7 +216,9 @@ func (b *bench) ingest(ctx context.Context, n, pace int) (benchReport, error) {
 	r.compare(asked, now.uses)
 	r.Gaps = now.gaps.Count - min(before.gaps.Count, now.gaps.Count)
 	r.Seen = seenOf(slices.Concat(answers...), looks, first)
-	r.Seen.OfVerified = r.Seen.PerSecond / r.Verified.PerSecond
+	if r.Verified.Uses > 0 { // 0: no verifier had a ledger
+		r.Seen.OfVerified = r.Seen.PerSecond / r.Verified.PerSecond
+	}
 	return r, nil
 }
 

@@ -127,8 +127,10 @@ func (b *bench) verify(ctx context.Context, n, rounds int) (benchReport, error) 
 		r.Rows = append(r.Rows, row)
 	}
 	for i := 2; i < len(list); i += 2 {
-		of := spreadOf(list[i+1].rates).Median * verifier.MaxBatch / spreadOf(list[i].rates).Median
-		r.Batch = append(r.Batch, batchAgainst{host(list[i].base), of})
+		if single := spreadOf(list[i].rates).Median; single > 0 { // 0: refused in most rounds
+			of := spreadOf(list[i+1].rates).Median * verifier.MaxBatch / single
+			r.Batch = append(r.Batch, batchAgainst{host(list[i].base), of})
+		}
 	}
 	return r, nil
 }
