@@ -90,7 +90,8 @@ func PrincipalFrom(ctx context.Context) (*Principal, bool) {
 
 // Protect returns the middleware that lets a request through only if it comes with a
 // key of the keyspace that may do what demand says of it; demand nil asks for any key.
-// The handler finds the bearer with PrincipalFrom. The middleware does for a handler of
+// The handler finds the bearer with PrincipalFrom, and never in a header: those in which
+// a gateway would say it are taken off the request. The middleware does for a handler of
 // this program what /v1/authorize does for a gateway: it reads the key from the header
 // that the keyspace's definition names, takes the client's address and scheme from the
 // connection or from a trusted proxy, records the use, sets the limit's headers, and
@@ -126,9 +127,16 @@ func (n *Node) Protect(ks events.KeyspaceID, demand func(*http.Request) Demand) 
 			ans.Header.Del(api.RequestIDHeader) // the program may have one of its own
 			maps.Copy(w.Header(), ans.Header)
 			k := ans.Decision.Key
-			next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), principalKey{}, &Principal{
+			r = r.WithContext(context.WithValue(r.Context(), principalKey{}, &Principal{
 				Key: k.ID, Keyspace: ks, Tenant: k.Tenant, Type: k.KeyType, Environment: k.Environment, Scopes: slices.Clone(k.Scopes()), Use: ans.Decision.Use,
-			})))
+			}))
+			if slices.ContainsFunc(ans.Identity, func(f Field) bool { return r.Header[f.Name] != nil }) {
+				r.Header = r.Header.Clone()
+				for _, f := range ans.Identity { // what a gateway would overwrite
+					r.Header.Del(f.Name)
+				}
+			}
+			next.ServeHTTP(w, r)
 		})
 	}
 }

@@ -104,7 +104,17 @@ func TestProtect(t *testing.T) {
 		if _, ok := PrincipalFrom(t.Context()); ok {
 			t.Error("a principal out of nowhere")
 		}
-		any := w.node.Protect(scribe, nil)(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		any := w.node.Protect(scribe, nil)(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			for name := range r.Header {
+				if strings.HasPrefix(name, "X-Keytrail-") {
+					t.Errorf("the client's %s came through", name)
+				}
+			}
+		}))
+		forged := []string{"Authorization", "Bearer " + secretOf("plain"), "x-keytrail-tenant", "root", "X-Keytrail-Scopes", "admin", "X-Keytrail-Key-Id", "key_1"}
+		if got := get(any, "/", forged...); got.Code != 200 {
+			t.Errorf("with forged headers: %d", got.Code)
+		}
 		if got := get(any, "/", "Authorization", "Bearer "+secretOf("plain")); got.Code != 200 {
 			t.Errorf("any key: %d", got.Code)
 		}
@@ -129,7 +139,7 @@ func TestProtect(t *testing.T) {
 				t.Errorf("the refusal is recorded under %s, its answer says %s", u.RequestID, refused.Header().Get("X-Request-Id"))
 			}
 		}
-		want := []events.Reason{events.ReasonOK, events.ReasonRateLimited, events.ReasonOK, events.ReasonKeyMissing, events.ReasonScopeMissing, events.ReasonScopeMissing}
+		want := []events.Reason{events.ReasonOK, events.ReasonRateLimited, events.ReasonOK, events.ReasonOK, events.ReasonKeyMissing, events.ReasonScopeMissing, events.ReasonScopeMissing}
 		if !slices.Equal(reasons, want) {
 			t.Errorf("recorded %v, want %v", reasons, want)
 		}
