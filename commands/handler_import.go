@@ -297,15 +297,15 @@ func (m *importer) key(i int, res *importing, made map[events.Digest]bool) (*bat
 		}
 		return nil, err
 	}
-	if m.DryRun {
-		res.Status = ImportAcceptable
-		return nil, nil
-	}
 	if _, err := b.key(agg, new(events.Key), data); err != nil {
 		return nil, err
 	}
 	if err := m.guard(m.own, b); err != nil {
 		return nil, err
+	}
+	if m.DryRun {
+		res.Status = ImportAcceptable
+		return nil, nil
 	}
 	res.Status = ImportDone
 	return b, nil

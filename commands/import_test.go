@@ -641,6 +641,25 @@ func TestImportTwin(t *testing.T) {
 	})
 }
 
+// TestDryRunSeesSecrets: a dry run refuses what the guard of texts will.
+func TestDryRunSeesSecrets(t *testing.T) {
+	w := newWorld(t)
+	n := w.node("one")
+	w.define(n, "acme", acme)
+	c := importOf(3)
+	c.Keys[1].Metadata = map[string]string{"old": "an-old-secret-of-key-2"}
+	c.Keys[2].Digest = hexOf("an-old-secret-of-key-2")
+	c.DryRun = true
+	before := len(w.log.Records())
+	if got := outcomes(w.imports(n, c)); got != "acceptable, metadata.old:secret, acceptable" || len(w.log.Records()) != before {
+		t.Errorf("dry: %s", got)
+	}
+	c.DryRun = false
+	if got := outcomes(w.imports(n, c)); got != "imported, metadata.old:secret, imported" {
+		t.Error(got)
+	}
+}
+
 // hooked is a log that does something before each append.
 type hooked struct {
 	*logtest.MemLog
