@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/input"
@@ -37,8 +38,8 @@ func (n *Node) Verify(ctx context.Context, req Request) (Decision, error) {
 	return j.Decision, nil
 }
 
-// faultsOf returns what is wrong with a question of the program. One that holds a
-// secret says nothing else of itself.
+// faultsOf returns the faults of a question of the program. If it holds a secret, that
+// is the only fault named.
 func (n *Node) faultsOf(req *Request) (f input.FieldErrors) {
 	if n.screen(&f, "", req.Keyspace, req.Scope, req.Resource); len(f) > 0 {
 		return f
@@ -90,8 +91,8 @@ func PrincipalFrom(ctx context.Context) (*Principal, bool) {
 
 // Protect returns the middleware that lets a request through only if it comes with a
 // key of the keyspace that may do what demand says of it; demand nil asks for any key.
-// The handler finds the bearer with PrincipalFrom, and never in a header: those in which
-// a gateway would say it are taken off the request. The middleware does for a handler of
+// The handler finds the bearer with PrincipalFrom, and never in a header: X-Keytrail-*, by
+// which gateways say it, is taken off the request, however spelt. The middleware does for a handler of
 // this program what /v1/authorize does for a gateway: it reads the key from the header
 // that the keyspace's definition names, takes the client's address and scheme from the
 // connection or from a trusted proxy, records the use, sets the limit's headers, and
@@ -130,15 +131,27 @@ func (n *Node) Protect(ks events.KeyspaceID, demand func(*http.Request) Demand) 
 			r = r.WithContext(context.WithValue(r.Context(), principalKey{}, &Principal{
 				Key: k.ID, Keyspace: ks, Tenant: k.Tenant, Type: k.KeyType, Environment: k.Environment, Scopes: slices.Clone(k.Scopes()), Use: ans.Decision.Use,
 			}))
-			if slices.ContainsFunc(ans.Identity, func(f Field) bool { return r.Header[f.Name] != nil }) {
-				r.Header = r.Header.Clone()
-				for _, f := range ans.Identity { // what a gateway would overwrite
-					r.Header.Del(f.Name)
-				}
-			}
+			r.Header = withoutIdentity(r.Header)
 			next.ServeHTTP(w, r)
 		})
 	}
+}
+
+// withoutIdentity returns h without the headers by which gateways say who calls, however
+// spelt: X_Keytrail_Tenant is X-Keytrail-Tenant to some upstreams (CGI, WSGI, PHP).
+func withoutIdentity(h http.Header) http.Header {
+	const ours = "x-keytrail"
+	forged := func(name string) bool {
+		return len(name) >= len(ours) && strings.EqualFold(name[:1], ours[:1]) && strings.EqualFold(name[2:len(ours)], ours[2:])
+	}
+	for name := range h {
+		if forged(name) {
+			h = h.Clone() // the request may be its server's
+			maps.DeleteFunc(h, func(name string, _ []string) bool { return forged(name) })
+			break
+		}
+	}
+	return h
 }
 
 func (n *Node) protect(r *http.Request, ask *Ask, ks events.KeyspaceID, d *Demand) *Answer {

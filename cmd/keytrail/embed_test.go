@@ -18,8 +18,8 @@ import (
 var goBlock = regexp.MustCompile("(?ms)^```go\n(.*?)^```$")
 
 // TestEmbedPage builds the program of deploy/embed.md as it stands, and runs it on a log
-// with control: it lets in whom the keyspace lets in, learns of a revocation, and stops
-// with its ledger closed.
+// with control: it admits the keys that the keyspace admits, learns of a revocation, and
+// stops with its ledger closed.
 func TestEmbedPage(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../../deploy/embed.md")

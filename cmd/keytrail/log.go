@@ -17,7 +17,7 @@ import (
 	"github.com/keytrail/keytrail/internal/files"
 )
 
-// natsFlags are how a role reaches the log, and as whom.
+// natsFlags are the address of the log and the user of a role.
 type natsFlags struct {
 	url, user, ca, cert, key string
 	node                     bool // the user is a verifier node: its rights are those of its name, and its password has one variable
@@ -44,7 +44,7 @@ func (n *natsFlags) connect(name string, logger *slog.Logger) (*nats.Conn, error
 	return dial.Connect(n.url, login)
 }
 
-// login returns as whom, and with what, to connect.
+// login returns the user and the credentials to connect with.
 func (n *natsFlags) login(name string, logger *slog.Logger) (login dial.Login, err error) {
 	holder := n.user
 	if n.node {

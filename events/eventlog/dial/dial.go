@@ -15,7 +15,7 @@ import (
 	"github.com/keytrail/keytrail/events"
 )
 
-// Login says as whom, and with what, to connect to a NATS server.
+// Login is the user and the credentials with which to connect to a NATS server.
 type Login struct {
 	User     string       // ctrl, edge, admin or sys, as accounts.conf has them
 	Password Password     // never printed
