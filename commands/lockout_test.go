@@ -167,9 +167,10 @@ func TestWayBackIn(t *testing.T) {
 			if err := view.Apply(w.log.Records()); err != nil {
 				t.Fatal(err)
 			}
+			buckets := new(verifier.Buckets)
 			asked := func(secret events.Secret) (allowed int) {
 				for range 100 {
-					d := verifier.Verify(view, &verifier.Request{Secret: secret, Keyspace: events.Builtin, Scope: events.ScopeKeysWrite, IP: netip.MustParseAddr("192.0.2.1")}, w.clock.at())
+					d := verifier.Verify(view, buckets, &verifier.Request{Secret: secret, Keyspace: events.Builtin, Scope: events.ScopeKeysWrite, IP: netip.MustParseAddr("192.0.2.1")}, w.clock.at())
 					if d.Allowed() {
 						allowed++
 					}

@@ -9,8 +9,10 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/keyspace"
@@ -114,28 +116,118 @@ func foldBig(b *testing.B, v events.Follower) {
 	}
 }
 
-// BenchmarkMemory says what a key costs with everything that is made for it,
-// among a thousand tenants, and at the worst: each the only key of its tenant,
-// so that nobody shares a class, a restriction or an allowlist. The events of the
-// directory are decoded ones, as from the log.
+// BenchmarkMemory says what a key costs with everything that is made for it: among a
+// thousand tenants; each the only key of its tenant, so that nobody shares a
+// restriction or an allowlist; and among a thousand tenants, each with a role of its
+// own. The events of the directory are decoded ones, as from the log.
 func BenchmarkMemory(b *testing.B) {
-	for _, n := range []int{1000, million} {
-		for _, view := range []string{keysName, directoryName} {
-			b.Run(fmt.Sprint(view, "/tenants-", n), func(b *testing.B) {
-				defer func(was int) { tenants = was }(tenants)
-				tenants = n
-				for b.Loop() {
-					before := heap()
-					var v events.Follower = NewKeys()
-					if view == directoryName {
-						v = decoded{NewDirectory()}
-					}
-					foldBig(b, v)
-					b.ReportMetric(float64(heap()-before)/million, "B/key")
-					runtime.KeepAlive(v)
+	for _, c := range []struct {
+		view    string
+		tenants int
+		own     bool
+	}{{keysName, 1000, false}, {keysName, million, false}, {keysName, 1000, true}, {directoryName, 1000, false}, {directoryName, million, false}} {
+		b.Run(fmt.Sprintf("%s/tenants-%d/own-roles-%v", c.view, c.tenants, c.own), func(b *testing.B) {
+			defer func(was int) { tenants = was }(tenants)
+			tenants = c.tenants
+			for b.Loop() {
+				before := heap()
+				var v events.Follower = NewKeys()
+				if c.view == directoryName {
+					v = decoded{NewDirectory()}
 				}
-			})
+				if c.own {
+					foldOwnRoles(b, v.(*Keys), million)
+				} else {
+					foldBig(b, v)
+				}
+				b.ReportMetric(float64(heap()-before)/million, "B/key")
+				runtime.KeepAlive(v)
+			}
+		})
+	}
+}
+
+// BenchmarkMemoryTenMillion is BenchmarkMemory with ten million keys of ten thousand
+// tenants. It needs some 4 GB.
+func BenchmarkMemoryTenMillion(b *testing.B) {
+	defer func(was int) { tenants = was }(tenants)
+	tenants = 10_000
+	for b.Loop() {
+		before := heap()
+		v := NewKeys()
+		if err := v.Apply(bigLog(0, 1)); err != nil {
+			b.Fatal(err)
 		}
+		for i := 0; i < 10*million; i += 10_000 {
+			if err := v.Apply(bigLog(i, 10_000)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(heap()-before)/million/10, "B/key")
+		runtime.KeepAlive(v)
+	}
+}
+
+// ownRoles returns the definitions of n roles and n keys that each hold one of them, as
+// the events after the first.
+func ownRoles(i, n int) []events.Recorded {
+	log := make([]events.Recorded, 0, 2*n)
+	for k := i; k < i+n; k++ {
+		tenant := events.TenantID(fmt.Sprint("tenant_", k%1000))
+		id := events.RoleID(fmt.Sprint("role_", k))
+		digest := digestOf(k)
+		log = append(log,
+			events.Recorded{Seq: events.Seq(2*k + 2), Hash: events.Hash(digest), Event: events.Event{
+				Aggregate: events.RoleAggregate("ks", tenant, id), Rev: 1, Data: &events.RoleDefined{Scopes: [][]string{{"read"}, {"write"}}[k%2]}}},
+			events.Recorded{Seq: events.Seq(2*k + 3), Hash: events.Hash(digest), Event: events.Event{
+				Aggregate: events.KeyAggregate("ks", tenant, keyID(k)), Rev: 1, Data: &events.KeyCreated{
+					Digest: digest, KeyType: "secret", Environment: "live", Roles: []events.RoleID{id}, ExpiresAt: 1_900_000_000_000}}})
+	}
+	return log
+}
+
+func foldOwnRoles(b *testing.B, v *Keys, n int) {
+	b.Helper()
+	if err := v.Apply(bigLog(0, 1)); err != nil {
+		b.Fatal(err)
+	}
+	for i := 0; i < n; i += 10_000 {
+		if err := v.Apply(ownRoles(i, 10_000)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkRedefine applies a new definition of a keyspace with a million keys that each
+// hold a role of their own, beside one with ten thousand: it costs the same.
+func BenchmarkRedefine(b *testing.B) {
+	for _, n := range []int{10_000, million} {
+		b.Run(fmt.Sprint("keys-", n), func(b *testing.B) {
+			v := NewKeys()
+			foldOwnRoles(b, v, n)
+			rev, prev := uint64(1), events.Hash{1}
+			var took []time.Duration
+			b.ResetTimer()
+			for range b.N {
+				def := definition()
+				def.Scopes[1].Implies = [][]string{{"read"}, nil}[rev%2]
+				rev++
+				r := events.Recorded{Seq: v.At() + 1, Hash: events.Hash{byte(rev), 2}, Event: events.Event{
+					Aggregate: events.KeyspaceAggregate("ks"), Rev: rev, Prev: prev, Data: &events.KeyspaceDefined{Definition: def}}}
+				prev = r.Hash
+				began := time.Now()
+				if err := v.Apply([]events.Recorded{r}); err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, time.Since(began))
+				if k := lookup(v, digestOf(1)); k.HasScope("read") != (def.Scopes[1].Implies != nil) {
+					b.Fatal("the key holds what it held before")
+				}
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Nanoseconds())/1000, "p50-µs")
+			b.ReportMetric(float64(took[len(took)*99/100].Nanoseconds())/1000, "p99-µs")
+		})
 	}
 }
 
@@ -166,19 +258,22 @@ func BenchmarkLookup(b *testing.B) {
 	order := rand.New(rand.NewPCG(1, 2)).Perm(million)
 	b.Run("view", func(b *testing.B) {
 		b.ReportAllocs()
+		var k Key
 		for i := 0; b.Loop(); i++ {
-			if v.Lookup(big.digests[order[i%million]]) == nil {
+			slot, ok := v.Find(big.digests[order[i%million]])
+			if !ok {
 				b.Fatal("missing")
 			}
+			v.Read(slot, &k)
 		}
 	})
-	m := make(map[events.Digest]*Key, million)
-	for k := range v.ids.all {
-		m[k.Digest] = k
+	m := make(map[events.Digest]*[64]byte, million)
+	for _, d := range big.digests {
+		m[d] = &[64]byte{1}
 	}
 	b.Run("map", func(b *testing.B) {
 		for i := 0; b.Loop(); i++ {
-			if k := m[big.digests[order[i%million]]]; k.ExpiresAt == 0 {
+			if k := m[big.digests[order[i%million]]]; k[0] == 0 {
 				b.Fatal("missing")
 			}
 		}
@@ -192,7 +287,7 @@ func BenchmarkLookup(b *testing.B) {
 }
 
 func BenchmarkHasScope(b *testing.B) {
-	k := bigView(b).Lookup(digestOf(1))
+	k := lookup(bigView(b), digestOf(1))
 	b.ReportAllocs()
 	for b.Loop() {
 		if !k.HasScope("write") {
@@ -206,7 +301,7 @@ func BenchmarkAllowsAddr10000(b *testing.B) {
 	for i := range 10_000 {
 		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24))
 	}
-	a := newAllowlist(sum{}, list)
+	a := newAllowlist(list)
 	addr := netip.MustParseAddr("10.20.30.40")
 	b.ReportAllocs()
 	for b.Loop() {
@@ -249,15 +344,15 @@ func BenchmarkApplyOne(b *testing.B) {
 			case <-stop:
 				return
 			default:
-				v.Lookup(big.digests[i%million])
+				lookup(v, big.digests[i%million])
 			}
 		}
 	})
 	r := rand.New(rand.NewPCG(1, 2))
 	b.ReportAllocs()
 	for b.Loop() {
-		k := v.ByID(keyID(r.IntN(million)))
-		e := logtest.Event(events.KeyAggregate("ks", k.Tenant, k.ID), &events.KeyExpiryChanged{After: 1_950_000_000_000})
+		k, _ := v.whole(keyID(r.IntN(million)))
+		e := logtest.Event(events.KeyAggregate("ks", k.tenant.ID, k.id), &events.KeyExpiryChanged{After: 1_950_000_000_000})
 		e.Rev = uint64(k.rev) + 1
 		copy(e.Prev[:], k.head[:])
 		if err := v.Apply([]events.Recorded{{Event: e, Seq: v.At() + 1, Hash: e.Prev}}); err != nil {
@@ -269,7 +364,7 @@ func BenchmarkApplyOne(b *testing.B) {
 }
 
 func BenchmarkSnapshot(b *testing.B) {
-	benchSnapshot(b, bigView(b), func() { bigView(b).picture() }, LoadKeys)
+	benchSnapshot(b, bigView(b), func() { bigView(b).picture().close() }, LoadKeys)
 }
 
 func BenchmarkDirectorySnapshot(b *testing.B) {

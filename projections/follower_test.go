@@ -68,7 +68,7 @@ func TestFollow(t *testing.T) {
 		synctest.Wait()
 		fresh = keys.FreshAt()
 		time.Sleep(5 * time.Second)
-		if keys.FreshAt() != fresh || keys.ByID(ref.Key) == nil {
+		if keys.FreshAt() != fresh || byID(keys, ref.Key) == nil {
 			t.Error("a view without its log must answer and grow stale")
 		}
 		short, cancel := context.WithTimeout(ctx, time.Second)
@@ -81,7 +81,7 @@ func TestFollow(t *testing.T) {
 		if err := keys.Wait(ctx, 5); err != nil {
 			t.Fatal(err)
 		}
-		if got := keys.ByID(ref.Key).Status; got != events.StatusRevoked {
+		if got := byID(keys, ref.Key).Status(); got != events.StatusRevoked {
 			t.Errorf("status %s", got)
 		}
 		if err := stop(); !errors.Is(err, context.Canceled) {
@@ -134,7 +134,7 @@ func TestReadersDuringApply(t *testing.T) {
 	for len(digests) < keys || len(w.log) < keys+changes {
 		if len(digests) < keys && r.IntN(2) == 0 {
 			secret := fmt.Sprint(len(digests))
-			note(w.create("ks", "acme", secret, func(d *events.KeyCreated) { d.ExpiresAt = 1 }))
+			note(w.create("ks", "acme", secret, func(d *events.KeyCreated) { d.ExpiresAt, d.Scopes = 1, []string{"read"} } /* its expiry is its rev */))
 			digests = append(digests, events.NewSecret(secret).Digest())
 		} else if len(w.refs) > 0 {
 			ref := w.refs[r.IntN(len(w.refs))]
@@ -163,14 +163,14 @@ func TestReadersDuringApply(t *testing.T) {
 							want++
 						}
 					}
-					for _, k := range []*Key{v.Lookup(digests[i]), v.ByID(ref.Key)} {
+					for _, k := range []*Key{lookup(v, digests[i]), byID(v, ref.Key)} {
 						switch {
 						case k == nil && want > 0:
 							t.Errorf("key %d is missing at %d", i, seen)
 						case k == nil:
-						case int(k.rev) < want:
-							t.Errorf("key %d is at rev %d at %d, want %d", i, k.rev, seen, want)
-						case k.ID != ref.Key || k.Digest != digests[i] || k.ExpiresAt != events.Time(k.rev) || k.Tenant != "acme" || k.Space.ID != "ks":
+						case int(k.ExpiresAt) < want:
+							t.Errorf("key %d is at rev %d at %d, want %d", i, k.ExpiresAt, seen, want)
+						case k.ID != ref.Key || k.Tenant != "acme" || k.Space.ID != "ks" || !k.HasScope("read"):
 							t.Errorf("key %d is not whole", i)
 						}
 					}
@@ -194,7 +194,7 @@ func TestReadersDuringApply(t *testing.T) {
 	for _, s := range saved {
 		apply(t, s, w)
 		for i, ref := range w.refs {
-			if got := s.Lookup(digests[i]); got == nil || got.rev != uint32(len(at[ref.Key])) || s.ByID(ref.Key) != got {
+			if got := lookup(s, digests[i]); got == nil || int(got.ExpiresAt) != len(at[ref.Key]) || *byID(s, ref.Key) != *got {
 				t.Fatalf("snapshot and tail differ from the whole log at key %d", i)
 			}
 		}

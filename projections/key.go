@@ -3,63 +3,90 @@ package projections
 import (
 	"net/netip"
 	"slices"
-	"sync/atomic"
 
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/keyspace"
 )
 
-// Key is what a verifier knows of one key: an immutable record of 96 bytes,
-// replaced when the key changes (P1). What keys have in common is stored once:
-// the fields of Class are read as if they were the key's own (k.Tenant).
+// Key is what the view knew of one key at the moment when it was read: a copy that no
+// later event changes. The zero Key stands for none.
 type Key struct {
 	ID        events.KeyID
-	Digest    events.Digest
 	ExpiresAt events.Time
-	*Class
+	Tenant    events.TenantID
+	*Kind             // Space, KeyType, Environment
+	Whole     *Tenant // the tenant as a whole
+	Rules     *Rules  // of the keyspace, at that moment
 
-	terms  *terms
-	bucket atomic.Pointer[Bucket]
-	rev    uint32
-	head   [11]byte // start of the hash of the key's last event
-	turned bool     // it has been rotated
+	// Slot is the key's place in the view and TenantSlot its tenant's: small numbers
+	// that no other key, or tenant, of this view ever has.
+	Slot, TenantSlot Slot
+
+	state uint64 // of the record
+	terms *terms
+	given *scopeSet // what its roles gave at that moment; nil = nothing
 }
 
-// Class is what many keys have in common.
-type Class struct {
-	Tenant      events.TenantID
-	KeyType     string
-	Environment string        // live, test, ... told to the gateway; may be ""
-	Status      events.Status // as the events say; ask StatusAt for the answer at an instant
-	Space       *Keyspace
-	Whole       *Tenant // the tenant as a whole
-}
+// Slot is a place in a view.
+type Slot uint32
 
-// terms are what a key may do, where, from where and how often. Each part is
-// shared, and so is the combination.
-type terms struct {
-	grant     *grant
-	resources *resources // nil = the whole tenant
-	allow     *allowlist // nil = any address
-	limit     *keyspace.Limit
-}
+// Exists reports whether there is such a key.
+func (k *Key) Exists() bool { return k.terms != nil }
 
-// Bucket is the node's own token bucket of one key, two words that the
-// verifier's limiter owns: when it was last used, in milliseconds, and what was
-// owed to it then. The zero Bucket is full. It is not part of the fold and in no
-// snapshot.
-type Bucket struct{ At, Owed atomic.Int64 }
+// The statuses of a key, as a record has them.
+var statuses = [...]events.Status{"", events.StatusActive, events.StatusDisabled, events.StatusRevoked, events.StatusExpired}
+
+// Status returns the status as the events say; ask StatusAt for the answer at an
+// instant.
+func (k *Key) Status() events.Status { return statuses[statusOf(k.state)] }
 
 // StatusAt returns the status at the instant now: from its expiry's own
 // millisecond on the key is expired, whether or not key.expired is on the record.
-func (k *Key) StatusAt(now events.Time) events.Status { return k.Status.At(k.ExpiresAt, now) }
+func (k *Key) StatusAt(now events.Time) events.Status { return k.Status().At(k.ExpiresAt, now) }
 
-// HasScope reports whether the key may do s: directly, by a role, or implied,
-// by the current definitions (keyspace.Definition.Effective).
-func (k *Key) HasScope(s string) bool { return k.terms.grant.effective.Load().has(s) }
+// HasScope reports whether the key may do s: directly, by a role, or implied, by
+// k.Rules.
+func (k *Key) HasScope(s string) bool {
+	ok, _ := k.Scope(s)
+	return ok
+}
 
-// Scopes returns all that the key may do, sorted. It is shared: do not modify.
-func (k *Key) Scopes() []string { return k.terms.grant.effective.Load().names }
+// Scope is HasScope, and returns the kind of resource that a request must name to use
+// the scope, "" when it need not.
+func (k *Key) Scope(s string) (ok bool, kind string) {
+	r := k.Rules.scopes[s]
+	if r == nil {
+		return false, ""
+	}
+	return k.has(r), r.level
+}
+
+func (k *Key) has(s *scopeRule) bool {
+	return k.Rules.admits(k.keyType, s) && (k.terms.scopes.meets(s.by) || k.given.meets(s.by))
+}
+
+// Scopes returns all that the key may do by k.Rules, sorted. It is shared: do not
+// modify.
+func (k *Key) Scopes() []string {
+	set, with := k.terms.scopes, k.given
+	if set == nil {
+		set, with = with, nil
+	}
+	if set == nil {
+		return nil
+	}
+	e := set.asked.Load()
+	if e == nil || e.version != k.Rules.version || e.keyType != k.keyType || e.with != with {
+		e = &effective{k.Rules.version, k.keyType, with, nil}
+		for _, s := range k.Rules.sorted {
+			if k.has(s) {
+				e.names = append(e.names, s.name)
+			}
+		}
+		set.asked.Store(e)
+	}
+	return e.names
+}
 
 // Resources returns what the key is restricted to, sorted; none means its whole
 // tenant. It is shared: do not modify.
@@ -95,47 +122,13 @@ func (k *Key) AllowsAddr(a netip.Addr) bool {
 // numbers: taking it out of the document frees nobody of a limit. One that never was admits
 // nothing.
 func (k *Key) Limit(rules *keyspace.Compiled) (perMinute, burst int64, ok bool) {
-	return rules.Resolve(rules.KeyLimit(k.terms.limit))
+	return rules.Resolve(rules.KeyLimit(k.terms.ownLimit()))
 }
 
-// Bucket returns the key's token bucket on this node, the same for all records
-// of the key. It is made with the record when the key is limited, else at the
-// first call.
-func (k *Key) Bucket() *Bucket {
-	if b := k.bucket.Load(); b != nil {
-		return b
+// ownLimit returns the key's own limit, nil for the keyspace's default.
+func (t *terms) ownLimit() *keyspace.Limit {
+	if t.limit == nil {
+		return nil
 	}
-	k.bucket.CompareAndSwap(nil, new(Bucket))
-	return k.bucket.Load()
-}
-
-// whole returns the record as the key that events.Key.Next continues: every
-// field that Next reads, or that a record keeps. Next compares the whole hash of
-// the event before, of which the record has the start: given matches it, so it
-// stands in for the rest.
-func (k *Key) whole(prev events.Hash) events.Key {
-	w := events.Key{
-		Chain:       events.Chain{Rev: uint64(k.rev)},
-		ID:          k.ID,
-		Keyspace:    k.Space.ID,
-		Tenant:      k.Tenant,
-		Digest:      k.Digest,
-		KeyType:     k.KeyType,
-		Environment: k.Environment,
-		Grant:       k.terms.grant.given,
-		Resources:   k.Resources(),
-		Limit:       k.terms.limit,
-		ExpiresAt:   k.ExpiresAt,
-		Status:      k.Status,
-	}
-	if copy(w.Head[:], k.head[:]); [11]byte(prev[:11]) == k.head {
-		w.Head = prev
-	}
-	if k.terms.allow != nil {
-		w.Allowlist = k.terms.allow.list
-	}
-	if k.turned {
-		w.RotatedTo = k.ID // any key: Next asks only whether there is one
-	}
-	return w
+	return &t.limit.Limit
 }

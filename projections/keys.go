@@ -2,8 +2,10 @@ package projections
 
 import (
 	"fmt"
+	"hash/maphash"
 	"maps"
 	"math"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,31 +15,36 @@ import (
 	"github.com/keytrail/keytrail/events/keyspace"
 )
 
-// Keys is the verifier's view: every key there ever was by its digest, in under
-// 200 bytes a key, with reads that take no lock (P1). What a key shares with no
-// other (the only key of its tenant, a restriction or allowlist of its own) comes
-// on top, some 100 to 300 bytes each. It implements events.Follower; Apply and
-// Fresh belong to one goroutine, all else to any.
+// Keys is the verifier's view: every key there ever was by its digest, in some 110
+// bytes a key, with reads that take no lock (P1). What a key shares with no other (the
+// only key of its tenant, a role, restriction or allowlist of its own) comes on top,
+// some 70 to 200 bytes each. It implements events.Follower; Apply and Fresh belong to
+// one goroutine, all else to any.
 type Keys struct {
 	fold
 	fresh   atomic.Int64  // the log's clock at the last heartbeat that was fully applied
 	applied atomic.Uint64 // events folded since the start
 	count   atomic.Int64
 	spaces  atomic.Pointer[map[events.KeyspaceID]*Keyspace] // defined keyspaces; swapped whole
+	version atomic.Uint64                                   // events applied that change what keys share
 
-	mu           sync.Mutex  // held while applying, and shortly by a snapshot; guards the rest
-	digests, ids *table[Key] // readers need no lock
+	mu sync.Mutex // held while applying, and shortly by a snapshot; guards what readers do not need
 
-	undefined map[events.KeyspaceID]*Keyspace // keyspaces that keys speak of before their definition
-	roles     map[roleRef]*events.Role
-	tenants   map[*Keyspace]map[events.TenantID]*Tenant
-	classes   pool[classRef, Class]
-	terms     pool[terms, terms]
-	grants    pool[sum, grant]
-	resources pool[sum, resources]
-	allows    pool[sum, allowlist]
-	limits    pool[keyspace.Limit, keyspace.Limit]
-	byRole    map[roleRef]map[*grant]struct{}
+	// Readers need no lock for these.
+	records      arena[record]
+	kinds        arena[Kind]
+	tenants      arena[Tenant]
+	digests, ids index
+	shared
+
+	rests     arena[rest]
+	doubles   []uint32                        // keys whose digest belongs to an earlier one (P6)
+	undefined map[events.KeyspaceID]*Keyspace // keyspaces that events speak of before their definition
+	roles     arena[role]
+	kindsBy   map[kindRef]uint32
+	tenantsBy index
+	rolesBy   index
+	pictures  []*picture // snapshots that are being written
 }
 
 type roleRef struct {
@@ -46,32 +53,63 @@ type roleRef struct {
 	role   events.RoleID
 }
 
+type kindRef struct {
+	space                *Keyspace
+	keyType, environment string
+}
+
 // NewKeys returns the view of an empty log.
 func NewKeys() *Keys {
-	v := &Keys{
-		digests:   &table[Key]{hash: func(k *Key) uint64 { return hashDigest(&k.Digest) }},
-		ids:       &table[Key]{hash: func(k *Key) uint64 { return hashID(&k.ID) }},
-		undefined: map[events.KeyspaceID]*Keyspace{},
-		roles:     map[roleRef]*events.Role{},
-		tenants:   map[*Keyspace]map[events.TenantID]*Tenant{},
-		classes:   pool[classRef, Class]{},
-		terms:     pool[terms, terms]{},
-		grants:    pool[sum, grant]{},
-		resources: pool[sum, resources]{},
-		allows:    pool[sum, allowlist]{},
-		limits:    pool[keyspace.Limit, keyspace.Limit]{},
-		byRole:    map[roleRef]map[*grant]struct{}{},
+	v := &Keys{undefined: map[events.KeyspaceID]*Keyspace{}, kindsBy: map[kindRef]uint32{}, shared: newShared()}
+	v.digests.hash = func(slot uint32) uint64 { return v.records.at(slot).digest[0] }
+	v.ids.hash = func(slot uint32) uint64 {
+		id := v.records.at(slot).keyID()
+		return hashID(&id)
+	}
+	v.tenantsBy.hash = func(i uint32) uint64 {
+		t := v.tenants.at(i)
+		return hashTenant(t.space, t.ID)
+	}
+	v.rolesBy.hash = func(i uint32) uint64 {
+		r := v.roles.at(i)
+		return hashRole(r.whole, r.id)
 	}
 	v.spaces.Store(&map[events.KeyspaceID]*Keyspace{})
 	return v
 }
 
-// Lookup returns the key whose secret has the digest, nil if there never was one.
-func (v *Keys) Lookup(d events.Digest) *Key { return byDigest(v.digests, &d) }
+func hashTenant(s *Keyspace, id events.TenantID) uint64 {
+	return maphash.Comparable(poolSeed, struct {
+		*Keyspace
+		events.TenantID
+	}{s, id})
+}
 
-// ByID returns the key with the id, nil if there never was one.
-func (v *Keys) ByID(id events.KeyID) *Key {
-	return v.ids.find(hashID(&id), func(k *Key) bool { return k.ID == id })
+func hashRole(t *Tenant, id events.RoleID) uint64 {
+	return maphash.Comparable(poolSeed, struct {
+		*Tenant
+		events.RoleID
+	}{t, id})
+}
+
+// Find returns the slot of the key whose secret has the digest, and whether there ever
+// was one.
+func (v *Keys) Find(d events.Digest) (Slot, bool) {
+	slot, ok := v.byDigest(&d)
+	return Slot(slot), ok
+}
+
+// Read reads the key at a slot that Find has returned into k.
+func (v *Keys) Read(slot Slot, k *Key) { v.read(uint32(slot), k) }
+
+// ByID reads the key with the id into k and reports whether there ever was one; if not,
+// it leaves k as it is.
+func (v *Keys) ByID(id events.KeyID, k *Key) bool {
+	slot, ok := v.byID(&id)
+	if ok {
+		v.read(slot, k)
+	}
+	return ok
 }
 
 // Keyspace returns the keyspace with the id, nil if it was never defined.
@@ -197,15 +235,11 @@ func (v *Keys) applyKeyspace(r *events.Recorded) error {
 	if err := s.define(r); err != nil {
 		return err
 	}
-	for _, u := range v.grants { // all grants of all keyspaces: they are few, and definitions change rarely
-		if u.v.space == s {
-			v.resolve(u.v)
-		}
-	}
 	if v.Keyspace(id) == nil {
 		delete(v.undefined, id)
 		v.publish(s)
 	}
+	v.version.Add(1)
 	return nil
 }
 
@@ -230,25 +264,84 @@ func (v *Keys) space(id events.KeyspaceID) *Keyspace {
 	return s
 }
 
-func (v *Keys) applyRole(r *events.Recorded) error {
-	ref := roleRef{r.Aggregate.Keyspace, r.Aggregate.Tenant, events.RoleID(r.Aggregate.ID)}
-	old := v.roles[ref]
-	if old == nil {
-		old = new(events.Role)
+// kind returns the number of the kind. Kinds are few, and stay.
+func (v *Keys) kind(space *Keyspace, keyType, environment string) uint32 {
+	n, ok := v.kindsBy[kindRef{space, keyType, environment}]
+	if !ok {
+		var k *Kind
+		n, k = v.kinds.add()
+		of := number(space.types, keyType)
+		*k = Kind{space, of.name, strings.Clone(environment), of.number}
+		v.kindsBy[kindRef{space, k.KeyType, k.Environment}] = n
 	}
-	next, err := old.Next(r)
+	return n
+}
+
+// tenant returns the number of the keyspace's tenant. Tenants are never taken back:
+// there is no key without one, and keys stay (P5).
+func (v *Keys) tenant(space *Keyspace, id events.TenantID) uint32 {
+	for at := v.tenantsBy.probe(hashTenant(space, id)); ; {
+		n, ok := at.next()
+		if !ok {
+			n, t := v.tenants.add()
+			t.space, t.ID = space, events.TenantID(strings.Clone(string(id)))
+			v.tenantsBy.insert(n)
+			return n
+		}
+		if t := v.tenants.at(n); t.space == space && t.ID == id {
+			return n
+		}
+	}
+}
+
+// role returns the tenant's role, if need be one that is not defined.
+func (v *Keys) role(whole *Tenant, id events.RoleID) *role {
+	for at := v.rolesBy.probe(hashRole(whole, id)); ; {
+		n, ok := at.next()
+		if !ok {
+			n, r := v.roles.add()
+			r.whole, r.id = whole, events.RoleID(strings.Clone(string(id)))
+			v.rolesBy.insert(n)
+			return r
+		}
+		if r := v.roles.at(n); r.whole == whole && r.id == id {
+			return r
+		}
+	}
+}
+
+func (v *Keys) applyRole(r *events.Recorded) error {
+	space := v.space(r.Aggregate.Keyspace)
+	own := v.role(v.tenants.at(v.tenant(space, r.Aggregate.Tenant)), events.RoleID(r.Aggregate.ID))
+	next, err := own.state().Next(r)
 	if err != nil {
 		return err
 	}
-	v.roles[ref] = &next
-	for g := range v.byRole[ref] {
-		v.resolve(g)
-	}
+	own.chain, own.deleted = next.Chain, next.Deleted
+	v.give(own, v.scopeSet(space, next.Scopes))
+	v.version.Add(1)
 	return nil
 }
 
+// give sets what the role gives.
+func (v *Keys) give(r *role, set *scopeSet) {
+	old := r.gives.Load()
+	if set != nil {
+		v.scopeSets.hold(set.n)
+	}
+	r.gives.Store(set)
+	if r.in != nil {
+		for _, s := range *r.in {
+			s.unite()
+		}
+	}
+	v.dropScopes(old)
+}
+
 func (v *Keys) applyTenant(r *events.Recorded) error {
-	t := v.tenant(v.space(r.Aggregate.Keyspace), r.Aggregate.Tenant)
+	space := v.space(r.Aggregate.Keyspace)
+	space.named = true
+	t := v.tenants.at(v.tenant(space, r.Aggregate.Tenant))
 	old := t.state
 	if old == nil {
 		old = new(events.Tenant)
@@ -259,14 +352,18 @@ func (v *Keys) applyTenant(r *events.Recorded) error {
 	}
 	t.state = &next
 	t.limit.Store(next.Limit)
+	v.version.Add(1)
 	return nil
 }
 
 func (v *Keys) applyKey(r *events.Recorded) error {
 	var was events.Key
-	old := v.ByID(r.Key())
-	if old != nil {
-		was = old.whole(r.Prev)
+	var old whole
+	id := r.Key()
+	slot, known := v.byID(&id)
+	if known {
+		old = v.at(slot)
+		was = old.key(r.Prev)
 		if was.Keyspace != r.Aggregate.Keyspace || was.Tenant != r.Aggregate.Tenant {
 			return movedError(r, was.Keyspace, was.Tenant)
 		}
@@ -279,27 +376,14 @@ func (v *Keys) applyKey(r *events.Recorded) error {
 		return fmt.Errorf("event %d of %s: rev %d is past what a view can hold", r.Seq, r.Aggregate, now.Rev)
 	}
 	space := v.space(now.Keyspace)
+	space.named = true
 	if _, ok := r.Data.(*events.KeyImported); ok || !space.state.Exists() {
 		space.foreign()
 	}
-	v.put(v.record(&now, old), old)
+	if known {
+		v.update(slot, &old, &was, &now)
+	} else {
+		v.create(&now)
+	}
 	return nil
-}
-
-// put publishes a record in the place of old, nil for a new key.
-func (v *Keys) put(k, old *Key) {
-	if old == nil {
-		if v.Lookup(k.Digest) == nil { // P6
-			v.digests.insert(k)
-		}
-		v.ids.insert(k)
-		v.count.Add(1)
-		return
-	}
-	same := func(o *Key) bool { return o.ID == k.ID }
-	if p := v.digests.slot(hashDigest(&k.Digest), same); p != nil {
-		p.Store(k)
-	}
-	v.ids.slot(hashID(&k.ID), same).Store(k)
-	v.release(old)
 }

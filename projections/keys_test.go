@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -45,7 +44,7 @@ func TestRolesAndCeilingFollowTheirDefinition(t *testing.T) {
 	check := func(ref events.KeyRef, want ...string) {
 		t.Helper()
 		apply(t, v, w)
-		if got := v.ByID(ref.Key).Scopes(); !slices.Equal(got, want) {
+		if got := byID(v, ref.Key).Scopes(); !slices.Equal(got, want) {
 			t.Errorf("holds %q, want %q", got, want)
 		}
 	}
@@ -74,8 +73,8 @@ func TestAPlanTakenAwayFreesNobody(t *testing.T) {
 	check := func(ref events.KeyRef, want string) {
 		t.Helper()
 		apply(t, v, w)
-		k := v.ByID(ref.Key)
-		perMinute, burst, ok := k.Limit(k.Space.Rules())
+		k := byID(v, ref.Key)
+		perMinute, burst, ok := k.Limit(&k.Rules.Compiled)
 		if got := fmt.Sprint(perMinute, burst, ok); got != want {
 			t.Errorf("limit %s, want %s", got, want)
 		}
@@ -105,72 +104,56 @@ func TestASecretStaysWithItsFirstKey(t *testing.T) {
 	w.add(second.Aggregate(), &events.KeyRenamed{After: events.Label{Name: "mine"}})
 	apply(t, v, w)
 	for _, v := range []*Keys{v, reload(t, v, LoadKeys)} {
-		k := v.Lookup(events.NewSecret("same").Digest())
-		if k.ID != first.Key || k.Status != events.StatusRevoked {
-			t.Errorf("the secret answers as %s, %s; want the revoked %s", k.ID, k.Status, first.Key)
+		k := lookup(v, events.NewSecret("same").Digest())
+		if k.ID != first.Key || k.Status() != events.StatusRevoked {
+			t.Errorf("the secret answers as %s, %s; want the revoked %s", k.ID, k.Status(), first.Key)
 		}
-		if v.ByID(second.Key) == nil || v.Len() != 2 {
+		if byID(v, second.Key) == nil || v.Len() != 2 {
 			t.Error("the second key is not known by its id")
 		}
 	}
 }
 
-// A tenant has one bucket, whatever becomes of its keys, its limit and its
-// keyspace: each change of those would fill it again otherwise.
-func TestTenantsBucketStays(t *testing.T) {
+// A key and a tenant have one slot, whatever becomes of them, of their limits and of
+// their keyspace: the slot is where a verifier keeps their buckets, and each change
+// would fill those again.
+func TestSlotsStay(t *testing.T) {
 	w, v := newWorld(t), NewKeys()
 	ref := w.create("ks", "acme", "1", nil) // before its keyspace
 	w.create("ks", "other", "2", nil)
 	w.create("ks-2", "acme", "3", nil)
 	apply(t, v, w)
-	bucket := v.ByID(ref.Key).Whole.Bucket()
+	key, tenant := byID(v, ref.Key).Slot, byID(v, ref.Key).TenantSlot
 	for _, other := range w.refs[1:] {
-		if v.ByID(other.Key).Whole.Bucket() == bucket {
-			t.Error("two tenants share a bucket")
+		if byID(v, other.Key).TenantSlot == tenant {
+			t.Error("two tenants share a slot")
+		}
+		if byID(v, other.Key).Slot == key {
+			t.Error("two keys share a slot")
 		}
 	}
 	for _, change := range []func(){
 		func() { w.define("ks", definition()) },
 		func() { w.tenantLimit("ks", "acme", &keyspace.Limit{Plan: "gold"}) },
+		func() { w.add(ref.Aggregate(), &events.KeyLimitUpdated{After: &keyspace.Limit{Plan: "gold"}}) },
+		func() {
+			w.add(ref.Aggregate(), &events.KeyScopesAssigned{After: events.Grant{Scopes: []string{"read"}}})
+		},
 		func() { w.add(ref.Aggregate(), &events.KeyDisabled{}) },
 		func() { w.tenantLimit("ks", "acme", nil) },
 		func() { w.add(ref.Aggregate(), &events.KeyRevoked{Code: events.RevokeCompromise}) },
-		func() { ref = w.create("ks", "acme", "4", func(d *events.KeyCreated) { d.Environment = "test" }) },
+		func() { w.define("ks", definition()) },
 	} {
 		change()
 		apply(t, v, w)
-		if v.ByID(ref.Key).Whole.Bucket() != bucket {
-			t.Errorf("another bucket after event %d", v.At())
+		if k := byID(v, ref.Key); k.Slot != key || k.TenantSlot != tenant {
+			t.Errorf("other slots after event %d", v.At())
 		}
 	}
-}
-
-func TestBucketOutlivesRecords(t *testing.T) {
-	w, v := newWorld(t), NewKeys()
-	w.define("ks", definition())
-	ref := w.create("ks", "acme", "1", nil)
+	next := w.create("ks", "acme", "4", func(d *events.KeyCreated) { d.Environment = "test" })
 	apply(t, v, w)
-	held := v.ByID(ref.Key) // by a reader that has not asked for the bucket yet
-	w.add(ref.Aggregate(), &events.KeyRenamed{After: events.Label{Name: "w"}})
-	apply(t, v, w)
-	if held.Bucket() != v.ByID(ref.Key).Bucket() {
-		t.Fatal("a replaced record spends from a bucket of its own")
-	}
-	buckets := make(chan *Bucket, 64)
-	for range 8 { // readers race with the writer for who makes the bucket
-		w.add(ref.Aggregate(), &events.KeyRenamed{After: events.Label{Name: "x"}})
-		var wg sync.WaitGroup
-		for range 4 {
-			wg.Go(func() { buckets <- v.ByID(ref.Key).Bucket() })
-		}
-		apply(t, v, w)
-		wg.Wait()
-	}
-	close(buckets)
-	for b := range buckets {
-		if b != v.ByID(ref.Key).Bucket() {
-			t.Fatal("a reader spent from a bucket of its own")
-		}
+	if k := byID(v, next.Key); k.TenantSlot != tenant || k.Slot == key {
+		t.Error("a new key of the tenant has its own slot and the tenant's")
 	}
 }
 
@@ -185,7 +168,7 @@ func TestLongAllowlist(t *testing.T) {
 	w.define("ks", definition())
 	ref := w.create("ks", "acme", "1", func(d *events.KeyCreated) { d.Allowlist = list })
 	apply(t, v, w)
-	k := v.ByID(ref.Key)
+	k := byID(v, ref.Key)
 	for i := range 6000 {
 		for _, a := range []netip.Addr{
 			netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), byte(i)}),
@@ -276,7 +259,7 @@ func TestRefusals(t *testing.T) {
 					t.Errorf("%T goes on with %v", v, again)
 				}
 			}
-			if keys.Lookup(events.NewSecret("1").Digest()) == nil {
+			if lookup(keys, events.NewSecret("1").Digest()) == nil {
 				t.Error("the view no longer answers")
 			}
 		})
@@ -298,11 +281,15 @@ func TestReadsDoNotAllocate(t *testing.T) {
 	apply(t, v, w)
 	digest, addr := events.NewSecret("1").Digest(), netip.MustParseAddr("10.0.0.1")
 	if n := testing.AllocsPerRun(100, func() {
-		k := v.Lookup(digest)
-		_, _, limited := k.Limit(k.Space.Rules())
-		_, _, whole := k.Whole.Limit(k.Space.Rules())
-		if !whole || k.Whole.Bucket() == nil || k.Space.Rules().ScopeLevel("read") != "" || v.ByID(ref.Key) != k || v.Keyspace("ks") != k.Space || !k.HasScope("read") || k.HasScope("s2") || !k.AllowsAddr(addr) ||
-			!k.AllowsResource(someResources[2]) || !limited || k.StatusAt(1) != events.StatusActive || k.Bucket() == nil || v.At() != 3 {
+		var k, same Key
+		slot, found := v.Find(digest)
+		v.Read(slot, &k)
+		found = found && v.ByID(ref.Key, &same)
+		g := &k.Rules.Compiled
+		_, _, limited := k.Limit(g)
+		_, _, whole := k.Whole.Limit(g)
+		if !found || k != same || !whole || g.ScopeLevel("read") != "" || v.Keyspace("ks") != k.Space || !k.HasScope("read") || k.HasScope("s2") || !k.AllowsAddr(addr) ||
+			len(k.Scopes()) != 3 || !k.AllowsResource(someResources[2]) || !limited || k.StatusAt(1) != events.StatusActive || v.At() != 3 || v.Version() != 2 {
 			t.Fatal("wrong answer")
 		}
 	}); n != 0 {
@@ -321,7 +308,7 @@ func TestSharing(t *testing.T) {
 	}
 	a, b := w.create("ks", "acme", "1", restrict), w.create("ks", "other", "2", restrict)
 	apply(t, v, w)
-	if v.ByID(a.Key).terms != v.ByID(b.Key).terms {
+	if byID(v, a.Key).terms != byID(v, b.Key).terms {
 		t.Error("keys with the same terms do not share them")
 	}
 	for _, ref := range []events.KeyRef{a, b} {
@@ -331,7 +318,7 @@ func TestSharing(t *testing.T) {
 		w.add(ref.Aggregate(), &events.KeyLimitUpdated{})
 	}
 	apply(t, v, w)
-	if len(v.grants) != 1 || len(v.terms) != 1 || len(v.resources)+len(v.allows)+len(v.limits) != 0 {
+	if v.terms.len() != 1 || v.scopeSets.len()+v.resources.len()+v.allows.len()+v.limits.len() != 0 {
 		t.Error("what nobody uses any more stays")
 	}
 	checkPools(t, v)

@@ -91,23 +91,35 @@ func Difference(mine, log View) string {
 }
 
 func (v *Keys) difference(log *Keys) string {
-	ids := make([]events.KeyID, 0, log.Len())
-	for k := range log.ids.all {
-		ids = append(ids, k.ID)
+	ids := make([]events.KeyID, log.Len())
+	for i := range ids {
+		ids[i] = log.records.at(uint32(i)).keyID()
 	}
 	slices.SortFunc(ids, func(a, b events.KeyID) int { return bytes.Compare(a[:], b[:]) })
 	for _, id := range ids {
-		mine, theirs := v.ByID(id), log.ByID(id)
+		mine, ok := v.whole(id)
+		theirs, _ := log.whole(id)
 		switch {
-		case mine == nil:
+		case !ok:
 			return fmt.Sprintf("key %s is missing", id)
-		case mine.rev == theirs.rev && mine.Status != theirs.Status:
-			return fmt.Sprintf("key %s is %s in it, and %s in the log", id, mine.Status, theirs.Status)
+		case mine.rev == theirs.rev && mine.status() != theirs.status():
+			return fmt.Sprintf("key %s is %s in it, and %s in the log", id, mine.status(), theirs.status())
 		case mine.rev == theirs.rev && !bytes.Equal(mine.encoded(), theirs.encoded()):
 			return fmt.Sprintf("key %s is another than in the log", id)
 		}
 	}
 	return ""
+}
+
+// whole returns the key with the id.
+func (v *Keys) whole(id events.KeyID) (w whole, ok bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	slot, ok := v.byID(&id)
+	if ok {
+		w = v.at(slot)
+	}
+	return w, ok
 }
 
 func (d *Directory) difference(log *Directory) string {
@@ -127,10 +139,10 @@ func (d *Directory) difference(log *Directory) string {
 }
 
 // encoded returns the key as a snapshot of it alone would have it.
-func (k *Key) encoded() []byte {
+func (w *whole) encoded() []byte {
 	var b bytes.Buffer
 	e := newKeysEncoder(&b)
-	e.key(k)
+	e.key(w)
 	e.out.Flush() // into memory
 	return b.Bytes()
 }

@@ -1,57 +1,271 @@
 package projections
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
-	"net/netip"
 	"slices"
-	"strings"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/events/keyspace"
 )
 
-// record returns the compact record of w. What the event left as it was is taken
-// over from old (nil for a new key) without a look at its contents.
-func (v *Keys) record(w *events.Key, old *Key) *Key {
-	k := &Key{ID: w.ID, Digest: w.Digest, ExpiresAt: w.ExpiresAt, rev: uint32(w.Rev), turned: !w.RotatedTo.IsZero()}
-	copy(k.head[:], w.Head[:])
-	space := v.space(w.Keyspace)
-	k.Class = v.class(Class{w.Tenant, w.KeyType, w.Environment, w.Status, space, v.tenant(space, w.Tenant)})
-	var t terms
-	if old != nil && sameList(w.Grant.Scopes, old.terms.grant.given.Scopes) && sameList(w.Grant.Roles, old.terms.grant.given.Roles) {
-		t.grant = old.terms.grant
-		v.grants.take(t.grant.key, nil)
-	} else {
-		t.grant = v.grant(space, w.Tenant, w.KeyType, w.Grant)
-	}
-	if old != nil && sameList(w.Resources, old.Resources()) {
-		if t.resources = old.terms.resources; t.resources != nil {
-			v.resources.take(t.resources.key, nil)
+// record is what the view holds of one key and a reader needs: one cache line without
+// a pointer.
+//
+// Two words of it change, and no event changes both: so each event takes effect with
+// one store, and a writer that stops in the midst of one leaves nothing half done. A
+// reader that found the same state before and after it read the expiry has both as they
+// were at one moment; the tick makes sure that it is the same state and not an equal
+// one.
+type record struct {
+	digest  [3]uint64     // the first 192 bits: nobody finds two secrets that agree in them
+	id      [2]uint64     //
+	fixed   uint64        // the kind's number and the tenant's
+	expires atomic.Int64  //
+	state   atomic.Uint64 // the number of its terms, 29 bits that count its changes, its status
+}
+
+// rest is what only the fold and snapshots need of a key.
+type rest struct {
+	digest [8]byte // the other 64 bits
+	rev    uint32
+	head   [11]byte // start of the hash of the key's last event
+	turned bool     // it has been rotated
+}
+
+const (
+	statusBits = 3
+	tickBits   = 29
+)
+
+func newState(terms uint32, tick uint64, status uint8) uint64 {
+	return uint64(terms)<<(tickBits+statusBits) | tick<<statusBits&(1<<(tickBits+statusBits)-1) | uint64(status)
+}
+
+func termsOf(state uint64) uint32 { return uint32(state >> (tickBits + statusBits)) }
+func statusOf(state uint64) uint8 { return uint8(state & (1<<statusBits - 1)) }
+
+// words are the digest as a record begins with it.
+func words(d *events.Digest) [3]uint64 {
+	return [3]uint64{binary.LittleEndian.Uint64(d[:]), binary.LittleEndian.Uint64(d[8:]), binary.LittleEndian.Uint64(d[16:])}
+}
+
+func idWords(id *events.KeyID) [2]uint64 {
+	return [2]uint64{binary.LittleEndian.Uint64(id[:]), binary.LittleEndian.Uint64(id[8:])}
+}
+
+func (r *record) keyID() (id events.KeyID) {
+	binary.LittleEndian.PutUint64(id[:], r.id[0])
+	binary.LittleEndian.PutUint64(id[8:], r.id[1])
+	return id
+}
+
+func (r *record) kindAndTenant() (kind, tenant uint32) { return uint32(r.fixed >> 32), uint32(r.fixed) }
+
+// read reads the key at the slot as it is at one moment (P1). What it shares with others
+// is read after that: Still tells whether both belong to one moment.
+func (v *Keys) read(slot uint32, k *Key) {
+	r := v.records.at(slot)
+	for {
+		k.state = r.state.Load()
+		k.ExpiresAt = events.Time(r.expires.Load())
+		k.terms = v.terms.get(termsOf(k.state))
+		if r.state.Load() == k.state {
+			break // so the number of the terms still meant these
 		}
-	} else if len(w.Resources) > 0 {
-		t.resources = v.resourceList(w.Resources)
 	}
-	if old != nil && old.terms.allow != nil && sameList(w.Allowlist, old.terms.allow.list) {
-		t.allow = old.terms.allow
-		v.allows.take(t.allow.key, nil)
-	} else if len(w.Allowlist) > 0 {
-		key := sumPrefixes(w.Allowlist)
-		t.allow = v.allows.take(key, func() *allowlist { return newAllowlist(key, slices.Clone(w.Allowlist)) })
+	kind, tenant := r.kindAndTenant()
+	k.ID = r.keyID()
+	k.Kind = v.kinds.at(kind)
+	k.Whole = v.tenants.at(tenant)
+	k.Tenant = k.Whole.ID
+	k.Slot, k.TenantSlot = Slot(slot), Slot(tenant)
+	k.given = k.terms.given()
+	k.Rules = k.Space.Rules()
+}
+
+// Version counts the events applied of keyspaces, roles and tenants: of what keys share.
+// It is asked before a key is read, and Still afterwards.
+func (v *Keys) Version() uint64 { return v.version.Load() }
+
+// Still reports whether everything that was read since Version returned version was true
+// at one moment: the key k, which may not exist, the rules, what roles give and what
+// limits tenants have. So nobody ever pairs the rules of one definition with the grants
+// of another. Who is told no reads again; nobody waits.
+//
+// Each event of what keys share takes effect with one store and is counted after it. If
+// the count is the same, at most one such store has come between. What was read before
+// it belongs to the moment when k was read, and what was read after it to the moment of
+// this call, if k is the same by now.
+func (v *Keys) Still(version uint64, k *Key) bool {
+	if k.Exists() {
+		r := v.records.at(uint32(k.Slot))
+		if r.state.Load() != k.state || events.Time(r.expires.Load()) != k.ExpiresAt {
+			return false
+		}
 	}
-	if w.Limit != nil {
-		t.limit = v.limits.take(*w.Limit, func() *keyspace.Limit { l := *w.Limit; return &l })
+	return v.version.Load() == version
+}
+
+// byDigest returns the slot of the key whose secret has the digest.
+func (v *Keys) byDigest(d *events.Digest) (uint32, bool) {
+	want := words(d)
+	for at := v.digests.probe(want[0]); ; {
+		slot, ok := at.next()
+		if !ok || v.records.at(slot).digest == want {
+			return slot, ok
+		}
 	}
-	k.terms = v.combine(t)
-	switch _, _, limited := k.Limit(space.Rules()); {
-	case old != nil:
-		// Made now if need be: a reader that still holds old must spend from the same bucket.
-		k.bucket.Store(old.Bucket())
-	case limited:
-		k.bucket.Store(new(Bucket))
+}
+
+// byID returns the slot of the key with the id.
+func (v *Keys) byID(id *events.KeyID) (uint32, bool) {
+	want := idWords(id)
+	for at := v.ids.probe(hashID(id)); ; {
+		slot, ok := at.next()
+		if !ok || v.records.at(slot).id == want {
+			return slot, ok
+		}
+	}
+}
+
+// whole is a key as the fold and a snapshot see it.
+type whole struct {
+	id      events.KeyID
+	digest  events.Digest
+	kind    *Kind
+	tenant  *Tenant
+	expires events.Time
+	state   uint64
+	terms   *terms
+	rest
+}
+
+// at returns the key at the slot. Writer only.
+func (v *Keys) at(slot uint32) (w whole) {
+	r := v.records.at(slot)
+	kind, tenant := r.kindAndTenant()
+	w.id, w.kind, w.tenant = r.keyID(), v.kinds.at(kind), v.tenants.at(tenant)
+	w.expires, w.state = events.Time(r.expires.Load()), r.state.Load()
+	w.terms = v.terms.get(termsOf(w.state))
+	w.rest = *v.rests.at(slot)
+	for i, word := range r.digest {
+		binary.LittleEndian.PutUint64(w.digest[8*i:], word)
+	}
+	copy(w.digest[24:], w.rest.digest[:])
+	return w
+}
+
+func (w *whole) status() events.Status { return statuses[statusOf(w.state)] }
+
+// key returns the key that events.Key.Next continues: every field that Next reads, or
+// that the view keeps. Next compares the whole hash of the event before, of which the
+// view has the start: given matches it, so it stands in for the rest.
+func (w *whole) key(prev events.Hash) events.Key {
+	k := events.Key{
+		Chain:       events.Chain{Rev: uint64(w.rev)},
+		ID:          w.id,
+		Keyspace:    w.kind.Space.ID,
+		Tenant:      w.tenant.ID,
+		Digest:      w.digest,
+		KeyType:     w.kind.KeyType,
+		Environment: w.kind.Environment,
+		Grant:       w.terms.grant(),
+		Limit:       w.terms.ownLimit(),
+		ExpiresAt:   w.expires,
+		Status:      w.status(),
+	}
+	if copy(k.Head[:], w.head[:]); [11]byte(prev[:11]) == w.head {
+		k.Head = prev
+	}
+	if w.terms.resources != nil {
+		k.Resources = w.terms.resources.list
+	}
+	if w.terms.allow != nil {
+		k.Allowlist = w.terms.allow.list
+	}
+	if w.turned {
+		k.RotatedTo = w.id // any key: Next asks only whether there is one
 	}
 	return k
+}
+
+// create stores a new key and makes it known.
+func (v *Keys) create(k *events.Key) {
+	space := v.space(k.Keyspace)
+	t := terms{resources: v.resourceList(k.Resources), allow: v.allowlist(k.Allowlist), limit: v.limit(k.Limit)}
+	tenant := v.tenant(space, k.Tenant)
+	v.grant(&t, v.tenants.at(tenant), k.Grant)
+	n := v.take(&t)
+	w := rest{rev: uint32(k.Rev), head: [11]byte(k.Head[:11]), turned: !k.RotatedTo.IsZero()}
+	v.put(k.ID, k.Digest, v.kind(space, k.KeyType, k.Environment), tenant, k.ExpiresAt, newState(n, 0, statusNumber(k.Status)), w)
+}
+
+func statusNumber(s events.Status) uint8 { return uint8(slices.Index(statuses[:], s)) }
+
+// put stores a new key whose terms the caller has taken.
+func (v *Keys) put(id events.KeyID, digest events.Digest, kind, tenant uint32, expires events.Time, state uint64, w rest) {
+	slot, r := v.records.add()
+	r.digest, r.id, r.fixed = words(&digest), idWords(&id), uint64(kind)<<32|uint64(tenant)
+	r.expires.Store(int64(expires))
+	r.state.Store(state)
+	v.shared.terms.hold(termsOf(state))
+	_, kept := v.rests.add()
+	w.digest = [8]byte(digest[24:])
+	*kept = w
+	if _, taken := v.byDigest(&digest); taken { // P6
+		v.doubles = append(v.doubles, slot)
+	} else {
+		v.digests.insert(slot)
+	}
+	v.ids.insert(slot)
+	v.count.Add(1)
+}
+
+// update takes the key at the slot from what it was to what it is.
+func (v *Keys) update(slot uint32, old *whole, was, is *events.Key) {
+	for _, p := range v.pictures {
+		p.keep(slot, old)
+	}
+	kept := v.rests.at(slot)
+	kept.rev, kept.head, kept.turned = uint32(is.Rev), [11]byte(is.Head[:11]), !is.RotatedTo.IsZero()
+	r := v.records.at(slot)
+	if is.ExpiresAt != was.ExpiresAt {
+		r.expires.Store(int64(is.ExpiresAt))
+		return
+	}
+	before := termsOf(old.state)
+	now := before
+	if t := v.change(*old.terms, old.tenant, was, is); t != *old.terms {
+		now = v.take(&t)
+		v.shared.terms.hold(now)
+	}
+	status := statusNumber(is.Status)
+	if now == before && status == statusOf(old.state) {
+		return
+	}
+	r.state.Store(newState(now, old.state>>statusBits+1, status))
+	if now != before {
+		v.release(before)
+	}
+}
+
+// change returns t with what the event changed, without a look at the contents of what
+// it did not.
+func (v *Keys) change(t terms, tenant *Tenant, was, is *events.Key) terms {
+	if !sameList(was.Grant.Scopes, is.Grant.Scopes) || !sameList(was.Grant.Roles, is.Grant.Roles) {
+		v.grant(&t, tenant, is.Grant)
+	}
+	if !sameList(was.Resources, is.Resources) {
+		t.resources = v.resourceList(is.Resources)
+	}
+	if !sameList(was.Allowlist, is.Allowlist) {
+		t.allow = v.allowlist(is.Allowlist)
+	}
+	if was.Limit != is.Limit {
+		t.limit = v.limit(is.Limit)
+	}
+	return t
 }
 
 // sameList reports whether a and b are the very same list.
@@ -59,160 +273,18 @@ func sameList[T any](a, b []T) bool {
 	return len(a) == len(b) && unsafe.SliceData(a) == unsafe.SliceData(b)
 }
 
-// combine shares the combination of parts that the caller has taken; a
-// combination counts as one user of its parts.
-func (v *Keys) combine(t terms) *terms {
-	if _, known := v.terms[t]; known {
-		v.releaseParts(&t)
-	}
-	return v.terms.take(t, func() *terms { return &t })
-}
-
-// release takes back what a replaced record used.
-func (v *Keys) release(k *Key) {
-	v.classes.drop(k.Class.ref())
-	if v.terms.drop(*k.terms) {
-		v.releaseParts(k.terms)
-	}
-}
-
-func (v *Keys) releaseParts(t *terms) {
-	if v.grants.drop(t.grant.key) {
-		for _, role := range t.grant.given.Roles {
-			delete(v.byRole[t.grant.role(role)], t.grant)
+// grant sets the scopes and roles of t.
+func (v *Keys) grant(t *terms, tenant *Tenant, g events.Grant) {
+	t.scopes, t.role, t.roles = v.scopeSet(tenant.space, g.Scopes), nil, nil
+	switch len(g.Roles) {
+	case 0:
+	case 1:
+		t.role = v.role(tenant, g.Roles[0])
+	default:
+		list := make([]*role, len(g.Roles))
+		for i, id := range g.Roles {
+			list[i] = v.role(tenant, id)
 		}
+		t.roles = v.roleSet(list)
 	}
-	if t.resources != nil {
-		v.resources.drop(t.resources.key)
-	}
-	if t.allow != nil {
-		v.allows.drop(t.allow.key)
-	}
-	if t.limit != nil {
-		v.limits.drop(*t.limit)
-	}
-}
-
-// class shares c. Its strings are copied: they may be parts of a whole message.
-func (v *Keys) class(c Class) *Class {
-	own := v.classes[c.ref()].v
-	if own == nil {
-		own = &Class{events.TenantID(strings.Clone(string(c.Tenant))), strings.Clone(c.KeyType), strings.Clone(c.Environment), c.Status, c.Space, c.Whole}
-	}
-	return v.classes.take(own.ref(), func() *Class { return own })
-}
-
-// classRef tells classes apart: a tenant as a whole is of one keyspace.
-type classRef struct {
-	whole                *Tenant
-	keyType, environment string
-	status               events.Status
-}
-
-func (c *Class) ref() classRef { return classRef{c.Whole, c.KeyType, c.Environment, c.Status} }
-
-// tenant returns the tenant of the keyspace. Tenants are never taken back: there
-// is no key without one, and keys stay (P5).
-func (v *Keys) tenant(space *Keyspace, id events.TenantID) *Tenant {
-	t := v.tenants[space][id]
-	if t == nil {
-		t = new(Tenant)
-		if v.tenants[space] == nil {
-			v.tenants[space] = map[events.TenantID]*Tenant{}
-		}
-		v.tenants[space][events.TenantID(strings.Clone(string(id)))] = t
-	}
-	return t
-}
-
-func (v *Keys) grant(space *Keyspace, tenant events.TenantID, keyType string, given events.Grant) *grant {
-	if len(given.Roles) == 0 {
-		tenant = "" // then tenants share it
-	}
-	key := sumGrant(space, tenant, keyType, given)
-	return v.grants.take(key, func() *grant {
-		g := &grant{key: key, space: space, tenant: tenant, keyType: keyType, given: given}
-		v.index(g)
-		return g
-	})
-}
-
-// index makes a new grant known to its roles, and resolves it.
-func (v *Keys) index(g *grant) {
-	for _, role := range g.given.Roles {
-		ref := g.role(role)
-		if v.byRole[ref] == nil {
-			v.byRole[ref] = map[*grant]struct{}{}
-		}
-		v.byRole[ref][g] = struct{}{}
-	}
-	v.resolve(g)
-}
-
-func sumGrant(space *Keyspace, tenant events.TenantID, keyType string, given events.Grant) sum {
-	h := make(encoding, 0, 256).text(string(space.ID)).text(string(tenant)).text(keyType)
-	for _, s := range given.Scopes {
-		h = h.text(s)
-	}
-	h = h.text("") // no scope or role is empty: the end of the one and the start of the other
-	for _, r := range given.Roles {
-		h = h.text(string(r))
-	}
-	return h.sum()
-}
-
-func (g *grant) role(id events.RoleID) roleRef { return roleRef{g.space.ID, g.tenant, id} }
-
-// resolve brings the grant up to the current definitions. A deleted role gives
-// nothing.
-func (v *Keys) resolve(g *grant) {
-	names := slices.Clone(g.given.Scopes)
-	for _, id := range g.given.Roles {
-		if role := v.roles[g.role(id)]; role != nil && role.Exists() {
-			names = append(names, role.Scopes...)
-		}
-	}
-	g.effective.Store(newScopes(g.space.Rules().Effective(g.keyType, names)))
-}
-
-func (v *Keys) resourceList(list []events.Resource) *resources {
-	key := sumResources(list)
-	return v.resources.take(key, func() *resources { return &resources{key, slices.Clone(list)} })
-}
-
-// sum names a shared value by its content: 128 bits of SHA-256, so that equal
-// sums are equal values.
-type sum [16]byte
-
-// encoding is what is summed: each text behind its length.
-type encoding []byte
-
-func (e encoding) text(s string) encoding {
-	return append(binary.AppendUvarint(e, uint64(len(s))), s...)
-}
-
-func (e encoding) sum() sum {
-	h := sha256.Sum256(e)
-	return sum(h[:16])
-}
-
-func sumPrefixes(list []netip.Prefix) sum {
-	h := make(encoding, 0, 18*len(list))
-	for _, p := range list {
-		h = append(append(h, byte(p.Bits())), 0)
-		b := p.Addr().As16()
-		if p.Addr().Is4() {
-			h[len(h)-1] = 4
-		}
-		h = append(h, b[:]...)
-	}
-	return h.sum()
-}
-
-func sumResources(list []events.Resource) sum {
-	h := make(encoding, 0, 256)
-	for _, r := range list {
-		h = h.text(r.Kind).text(r.ID)
-	}
-	return h.sum()
 }

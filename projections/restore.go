@@ -7,7 +7,6 @@ import (
 	"net/netip"
 
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // LoadKeys reads what Snapshot wrote of the same log. It refuses, with a
@@ -25,38 +24,38 @@ func LoadKeys(r io.Reader, log events.LogID) (*Keys, error) {
 type keysDecoder struct {
 	decoder
 	view      *Keys
-	spaces    []counted[Keyspace]
-	classes   []counted[Class]
-	grants    []counted[grant]
-	resources []counted[resources]
-	allows    []counted[allowlist]
-	limits    []counted[keyspace.Limit]
-	terms     []counted[terms]
+	spaces    []*Keyspace
+	classes   []loadedClass
+	grants    []terms // of which only the grant is set
+	resources []*resources
+	allows    []*allowlist
+	limits    []*limit
+	terms     []uint32 // their numbers in the view
 }
 
-// counted is a shared value and how many users it has had so far.
-type counted[V any] use[V]
+type loadedClass struct {
+	kind, tenant uint32
+	status       uint8
+}
 
-// share returns value number i and counts the use; 0 is none.
-func share[V any](d *keysDecoder, list []counted[V], i uint64) *V {
-	if i == 0 {
-		return nil
-	}
-	if i > uint64(len(list)) {
+// share returns value number i, the zero value for 0.
+func share[V any](d *keysDecoder, list []V, i uint64) (v V) {
+	switch {
+	case i == 0:
+	case i > uint64(len(list)):
 		d.fail(errDamaged)
-		return nil
+	default:
+		v = list[i-1]
 	}
-	list[i-1].n++
-	return list[i-1].v
+	return v
 }
 
 // need is share of what there must be.
-func need[V any](d *keysDecoder, list []counted[V], i uint64) *V {
-	v := share(d, list, i)
-	if v == nil {
+func need[V any](d *keysDecoder, list []V, i uint64) V {
+	if i == 0 {
 		d.fail(errDamaged)
 	}
-	return v
+	return share(d, list, i)
 }
 
 func (d *keysDecoder) decode(log events.LogID) error {
@@ -83,7 +82,7 @@ func (d *keysDecoder) decode(log events.LogID) error {
 		case recAllow:
 			d.allowlist()
 		case recLimit:
-			d.limits = append(d.limits, counted[keyspace.Limit]{v: d.limitFields()})
+			d.limits = append(d.limits, d.view.limit(d.limitFields()))
 		case recTerms:
 			d.combination()
 		case recKey:
@@ -110,23 +109,8 @@ func (d *keysDecoder) finish(h history, keys uint64) error {
 	if uint64(v.Len()) != keys || !v.memory.of(&h) {
 		return errDamaged
 	}
-	adopt(v.classes, d.classes, (*Class).ref)
-	adopt(v.terms, d.terms, func(t *terms) terms { return *t })
-	adopt(v.grants, d.grants, func(g *grant) sum { return g.key })
-	adopt(v.resources, d.resources, func(r *resources) sum { return r.key })
-	adopt(v.allows, d.allows, func(a *allowlist) sum { return a.key })
-	adopt(v.limits, d.limits, func(l *keyspace.Limit) keyspace.Limit { return *l })
-	for _, g := range d.grants {
-		v.index(g.v)
-	}
 	v.past = h
 	return nil
-}
-
-func adopt[K comparable, V any](p pool[K, V], list []counted[V], key func(*V) K) {
-	for _, c := range list {
-		p[key(c.v)] = use[V](c)
-	}
 }
 
 func (d *keysDecoder) keyspace() {
@@ -137,8 +121,9 @@ func (d *keysDecoder) keyspace() {
 	if d.err != nil {
 		return
 	}
-	s.rules.Store(keyspace.Compile(s.state.Definition, s.state.Retired))
-	d.spaces = append(d.spaces, counted[Keyspace]{v: s})
+	s.named = true
+	s.rules.Store(s.compile(uint64(s.state.Seq)))
+	d.spaces = append(d.spaces, s)
 	if s.state.Exists() {
 		d.view.publish(s)
 	} else {
@@ -153,48 +138,64 @@ func (d *keysDecoder) tenant() {
 		return
 	}
 	state.Keyspace = space.ID
-	t := d.view.tenant(space, id)
+	t := d.view.tenants.at(d.view.tenant(space, id))
 	t.state = state
 	t.limit.Store(state.Limit)
 }
 
 func (d *keysDecoder) role() {
-	ref := roleRef{events.KeyspaceID(d.text()), events.TenantID(d.text()), events.RoleID(d.text())}
-	d.view.roles[ref] = &events.Role{Keyspace: ref.space, Tenant: ref.tenant, ID: ref.role,
-		Chain: d.chain(), Deleted: d.bool(), Scopes: d.texts()}
+	space, tenant, id := events.KeyspaceID(d.text()), events.TenantID(d.text()), events.RoleID(d.text())
+	chain, deleted, scopes := d.chain(), d.bool(), d.texts()
+	if d.err != nil {
+		return
+	}
+	v := d.view
+	s := v.space(space)
+	r := v.role(v.tenants.at(v.tenant(s, tenant)), id)
+	r.chain, r.deleted = chain, deleted
+	v.give(r, v.scopeSet(s, scopes))
 }
 
 func (d *keysDecoder) class() {
 	space := need(d, d.spaces, d.uint())
-	c := &Class{events.TenantID(d.text()), d.text(), d.text(), d.status(), space, nil}
+	tenant, keyType, environment, status := events.TenantID(d.text()), d.text(), d.text(), d.status()
 	if d.err == nil {
-		c.Whole = d.view.tenant(space, c.Tenant)
+		d.classes = append(d.classes, loadedClass{d.view.kind(space, keyType, environment), d.view.tenant(space, tenant), statusNumber(status)})
 	}
-	d.classes = append(d.classes, counted[Class]{v: c})
 }
 
 func (d *keysDecoder) grant() {
-	g := &grant{space: need(d, d.spaces, d.uint()), tenant: events.TenantID(d.text()), keyType: d.text()}
-	g.given.Scopes = d.texts()
+	space, tenant := need(d, d.spaces, d.uint()), events.TenantID(d.text())
+	d.text() // the type: the key's class has it
+	given := events.Grant{Scopes: d.texts()}
 	for _, r := range d.texts() {
-		g.given.Roles = append(g.given.Roles, events.RoleID(r))
+		given.Roles = append(given.Roles, events.RoleID(r))
 	}
-	if d.err == nil {
-		g.key = sumGrant(g.space, g.tenant, g.keyType, g.given)
-		d.grants = append(d.grants, counted[grant]{v: g})
+	if d.err != nil {
+		return
 	}
+	whole := &Tenant{space: space}
+	if len(given.Roles) > 0 {
+		whole = d.view.tenants.at(d.view.tenant(space, tenant))
+	}
+	var t terms
+	d.view.grant(&t, whole, given)
+	d.grants = append(d.grants, t)
 }
 
 func (d *keysDecoder) resourceList() {
-	r := new(resources)
+	var list []events.Resource
 	for range d.count(events.MaxResources) {
 		if d.err != nil {
 			return
 		}
-		r.list = append(r.list, events.Resource{Kind: d.text(), ID: d.text()})
+		list = append(list, events.Resource{Kind: d.text(), ID: d.text()})
 	}
-	r.key = sumResources(r.list)
-	d.resources = append(d.resources, counted[resources]{v: r})
+	if len(list) == 0 {
+		d.fail(errDamaged) // it would admit nothing, and no list everything
+		return
+	}
+	d.resources = append(d.resources, d.view.resourceList(list))
 }
 
 func (d *keysDecoder) allowlist() {
@@ -205,28 +206,33 @@ func (d *keysDecoder) allowlist() {
 			return
 		}
 	}
-	d.allows = append(d.allows, counted[allowlist]{v: newAllowlist(sumPrefixes(list), list)})
+	if len(list) == 0 {
+		d.fail(errDamaged)
+		return
+	}
+	d.allows = append(d.allows, d.view.allowlist(list))
 }
 
 func (d *keysDecoder) combination() {
-	t := &terms{need(d, d.grants, d.uint()), share(d, d.resources, d.uint()), share(d, d.allows, d.uint()), share(d, d.limits, d.uint())}
-	d.terms = append(d.terms, counted[terms]{v: t})
+	t := need(d, d.grants, d.uint())
+	t.resources, t.allow, t.limit = share(d, d.resources, d.uint()), share(d, d.allows, d.uint()), share(d, d.limits, d.uint())
+	if d.err == nil {
+		d.terms = append(d.terms, d.view.take(&t))
+	}
 }
 
 func (d *keysDecoder) key() {
-	k := &Key{turned: d.bool()}
-	copy(k.ID[:], d.next(len(k.ID)))
-	copy(k.Digest[:], d.next(len(k.Digest)))
-	k.ExpiresAt = d.time()
-	k.rev = uint32(d.count(math.MaxUint32))
-	copy(k.head[:], d.next(len(k.head)))
-	k.Class = need(d, d.classes, d.uint())
-	k.terms = need(d, d.terms, d.uint())
-	if d.err != nil {
-		return
+	w := rest{turned: d.bool()}
+	var id events.KeyID
+	var digest events.Digest
+	copy(id[:], d.next(len(id)))
+	copy(digest[:], d.next(len(digest)))
+	expires := d.time()
+	w.rev = uint32(d.count(math.MaxUint32))
+	copy(w.head[:], d.next(len(w.head)))
+	class := need(d, d.classes, d.uint())
+	terms := need(d, d.terms, d.uint())
+	if d.err == nil {
+		d.view.put(id, digest, class.kind, class.tenant, expires, newState(terms, 0, class.status), w)
 	}
-	if _, _, limited := k.Limit(k.Space.Rules()); limited {
-		k.bucket.Store(new(Bucket))
-	}
-	d.view.put(k, nil)
 }

@@ -18,13 +18,16 @@ func (v *Keys) FindSecret(text string) (start, end int, ok bool) {
 // IsSecret is events.IsSecret by the same forms and digests. It takes no lock.
 func (v *Keys) IsSecret(name string) bool { return events.IsSecret(name, v.rules(), v.knows) }
 
-func (v *Keys) knows(d events.Digest) bool { return v.Lookup(d) != nil }
+func (v *Keys) knows(d events.Digest) bool {
+	_, ok := v.byDigest(&d)
+	return ok
+}
 
 // rules lists the rules of all keyspaces.
 func (v *Keys) rules() iter.Seq[*keyspace.Compiled] {
 	return func(yield func(*keyspace.Compiled) bool) {
 		for _, s := range *v.spaces.Load() {
-			if !yield(s.Rules()) {
+			if !yield(&s.Rules().Compiled) {
 				return
 			}
 		}

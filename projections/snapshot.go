@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // keysMagic begins a snapshot of Keys (snapwrite.go describes the file). Its records:
@@ -34,15 +33,19 @@ const (
 	recMemory    = 'm'
 )
 
-// picture is a view at one position. Everything in it is immutable.
+// picture is a view at one position. Its keys stay in the view: the fold keeps those
+// that it changes meanwhile as they were.
 type picture struct {
 	past    history
 	memory  memory
 	spaces  []spacePicture
 	tenants []tenantPicture // that have events
-	roles   []rolePicture
-	keys    []*Key // owners of their digest first, so that they own it again (P6)
-	owners  int    // how many of the keys own their digest
+	roles   []*events.Role
+
+	view    *Keys
+	keys    uint32           // of the view at that position: the first ones
+	doubles []uint32         // of those
+	before  map[uint32]whole // guarded by the view's lock: what was changed since
 }
 
 type tenantPicture struct {
@@ -51,25 +54,23 @@ type tenantPicture struct {
 	state *events.Tenant
 }
 
-type rolePicture struct {
-	roleRef
-	*events.Role
-}
-
 type spacePicture struct {
 	*Keyspace
 	state  events.Keyspace
 	formal bool
 }
 
-// picture stops the fold for as long as it takes to copy one pointer per key
-// (some ms for a million) and readers not at all.
+// picture stops the fold for as long as it takes to copy what the view remembers of
+// its log and what there is of roles and tenants with events, and readers not at all.
+// The caller closes it.
 func (v *Keys) picture() *picture {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	p := &picture{past: v.past, memory: v.memory.clone(), keys: make([]*Key, 0, v.Len())}
+	p := &picture{past: v.past, memory: v.memory.clone(), view: v, keys: v.records.n, doubles: v.doubles, before: map[uint32]whole{}}
 	add := func(s *Keyspace) {
-		p.spaces = append(p.spaces, spacePicture{s, s.state, s.formal.Load()})
+		if s.named {
+			p.spaces = append(p.spaces, spacePicture{s, s.state, s.formal.Load()})
+		}
 	}
 	for _, s := range *v.spaces.Load() {
 		add(s)
@@ -77,50 +78,77 @@ func (v *Keys) picture() *picture {
 	for _, s := range v.undefined {
 		add(s)
 	}
-	for space, tenants := range v.tenants {
-		for id, t := range tenants {
-			if t.state != nil {
-				p.tenants = append(p.tenants, tenantPicture{space, id, t.state})
-			}
+	for i := range v.tenants.n {
+		if t := v.tenants.at(i); t.state != nil {
+			p.tenants = append(p.tenants, tenantPicture{t.space, t.ID, t.state})
 		}
 	}
-	for ref, r := range v.roles {
-		p.roles = append(p.roles, rolePicture{ref, r})
-	}
-	for k := range v.digests.all {
-		p.keys = append(p.keys, k)
-	}
-	p.owners = len(p.keys)
-	if len(p.keys) < v.Len() {
-		for k := range v.ids.all {
-			if v.Lookup(k.Digest).ID != k.ID {
-				p.keys = append(p.keys, k)
-			}
+	for i := range v.roles.n {
+		if r := v.roles.at(i); r.chain.Rev > 0 {
+			p.roles = append(p.roles, r.state())
 		}
 	}
+	v.pictures = append(v.pictures, p)
 	return p
 }
 
+func (p *picture) close() {
+	p.view.mu.Lock()
+	defer p.view.mu.Unlock()
+	p.view.pictures = slices.DeleteFunc(p.view.pictures, func(q *picture) bool { return p == q })
+}
+
+// keep keeps a key that is about to change.
+func (p *picture) keep(slot uint32, was *whole) {
+	if _, kept := p.before[slot]; !kept && slot < p.keys {
+		p.before[slot] = *was
+	}
+}
+
+// at returns the key at the slot. The view's lock is held.
+func (p *picture) at(slot uint32) whole {
+	if w, ok := p.before[slot]; ok {
+		return w
+	}
+	return p.view.at(slot)
+}
+
+// shard appends the keys of one shard of the table of digests, which own theirs, in the
+// order of the content. So few fit into the processor's caches, and the fold waits for
+// no more than that.
+func (p *picture) shard(n int, keys []whole) []whole {
+	p.view.mu.Lock()
+	p.view.digests.shard(n, func(slot uint32) {
+		if slot < p.keys {
+			keys = append(keys, p.at(slot))
+		}
+	})
+	p.view.mu.Unlock()
+	slices.SortFunc(keys, byShard)
+	return keys
+}
+
+// others returns the keys that do not own their digest.
+func (p *picture) others() (keys []whole) {
+	p.view.mu.Lock()
+	for _, slot := range p.doubles {
+		keys = append(keys, p.at(slot))
+	}
+	p.view.mu.Unlock()
+	slices.SortFunc(keys, byShard)
+	return keys
+}
+
 // inOrder puts what the picture holds into an order of its own content (P10), but for
-// the keys that own their digest: sortShard does.
+// the keys.
 func (p *picture) inOrder() {
 	slices.SortFunc(p.spaces, func(a, b spacePicture) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(p.tenants, func(a, b tenantPicture) int {
 		return cmp.Or(cmp.Compare(a.space.ID, b.space.ID), cmp.Compare(a.id, b.id))
 	})
-	slices.SortFunc(p.roles, func(a, b rolePicture) int { return a.compare(b.roleRef) })
-	slices.SortFunc(p.keys[p.owners:], byShard)
-}
-
-// sortShard puts the first of the keys, those of one shard of the table, in order, and
-// returns how many they are: so few fit into the processor's caches.
-func sortShard(keys []*Key) int {
-	n, first := 1, shardOf(hashDigest(&keys[0].Digest))
-	for n < len(keys) && shardOf(hashDigest(&keys[n].Digest)) == first {
-		n++
-	}
-	slices.SortFunc(keys[:n], byShard)
-	return n
+	slices.SortFunc(p.roles, func(a, b *events.Role) int {
+		return roleRef{a.Keyspace, a.Tenant, a.ID}.compare(roleRef{b.Keyspace, b.Tenant, b.ID})
+	})
 }
 
 func (r roleRef) compare(s roleRef) int {
@@ -129,18 +157,20 @@ func (r roleRef) compare(s roleRef) int {
 
 // byShard orders keys as the table's shards are ordered, so that a view loads them
 // in the order in which it stores them.
-func byShard(a, b *Key) int {
-	if c := cmp.Compare(hashDigest(&a.Digest), hashDigest(&b.Digest)); c != 0 {
+func byShard(a, b whole) int {
+	if c := cmp.Compare(hashDigest(&a.digest), hashDigest(&b.digest)); c != 0 {
 		return c
 	}
-	return cmp.Or(bytes.Compare(a.Digest[:], b.Digest[:]), bytes.Compare(a.ID[:], b.ID[:]))
+	return cmp.Or(bytes.Compare(a.digest[:], b.digest[:]), bytes.Compare(a.id[:], b.id[:]))
 }
 
 // Snapshot writes the view as of its position to w and returns the position. It
 // may be called while the view is followed and read. Save and Load keep snapshots
 // in files.
 func (v *Keys) Snapshot(w io.Writer, log events.LogID) (events.Seq, error) {
-	return v.picture().write(w, log)
+	p := v.picture()
+	defer p.close()
+	return p.write(w, log)
 }
 
 // Export writes what Snapshot does for another process: without the recent heads, of
@@ -148,6 +178,7 @@ func (v *Keys) Snapshot(w io.Writer, log events.LogID) (events.Seq, error) {
 // to the position (P10).
 func (v *Keys) Export(w io.Writer, log events.LogID) (events.Seq, error) {
 	p := v.picture()
+	defer p.close()
 	p.memory.recent = nil
 	return p.write(w, log)
 }
@@ -155,7 +186,7 @@ func (v *Keys) Export(w io.Writer, log events.LogID) (events.Seq, error) {
 func (p *picture) write(w io.Writer, log events.LogID) (events.Seq, error) {
 	p.inOrder()
 	e := newKeysEncoder(w)
-	e.header(keysMagic, log, p.past, len(p.keys))
+	e.header(keysMagic, log, p.past, int(p.keys))
 	if err := e.encode(p); err != nil {
 		return 0, fmt.Errorf("write snapshot: %w", err)
 	}
@@ -182,19 +213,38 @@ func (n numbers[V]) number(v V) (uint64, bool) {
 type keysEncoder struct {
 	encoder
 	spaces    numbers[*Keyspace]
-	classes   numbers[*Class]
-	grants    numbers[*grant]
+	classes   numbers[class]
+	grants    numbers[grant]
 	resources numbers[*resources]
 	allows    numbers[*allowlist]
-	limits    numbers[*keyspace.Limit]
-	terms     numbers[*terms]
+	limits    numbers[*limit]
+	terms     numbers[combination]
 }
+
+// class is what a snapshot calls that: kind, tenant and status.
+type class struct {
+	*Kind
+	*Tenant
+	status events.Status
+}
+
+// grant is what a snapshot calls that: what a key of the type was given.
+type grant struct {
+	space   *Keyspace
+	keyType string
+	scopes  *scopeSet
+	role    *role
+	roles   *roleSet
+}
+
+// combination is the numbers of the parts of terms.
+type combination struct{ grant, resources, allow, limit uint64 }
 
 func newKeysEncoder(w io.Writer) *keysEncoder {
 	return &keysEncoder{
 		encoder: newEncoder(w),
-		spaces:  numbers[*Keyspace]{}, classes: numbers[*Class]{}, grants: numbers[*grant]{}, resources: numbers[*resources]{},
-		allows: numbers[*allowlist]{}, limits: numbers[*keyspace.Limit]{}, terms: numbers[*terms]{},
+		spaces:  numbers[*Keyspace]{}, classes: numbers[class]{}, grants: numbers[grant]{}, resources: numbers[*resources]{},
+		allows: numbers[*allowlist]{}, limits: numbers[*limit]{}, terms: numbers[combination]{},
 	}
 }
 
@@ -215,19 +265,23 @@ func (e *keysEncoder) encode(p *picture) error {
 	}
 	for _, r := range p.roles {
 		e.byte(recRole)
-		e.text(string(r.space))
-		e.text(string(r.tenant))
-		e.text(string(r.role))
+		e.text(string(r.Keyspace))
+		e.text(string(r.Tenant))
+		e.text(string(r.ID))
 		e.chain(r.Chain)
 		e.bool(r.Deleted)
 		e.texts(r.Scopes)
 		e.flush()
 	}
-	for i, next := 0, 0; i < len(p.keys); i++ {
-		if i == next && i < p.owners {
-			next += sortShard(p.keys[i:p.owners])
+	var keys []whole
+	for n := range shardCount {
+		keys = p.shard(n, keys[:0])
+		for i := range keys {
+			e.key(&keys[i])
 		}
-		e.key(p.keys[i])
+	}
+	for _, k := range p.others() {
+		e.key(&k)
 	}
 	return nil
 }
@@ -244,60 +298,66 @@ func (e *keysEncoder) keyspace(s spacePicture) error {
 	return nil
 }
 
-func (e *keysEncoder) key(k *Key) {
-	class, terms := e.class(k.Class), e.combination(k.terms)
+func (e *keysEncoder) key(w *whole) {
+	class, terms := e.class(class{w.kind, w.tenant, w.status()}), e.combination(w)
 	e.byte(recKey)
-	e.bool(k.turned)
-	e.bytes(k.ID[:])
-	e.bytes(k.Digest[:])
-	e.int(int64(k.ExpiresAt))
-	e.uint(uint64(k.rev))
-	e.bytes(k.head[:])
+	e.bool(w.turned)
+	e.bytes(w.id[:])
+	e.bytes(w.digest[:])
+	e.int(int64(w.expires))
+	e.uint(uint64(w.rev))
+	e.bytes(w.head[:])
 	e.uint(class)
 	e.uint(terms)
 	e.flush()
 }
 
-func (e *keysEncoder) class(c *Class) uint64 {
+func (e *keysEncoder) class(c class) uint64 {
 	n, isNew := e.classes.number(c)
 	if isNew {
 		space, _ := e.spaces.number(c.Space)
 		e.byte(recClass)
 		e.uint(space)
-		e.text(string(c.Tenant))
+		e.text(string(c.Tenant.ID))
 		e.text(c.KeyType)
 		e.text(c.Environment)
-		e.text(string(c.Status))
+		e.text(string(c.status))
 		e.flush()
 	}
 	return n
 }
 
-func (e *keysEncoder) combination(t *terms) uint64 {
-	n, isNew := e.terms.number(t)
+func (e *keysEncoder) combination(w *whole) uint64 {
+	t := w.terms
+	c := combination{e.grant(w), e.resourceList(t.resources), e.allowlist(t.allow), e.limit(t.limit)}
+	n, isNew := e.terms.number(c)
 	if isNew {
-		grant, resources, allow, limit := e.grant(t.grant), e.resourceList(t.resources), e.allowlist(t.allow), e.limit(t.limit)
 		e.byte(recTerms)
-		e.uint(grant)
-		e.uint(resources)
-		e.uint(allow)
-		e.uint(limit)
+		e.uint(c.grant)
+		e.uint(c.resources)
+		e.uint(c.allow)
+		e.uint(c.limit)
 		e.flush()
 	}
 	return n
 }
 
-func (e *keysEncoder) grant(g *grant) uint64 {
-	n, isNew := e.grants.number(g)
+func (e *keysEncoder) grant(w *whole) uint64 {
+	n, isNew := e.grants.number(grant{w.kind.Space, w.kind.KeyType, w.terms.scopes, w.terms.role, w.terms.roles})
 	if isNew {
-		space, _ := e.spaces.number(g.space)
+		space, _ := e.spaces.number(w.kind.Space)
+		given := w.terms.grant()
 		e.byte(recGrant)
 		e.uint(space)
-		e.text(string(g.tenant))
-		e.text(g.keyType)
-		e.texts(g.given.Scopes)
-		e.uint(uint64(len(g.given.Roles)))
-		for _, r := range g.given.Roles {
+		if len(given.Roles) > 0 {
+			e.text(string(w.tenant.ID))
+		} else {
+			e.text("") // then tenants share it
+		}
+		e.text(w.kind.KeyType)
+		e.texts(given.Scopes)
+		e.uint(uint64(len(given.Roles)))
+		for _, r := range given.Roles {
 			e.text(string(r))
 		}
 		e.flush()
@@ -333,11 +393,11 @@ func (e *keysEncoder) allowlist(a *allowlist) uint64 {
 	return n
 }
 
-func (e *keysEncoder) limit(l *keyspace.Limit) uint64 {
+func (e *keysEncoder) limit(l *limit) uint64 {
 	n, isNew := e.limits.number(l)
 	if isNew {
 		e.byte(recLimit)
-		e.limitFields(l)
+		e.limitFields(&l.Limit)
 		e.flush()
 	}
 	return n

@@ -9,7 +9,7 @@ import (
 )
 
 // table is a hash index of records with one writer and any number of readers
-// that take no lock (P1). A view has two: by digest and by id.
+// that take no lock. Directory has two: by digest and by id.
 //
 // It is cut into shards by the first bits of the hash. Each shard is open
 // addressing over lines of one cache line: a word of seven 8-bit tags and seven
@@ -60,31 +60,6 @@ func matches(tags, tag uint64) uint64 { // bit 8i+7 is set for a slot i that has
 	const ones = 0x0101010101010101
 	x := tags ^ tag*ones
 	return (x - ones) &^ x & (ones << 7)
-}
-
-// byDigest is find by the digest, written out because it is the hot path: an
-// indirect comparison would cost a third of it.
-func byDigest(t *table[Key], d *events.Digest) *Key {
-	h := hashDigest(d)
-	s := t.shards[shardOf(h)].Load()
-	if s == nil {
-		return nil
-	}
-	for i := firstLine(h, len(s.lines)); ; {
-		l := &s.lines[i]
-		tags := l.tags.Load()
-		for m := matches(tags, tagOf(h)); m != 0; m &= m - 1 {
-			if k := l.records[bits.TrailingZeros64(m)/8].Load(); k.Digest == *d {
-				return k
-			}
-		}
-		if !full(tags) {
-			return nil
-		}
-		if i++; i == len(s.lines) {
-			i = 0
-		}
-	}
 }
 
 // find returns the record for which same holds, nil if there is none.

@@ -12,22 +12,22 @@ import (
 func TestTable(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, spread := range []uint64{1 << 63, 7} { // uniform; or a handful of hashes for all
-		table := &table[Key]{}
-		table.hash = func(k *Key) uint64 { return hashDigest(&k.Digest) % spread }
-		find := func(k *Key) *Key {
-			if p := table.slot(table.hash(k), func(o *Key) bool { return o.Digest == k.Digest }); p != nil {
+		table := &table[events.Digest]{}
+		table.hash = func(k *events.Digest) uint64 { return hashDigest(k) % spread }
+		find := func(k *events.Digest) *events.Digest {
+			if p := table.slot(table.hash(k), func(o *events.Digest) bool { return *o == *k }); p != nil {
 				return p.Load()
 			}
 			return nil
 		}
-		var keys []*Key
+		var keys []*events.Digest
 		for i := range 3000 {
 			if i == 1000 {
 				table.reserve(2500)
 			}
-			k := new(Key)
-			for j := range k.Digest {
-				k.Digest[j] = byte(r.Uint32())
+			k := new(events.Digest)
+			for j := range k {
+				k[j] = byte(r.Uint32())
 			}
 			if find(k) != nil {
 				t.Fatal("found before it was there")

@@ -106,25 +106,28 @@ func compareKeys(t rapid.TB, w *world, v *Keys) {
 		}
 	}
 	owner := map[events.Digest]events.KeyID{}
-	wholes := map[spaceTenant]*Tenant{}
+	wholes := map[spaceTenant]Slot{}
+	slots := map[Slot]events.KeyID{}
 	for _, ref := range w.refs {
-		want, got := w.key(ref), v.ByID(ref.Key)
+		want, got := w.key(ref), byID(v, ref.Key)
 		if got == nil {
 			t.Fatalf("%s is unknown", ref.Key)
 		}
 		if _, taken := owner[want.Digest]; !taken {
 			owner[want.Digest] = ref.Key
 		}
-		if o := v.Lookup(want.Digest); o == nil || o.ID != owner[want.Digest] || o.ID == ref.Key && o != got {
+		if o := lookup(v, want.Digest); o == nil || o.ID != owner[want.Digest] || o.ID == ref.Key && *o != *got {
 			t.Fatalf("the digest of %s leads to %v, want %s", ref.Key, o, owner[want.Digest])
 		}
+		kept, _ := v.whole(ref.Key)
+		equal(t, "digest", kept.digest, want.Digest)
+		equal(t, "revision", uint64(kept.rev), want.Rev)
 		equal(t, "id", got.ID, want.ID)
-		equal(t, "digest", got.Digest, want.Digest)
 		equal(t, "tenant", got.Tenant, want.Tenant)
 		equal(t, "keyspace", got.Space.ID, want.Keyspace)
 		equal(t, "type", got.KeyType, want.KeyType)
 		equal(t, "environment", got.Environment, want.Environment)
-		equal(t, "status", got.Status, want.Status)
+		equal(t, "status", got.Status(), want.Status)
 		equal(t, "expiry", got.ExpiresAt, want.ExpiresAt)
 		for _, now := range []events.Time{want.ExpiresAt - 1, want.ExpiresAt, want.ExpiresAt + 1, w.now} {
 			equal(t, "status at", got.StatusAt(now), want.StatusAt(now))
@@ -141,16 +144,20 @@ func compareKeys(t rapid.TB, w *world, v *Keys) {
 		for _, a := range someAddrs {
 			equal(t, "address "+a.String(), got.AllowsAddr(a), naiveAllows(want.Allowlist, a))
 		}
-		perMinute, burst, ok := got.Limit(got.Space.Rules())
+		perMinute, burst, ok := got.Limit(&got.Rules.Compiled)
 		equal(t, "limit", [3]any{perMinute, burst, ok}, w.limit(&want))
-		perMinute, burst, ok = got.Whole.Limit(got.Space.Rules())
+		perMinute, burst, ok = got.Whole.Limit(&got.Rules.Compiled)
 		equal(t, "tenant's limit", [3]any{perMinute, burst, ok}, w.wholeLimit(want.Keyspace, want.Tenant))
-		if whole := wholes[spaceTenant{want.Keyspace, want.Tenant}]; whole != nil && whole != got.Whole {
+		if slot, again := wholes[spaceTenant{want.Keyspace, want.Tenant}]; again && slot != got.TenantSlot {
 			t.Fatalf("tenant %s of %s stands twice: with two buckets it has twice its limit", want.Tenant, want.Keyspace)
 		}
-		wholes[spaceTenant{want.Keyspace, want.Tenant}] = got.Whole
+		wholes[spaceTenant{want.Keyspace, want.Tenant}] = got.TenantSlot
+		if other, again := slots[got.Slot]; again {
+			t.Fatalf("%s and %s have one slot: they would spend from one bucket", ref.Key, other)
+		}
+		slots[got.Slot] = ref.Key
 	}
-	if v.Lookup(events.NewSecret("never issued").Digest()) != nil {
+	if lookup(v, events.NewSecret("never issued").Digest()) != nil {
 		t.Fatal("an unknown digest leads to a key")
 	}
 }
@@ -433,57 +440,73 @@ func compareDirectory(t rapid.TB, w *world, d *Directory) {
 	}
 }
 
-// checkPools recounts from the records who uses which shared value.
+// checkPools recounts who uses which shared value.
 func checkPools(t rapid.TB, v *Keys) {
 	t.Helper()
-	classes, combos := map[classRef]int{}, map[terms]int{}
 	digests, owners := map[events.Digest]bool{}, 0
-	for range v.digests.all {
-		owners++
+	for n := range shardCount {
+		v.digests.shard(n, func(uint32) { owners++ })
 	}
-	for k := range v.ids.all {
-		digests[k.Digest] = true
-		classes[k.Class.ref()]++
-		combos[*k.terms]++
-		equal(t, "shared class", k.Class, v.classes[k.Class.ref()].v)
-		equal(t, "shared terms", k.terms, v.terms[*k.terms].v)
+	keys := map[uint32]int{}
+	for slot := range v.records.n {
+		w := v.at(slot)
+		digests[w.digest] = true
+		keys[termsOf(w.state)]++
 	}
 	equal(t, "owners of digests", owners, len(digests))
-	grants, lists, allows, limits := map[sum]int{}, map[sum]int{}, map[sum]int{}, map[keyspace.Limit]int{}
-	for c := range combos {
-		grants[c.grant.key]++
+	equal(t, "keys and those that own their digest", int(v.records.n), owners+len(v.doubles))
+	sameUse(t, "terms", v.terms, keys)
+	sets, roleSets, lists, allows, limits := map[uint32]int{}, map[uint32]int{}, map[uint32]int{}, map[uint32]int{}, map[uint32]int{}
+	users := map[*roleSet]bool{}
+	for _, c := range v.terms.all {
+		if c.scopes != nil {
+			sets[c.scopes.n]++
+		}
+		if c.roles != nil {
+			roleSets[c.roles.n]++
+			users[c.roles] = true
+		}
 		if c.resources != nil {
-			lists[c.resources.key]++
+			lists[c.resources.n]++
 		}
 		if c.allow != nil {
-			allows[c.allow.key]++
+			allows[c.allow.n]++
 		}
 		if c.limit != nil {
-			limits[*c.limit]++
+			limits[c.limit.n]++
 		}
 	}
-	sameUse(t, "classes", v.classes, classes)
-	sameUse(t, "terms", v.terms, combos)
-	sameUse(t, "grants", v.grants, grants)
-	sameUse(t, "resources", v.resources, lists)
-	sameUse(t, "allowlists", v.allows, allows)
-	sameUse(t, "limits", v.limits, limits)
-	for ref, users := range v.byRole {
-		for g := range users {
-			if v.grants[g.key].v != g {
-				t.Fatalf("role %v still knows a grant that nobody uses", ref)
+	for i := range v.roles.n {
+		r := v.roles.at(i)
+		if g := r.gives.Load(); g != nil {
+			sets[g.n]++
+		}
+		if r.in == nil {
+			continue
+		}
+		for _, in := range *r.in {
+			if !users[in] {
+				t.Fatalf("role %s still knows a set of roles that nobody uses", r.id)
 			}
 		}
 	}
+	sameUse(t, "sets of scopes", v.scopeSets, sets)
+	sameUse(t, "sets of roles", v.roleSets, roleSets)
+	sameUse(t, "resources", v.resources, lists)
+	sameUse(t, "allowlists", v.allows, allows)
+	sameUse(t, "limits", v.limits, limits)
 }
 
-func sameUse[K comparable, V any](t rapid.TB, what string, p pool[K, V], want map[K]int) {
+func sameUse[V any](t rapid.TB, what string, p *pool[V], want map[uint32]int) {
 	t.Helper()
-	got := map[K]int{}
-	for k, u := range p {
-		got[k] = u.n
+	got := map[uint32]int{}
+	for i := range p.all {
+		got[i] = int(*p.uses.at(i))
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Fatalf("%s: counted %v, want %v", what, got, want)
+	}
+	if p.len() != len(want) {
+		t.Fatalf("%s: %d, want %d", what, p.len(), len(want))
 	}
 }

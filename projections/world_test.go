@@ -125,6 +125,25 @@ var (
 		netip.MustParseAddr("203.0.113.200"), netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("fe80::1%eth0")}
 )
 
+// lookup reads the key with the digest; nil for none.
+func lookup(v *Keys, d events.Digest) *Key {
+	slot, ok := v.Find(d)
+	if !ok {
+		return nil
+	}
+	k := new(Key)
+	v.Read(slot, k)
+	return k
+}
+
+// byID is Keys.ByID; nil for none.
+func byID(v *Keys, id events.KeyID) *Key {
+	if k := new(Key); v.ByID(id, k) {
+		return k
+	}
+	return nil
+}
+
 // some draws a subset of list, in its order.
 func some[T comparable](rt *rapid.T, label string, list []T) (out []T) {
 	bits := rapid.Uint16().Draw(rt, label)

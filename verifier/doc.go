@@ -87,15 +87,19 @@
 //
 // # Invariants
 //
-//	V1  Verify is pure but for the buckets of the key and its tenant: the same
-//	    view, request and time give the same decision, under one version of the
-//	    definition. It does no I/O, reads no clock, allocates nothing.
+//	V1  Verify is pure but for the buckets of the key and its tenant, which are the
+//	    node's own and outlive all that changes: the same view, request and time
+//	    give the same decision, under one version of the definition. It does no
+//	    I/O, reads no clock, allocates nothing.
 //	V2  No decision is remembered. What changes a key changes the next decision.
 //	V3  A token is taken by a request that passed every check before the limit,
 //	    exactly once, and from both buckets or from neither. No bucket admits more
 //	    than its burst and its rate, however many ask at once.
 //	V4  The secret is hashed and forgotten: it is in no decision, use, log line,
 //	    error or metric.
+//	V5  A decision is one that the view gave at one moment: it never pairs a new
+//	    definition with what a key or a role was given before, or the other way.
+//	    Nobody waits for that: who was overtaken by a change reads again.
 //	G1  A gateway's endpoints (authorize.go, extauthz) and Protect (program.go) give one
 //	    answer, Node.Answer's, and differ in how they write it down.
 //	G2  The keyspace and the demand are the gateway's words. The client's are its
@@ -129,7 +133,7 @@
 //	    node's lease has run out: as L7, with a count of what its lease said that
 //	    it had numbered.
 //
-// Read on in this order: verify.go, limit.go, lease.go, prompts.go, freshness.go, node.go, ledger.go,
+// Read on in this order: verify.go, limit.go, buckets.go, lease.go, prompts.go, freshness.go, node.go, ledger.go,
 // ledger_begin.go, ledger_run.go, closer.go, unknown.go, gateway.go, client.go, fault.go, grpc.go, program.go.
 // Package verifier/embed runs a node.
 package verifier

@@ -59,8 +59,8 @@ func (n *Node) undeclared(d *Decision, req *Request) (fault, bool) {
 	}
 	var g *keyspace.Compiled
 	switch {
-	case d.Key != nil:
-		g = d.Key.Space.Rules()
+	case d.Key.Exists():
+		g = &d.Key.Rules.Compiled
 	case req.Keyspace == "":
 		return 0, false
 	default:
@@ -68,7 +68,7 @@ func (n *Node) undeclared(d *Decision, req *Request) (fault, bool) {
 		if space == nil {
 			return faultKeyspace, true
 		}
-		g = space.Rules()
+		g = &space.Rules().Compiled
 	}
 	switch {
 	case req.Scope != "" && req.Scope != keyspace.ScopeUnlisted && !g.HasScope(req.Scope):

@@ -173,7 +173,7 @@ func TestMinPosition(t *testing.T) {
 		// The revocation is in the log, and not yet in the view: whoever names its
 		// position waits for it and never sees the key alive.
 		req.MinPosition = at(logtest.Append(t, w.log, a, &events.KeyRevoked{Code: events.RevokeCompromise}))
-		if d := Verify(w.view, req, events.At(time.Now())); !d.Allowed() {
+		if d := Verify(w.view, &w.node.buckets, req, events.At(time.Now())); !d.Allowed() {
 			t.Fatalf("the view is still behind: %s", d.Reason)
 		}
 		answer := make(chan Decision)

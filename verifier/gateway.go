@@ -120,11 +120,11 @@ func (n *Node) answer(ctx context.Context, ask *Ask) *Answer {
 	if strings.EqualFold(ask.MinPositionHeader, cred.HeaderName()) {
 		f := input.FieldErrors{{Field: "min_position_header", Code: "invalid", Message: "want another header than the one in which the keyspace's keys come"}}
 		n.note(ctx, faultMalformed, ask.Endpoint, ask.RequestID, req, f)
-		ans.refuse(ask, ks.Rules(), n.unreadable(f))
+		ans.refuse(ask, &ks.Rules().Compiled, n.unreadable(f))
 		return ans
 	}
 	if p := ask.position(req); p != nil {
-		ans.refuse(ask, ks.Rules(), p)
+		ans.refuse(ask, &ks.Rules().Compiled, p)
 		return ans
 	}
 	req.Secret = credential(ask.Header(cred.HeaderName()), cred)
@@ -135,7 +135,7 @@ func (n *Node) answer(ctx context.Context, ask *Ask) *Answer {
 	defer cancel()
 	j := n.judge(waits, req)
 	if j.foreign {
-		ans.refuse(ask, ks.Rules(), foreignPosition(""))
+		ans.refuse(ask, &ks.Rules().Compiled, foreignPosition(""))
 		return ans
 	}
 	n.await(waits, &j)
@@ -159,7 +159,7 @@ func (n *Node) answer(ctx context.Context, ask *Ask) *Answer {
 // definition may say about its answers belongs here, so that all endpoints say it.
 func (a *Answer) say(ask *Ask, req *Request, g *keyspace.Compiled) {
 	d := a.Decision
-	if d.Key != nil {
+	if d.Key.Exists() {
 		limitHeaders(a.Header, &g.LimitHeaders, d.Limit, perMinute(g, d), d.At)
 	}
 	if d.Allowed() {

@@ -274,7 +274,7 @@ func (n *Node) append(b []byte, d *Decision, req *Request) []byte {
 	b = strconv.AppendBool(b, d.Allowed())
 	b = append(append(append(b, `,"reason":"`...), d.Reason.String()...), `","status":`...)
 	b = strconv.AppendInt(b, int64(d.Status), 10)
-	if k := d.Key; k != nil {
+	if k := &d.Key; k.Exists() {
 		b = append(append(b, `,"key_id":"`...), k.ID.String()...)
 		b = append(append(b, `","tenant":"`...), k.Tenant...)
 		if k.Environment != "" {
@@ -348,8 +348,8 @@ func detail(d *Decision, req *Request) string {
 	case events.ReasonScopeMissing:
 		return "the key does not hold the scope that this needs"
 	case events.ReasonResourceNotAllowed:
-		if d.Key != nil {
-			if kind := d.Key.Space.Rules().ScopeLevel(req.Scope); kind != "" && kind != req.Resource.Kind {
+		if d.Key.Exists() {
+			if kind := d.Key.Rules.ScopeLevel(req.Scope); kind != "" && kind != req.Resource.Kind {
 				return fmt.Sprintf("the scope %s is used on a resource of kind %s, and the request names none", req.Scope, kind)
 			}
 		}
@@ -373,7 +373,7 @@ func (n *Node) log(ctx context.Context, requestID, endpoint string, d *Decision)
 	attrs := make([]slog.Attr, 0, 6)
 	attrs = append(attrs, slog.String("endpoint", endpoint), slog.String("reason", d.Reason.String()),
 		slog.Uint64("seq", uint64(d.Seq)), slog.String("request_id", requestID))
-	if d.Key != nil {
+	if d.Key.Exists() {
 		attrs = append(attrs, slog.String("key_id", d.Key.ID.String()), slog.String("tenant", string(d.Key.Tenant)))
 	}
 	n.cfg.Logger.LogAttrs(ctx, slog.LevelDebug, "decided", attrs...)

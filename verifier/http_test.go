@@ -236,10 +236,10 @@ func TestAnswerIsJSON(t *testing.T) {
 			}
 			use, err := events.ParseUseID(got.Use)
 			if got.Allowed != d.Allowed() || got.Reason != d.Reason || got.Status != d.Status || use != d.Use || err != nil ||
-				got.Position.Seq != d.Seq || (got.Limit != nil) != limited || (got.Key != nil) != (d.Key != nil) {
+				got.Position.Seq != d.Seq || (got.Limit != nil) != limited || (got.Key != nil) != d.Key.Exists() {
 				t.Errorf("%s: %+v", word, got)
 			}
-			if d.Key != nil && (*got.Key != d.Key.ID || got.Tenant != d.Key.Tenant || got.Environment != "live" || !slices.Equal(got.Scopes, []string{"read", "write"})) {
+			if d.Key.Exists() && (*got.Key != d.Key.ID || got.Tenant != d.Key.Tenant || got.Environment != "live" || !slices.Equal(got.Scopes, []string{"read", "write"})) {
 				t.Errorf("%s: %+v", word, got)
 			}
 		}

@@ -31,8 +31,8 @@ func (l Limit) Never(cost uint32) bool { return int64(cost) > l.Limit }
 
 // meter is a bucket, how it was last seen, and the limit that holds for it.
 type meter struct {
-	bucket           *projections.Bucket // nil = no limit
-	seen             int64               // At
+	bucket           *Bucket // nil = no limit
+	seen             int64   // At
 	perMinute, burst int64
 }
 
@@ -40,15 +40,15 @@ type meter struct {
 type meters struct{ key, tenant meter }
 
 // find finds the buckets. They are looked at here, before the checks, so that
-// their memory arrives while the checks run: a tenth of all.
-func (m *meters) find(g *keyspace.Compiled, key *projections.Key) {
+// their memory arrives while the checks run.
+func (m *meters) find(b *Buckets, g *keyspace.Compiled, key *projections.Key) {
 	var ok bool
 	if m.key.perMinute, m.key.burst, ok = key.Limit(g); ok {
-		m.key.bucket = key.Bucket()
+		m.key.bucket = b.keys.at(key.Slot)
 		m.key.seen = m.key.bucket.At.Load()
 	}
 	if m.tenant.perMinute, m.tenant.burst, ok = key.Whole.Limit(g); ok {
-		m.tenant.bucket = key.Whole.Bucket()
+		m.tenant.bucket = b.tenants.at(key.TenantSlot)
 		m.tenant.seen = m.tenant.bucket.At.Load()
 	}
 }
@@ -120,7 +120,7 @@ const clockSlack = 1000
 // stands. A bucket that was never used is full; it is the node's own, so n
 // nodes behind one balancer admit n times the limit. seen is b.At as the caller
 // last saw it.
-func take(b *projections.Bucket, seen int64, now events.Time, perMinute, burst, cost int64) (l Limit, ok bool) {
+func take(b *Bucket, seen int64, now events.Time, perMinute, burst, cost int64) (l Limit, ok bool) {
 	at := lock(b, seen)
 	owed := refill(b.Owed.Load(), at, int64(now), perMinute, burst)
 	l, ok = spend(&owed, perMinute, burst, cost)
@@ -130,7 +130,7 @@ func take(b *projections.Bucket, seen int64, now events.Time, perMinute, burst, 
 
 // lock takes the bucket, for some nanoseconds: no time is negative, so a
 // negative At says that somebody has it. A mutex would double its size.
-func lock(b *projections.Bucket, at int64) int64 {
+func lock(b *Bucket, at int64) int64 {
 	for at < 0 || !b.At.CompareAndSwap(at, -1) {
 		runtime.Gosched()
 		at = b.At.Load()
@@ -138,7 +138,7 @@ func lock(b *projections.Bucket, at int64) int64 {
 	return at
 }
 
-func unlock(b *projections.Bucket, owed, at int64, now events.Time) {
+func unlock(b *Bucket, owed, at int64, now events.Time) {
 	if int64(now) > at || at-int64(now) > clockSlack {
 		at = int64(now)
 	}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/keyspace"
-	"github.com/keytrail/keytrail/projections"
 )
 
 // twin is a token bucket as a textbook has it, in exact fractions.
@@ -72,7 +71,7 @@ func at(limit, remaining, reset, retryAfter int64) Limit {
 	return Limit{Limit: limit, Remaining: remaining, Reset: reset, RetryAfter: retryAfter}
 }
 
-func takeNow(b *projections.Bucket, now events.Time, perMinute, burst, cost int64) (Limit, bool) {
+func takeNow(b *Bucket, now events.Time, perMinute, burst, cost int64) (Limit, bool) {
 	return take(b, b.At.Load(), now, perMinute, burst, cost)
 }
 
@@ -85,7 +84,7 @@ func TestLimitEqualsItsTwin(t *testing.T) {
 		step := rapid.OneOf(rapid.Int64Range(0, 3), rapid.Int64Range(0, 120_000), rapid.Int64Range(0, 1<<40))
 		cost := rapid.OneOf(rapid.Int64Range(1, 5), rapid.Int64Range(1, 1<<32-1))
 		now := int64(1_790_000_000_000)
-		var b projections.Bucket
+		var b Bucket
 		var w twin
 		for range rapid.IntRange(1, 60).Draw(t, "requests") {
 			now += step.Draw(t, "step")
@@ -180,7 +179,7 @@ func TestLimitTable(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var b projections.Bucket
+			var b Bucket
 			for i, s := range c.steps {
 				if got, ok := takeNow(&b, start+s.after, c.perMinute, c.burst, s.cost); got != s.want || ok != s.ok {
 					t.Fatalf("step %d: %+v %v, want %+v %v", i, got, ok, s.want, s.ok)
@@ -193,7 +192,7 @@ func TestLimitTable(t *testing.T) {
 // A changed limit keeps the tokens that were taken.
 func TestLimitChanges(t *testing.T) {
 	const now = events.Time(1_790_000_000_000)
-	var b projections.Bucket
+	var b Bucket
 	takeNow(&b, now, 60, 10, 8)
 	if l, ok := takeNow(&b, now, 6000, 100, 90); !ok || l.Remaining != 2 {
 		t.Fatalf("raised: %+v %v", l, ok)
@@ -205,7 +204,7 @@ func TestLimitChanges(t *testing.T) {
 
 func TestLimitUnderContention(t *testing.T) {
 	const now = events.Time(1_790_000_000_000)
-	var b projections.Bucket
+	var b Bucket
 	var allowed [8]int
 	var wg sync.WaitGroup
 	for g := range allowed {
@@ -232,7 +231,7 @@ func TestLimitUnderContention(t *testing.T) {
 func TestLimitAdmitsBurstAndRate(t *testing.T) {
 	const start = events.Time(1_790_000_000_000)
 	for _, plan := range [][2]int64{{60, 120}, {300, 600}, {1200, 2400}, {7, 2}, {59_999, 3}} {
-		var b projections.Bucket
+		var b Bucket
 		admitted := int64(0)
 		for ms := range events.Time(60_001) {
 			for {
@@ -249,7 +248,7 @@ func TestLimitAdmitsBurstAndRate(t *testing.T) {
 }
 
 // pair are the meters of one request, for a key and its tenant.
-func pair(key, tenant *projections.Bucket, k, t keyspace.Limit) *meters {
+func pair(key, tenant *Bucket, k, t keyspace.Limit) *meters {
 	return &meters{meter{key, key.At.Load(), k.PerMinute, k.Burst}, meter{tenant, tenant.At.Load(), t.PerMinute, t.Burst}}
 }
 
@@ -265,7 +264,7 @@ func TestBothLimitsEqualTheirTwins(t *testing.T) {
 		step := rapid.OneOf(rapid.Int64Range(0, 3), rapid.Int64Range(0, 120_000), rapid.Int64Range(0, 1<<40))
 		cost := rapid.OneOf(rapid.Int64Range(0, 5), rapid.Int64Range(1, 1<<32-1))
 		now := int64(1_790_000_000_000)
-		var buckets [3]projections.Bucket // the tenant's is the last
+		var buckets [3]Bucket // the tenant's is the last
 		var twins [3]twin
 		var limits [3]keyspace.Limit
 		for i := range limits {
@@ -331,8 +330,8 @@ func TestBothLimitsUnderContention(t *testing.T) {
 	}{{"the tenant's is the tighter", 900, 5000}, {"the keys' are", 500, 5000}, {"both", 625, 5000}} {
 		t.Run(c.name, func(t *testing.T) {
 			const keys = 8
-			var buckets [keys]projections.Bucket
-			var tenant projections.Bucket
+			var buckets [keys]Bucket
+			var tenant Bucket
 			var allowed [keys]atomic.Int64
 			var wg sync.WaitGroup
 			k, whole := keyspace.Limit{PerMinute: 1, Burst: c.key}, keyspace.Limit{PerMinute: 1, Burst: c.tenant}

@@ -56,6 +56,7 @@ type Node struct {
 	lease   leaseHolder
 	metrics metrics
 	faults  faultLog
+	buckets Buckets
 }
 
 // NewNode returns a node; it is ready when RunLease has got a lease and Ledger.Run
@@ -144,10 +145,11 @@ func (n *Node) weigh(ctx context.Context, req *Request) judgement {
 	}
 	b := n.basis() // before the view is asked
 	now := n.cfg.Now()
-	d, g := decide(n.cfg.View, req, events.At(now), func(g *keyspace.Compiled) bool {
+	j := judgement{recorded: ErrLedgerClosed, basis: b, foreign: foreign}
+	j.rules = decide(&j.Decision, n.cfg.View, &n.buckets, req, events.At(now), func(g *keyspace.Compiled) bool {
 		return !reached || n.stale(&b, req, g.Staleness, now)
 	})
-	return judgement{d, g, ErrLedgerClosed, b, foreign}
+	return j
 }
 
 // number appends the decision to the ledger.
@@ -196,7 +198,7 @@ func (n *Node) sync(ctx context.Context, use uint64) error {
 func record(d *Decision, req *Request) events.Use {
 	u := events.Use{Time: d.At, Reason: d.Reason, Scope: req.Scope, Resource: req.Resource,
 		IP: req.IP.Unmap().WithZone(""), Cost: req.cost(), Seq: d.Seq}
-	if d.Key != nil {
+	if d.Key.Exists() {
 		u.Keyspace, u.Tenant, u.Key = d.Key.Space.ID, d.Key.Tenant, d.Key.ID
 	} else if req.Keyspace.Validate() == nil {
 		u.Keyspace = req.Keyspace
@@ -221,8 +223,9 @@ var _ api.Authenticator = (*Node)(nil)
 // Knows reports whether the request presents a secret of the built-in keyspace. It
 // is no decision: it takes no token and leaves no record.
 func (n *Node) Knows(r *http.Request) bool {
-	key, _, _ := find(n.cfg.View, &Request{Secret: operatorSecret(r), Keyspace: events.Builtin})
-	return key != nil
+	var key projections.Key
+	find(n.cfg.View, nil, &Request{Secret: operatorSecret(r), Keyspace: events.Builtin}, &key)
+	return key.Exists()
 }
 
 // FindSecret implements events.SecretFinder.

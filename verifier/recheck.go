@@ -2,6 +2,8 @@ package verifier
 
 import (
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
+	"github.com/keytrail/keytrail/projections"
 )
 
 // recheck returns nil while the bearer of the key may still do what granted says, by
@@ -10,24 +12,32 @@ import (
 func (n *Node) recheck(req *Request, granted *events.Principal) error {
 	b := n.basis() // before the view is asked
 	now := n.cfg.Now()
-	key, g, reason := find(n.cfg.View, req)
-	d := Decision{At: events.At(now), Key: key, Reason: reason}
-	switch {
-	case n.stale(&b, req, g.Staleness, now):
-		d.Reason = events.ReasonVerifierStale
-	case key != nil:
-		held := events.Principal{Scopes: key.Scopes()}
-		held.Restrict(key.Resources())
-		d.Reason = state(key, d.At)
-		switch {
-		case d.Reason != events.ReasonOK:
-		case !key.AllowsAddr(req.addr()):
-			d.Reason = events.ReasonAddressNotAllowed
-		case req.Scope != "" && !key.HasScope(req.Scope):
-			d.Reason = events.ReasonScopeMissing
-		case !held.Contains(&events.Principal{Keyspaces: granted.Keyspaces, Tenants: granted.Tenants}):
-			d.Reason = events.ReasonResourceNotAllowed
+	d := Decision{At: events.At(now)}
+	var g *keyspace.Compiled
+	for {
+		version := n.cfg.View.Version()
+		g, d.Reason = find(n.cfg.View, nil, req, &d.Key)
+		switch key := &d.Key; {
+		case n.stale(&b, req, g.Staleness, now):
+			d.Reason = events.ReasonVerifierStale
+		case key.Exists():
+			held := events.Principal{Scopes: key.Scopes()}
+			held.Restrict(key.Resources())
+			d.Reason = state(key, d.At)
+			switch {
+			case d.Reason != events.ReasonOK:
+			case !key.AllowsAddr(req.addr()):
+				d.Reason = events.ReasonAddressNotAllowed
+			case req.Scope != "" && !key.HasScope(req.Scope):
+				d.Reason = events.ReasonScopeMissing
+			case !held.Contains(&events.Principal{Keyspaces: granted.Keyspaces, Tenants: granted.Tenants}):
+				d.Reason = events.ReasonResourceNotAllowed
+			}
 		}
+		if n.cfg.View.Still(version, &d.Key) {
+			break
+		}
+		d.Key = projections.Key{}
 	}
 	if d.Reason == events.ReasonOK {
 		return nil

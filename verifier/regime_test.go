@@ -100,7 +100,7 @@ func TestEveryOrder(t *testing.T) {
 					if flaws&4 != 0 {
 						fails[keyspace.CheckResource], req.Resource.ID = events.ReasonResourceNotAllowed, "proj_2"
 					}
-					bucket := w.view.ByID(events.KeyID{0: 1, 15: byte(i + 1)}).Bucket()
+					bucket := w.bucket(byte(i + 1))
 					bucket.At.Store(int64(now))
 					bucket.Owed.Store(0)
 					left := int64(2)
@@ -123,7 +123,7 @@ func TestEveryOrder(t *testing.T) {
 					if want.Reason == events.ReasonRateLimited {
 						want.Limit.RetryAfter = 60
 					}
-					if d := Verify(w.view, req, now); d.Reason != want.Reason || d.Limit != want.Limit {
+					if d := Verify(w.view, &w.node.buckets, req, now); d.Reason != want.Reason || d.Limit != want.Limit {
 						t.Fatalf("order %v, %s, flaws %v: %s %+v, want %s %+v", order, state, fails, d.Reason, d.Limit, want.Reason, want.Limit)
 					}
 				}
@@ -165,14 +165,14 @@ func TestHTTPSOnly(t *testing.T) {
 		} {
 			req := &Request{Secret: events.NewSecret(c.secret), Keyspace: c.ks, Insecure: true}
 			d := w.node.Decide(t.Context(), req)
-			pure := Verify(w.view, req, d.At)
-			if d.Reason != c.want || (d.Key != nil) != c.named || pure.Reason != d.Reason || pure.Status != d.Status || pure.Limit != d.Limit {
+			pure := Verify(w.view, &w.node.buckets, req, d.At)
+			if d.Reason != c.want || d.Key.Exists() != c.named || pure.Reason != d.Reason || pure.Status != d.Status || pure.Limit != d.Limit {
 				t.Errorf("%.12q in %q: %s with key %v, purely %s; want %s", c.secret, c.ks, d.Reason, d.Key, pure.Reason, c.want)
 			}
 			if c.want == events.ReasonHTTPSRequired && d.Status != 426 {
 				t.Errorf("status %d", d.Status)
 			}
-			if d.Key != nil && d.Key.Space.ID == scribe && d.Limit.Remaining != 2 {
+			if d.Key.Exists() && d.Key.Space.ID == scribe && d.Limit.Remaining != 2 {
 				t.Errorf("it took a token: %+v", d.Limit)
 			}
 		}
@@ -200,7 +200,7 @@ func TestJunk(t *testing.T) {
 		w.keyIn("hub", "acme", secretOf("unchecked"), nil) // as no issuer makes it: it shows that nothing is looked up
 		w.keyIn("hub", "acme", "sk_live_imported_of_another_length", nil)
 		ask := func(secret string, ks events.KeyspaceID) events.Reason {
-			d := Verify(w.view, &Request{Secret: events.NewSecret(secret), Keyspace: ks}, events.At(time.Now()))
+			d := Verify(w.view, &w.node.buckets, &Request{Secret: events.NewSecret(secret), Keyspace: ks}, events.At(time.Now()))
 			return d.Reason
 		}
 		typo := []byte(checkedSecret())
@@ -301,7 +301,7 @@ func TestLevelOfAScope(t *testing.T) {
 			{"none", "deploy", none, events.ReasonScopeMissing}, // the scope is checked first
 		} {
 			req := &Request{Secret: events.NewSecret(secretOf(c.word)), Keyspace: scribe, Scope: c.scope, Resource: c.resource}
-			d := Verify(w.view, req, events.At(time.Now()))
+			d := Verify(w.view, &w.node.buckets, req, events.At(time.Now()))
 			if d.Reason != c.want {
 				t.Errorf("%s, scope %q on %s: %s, want %s", c.word, c.scope, c.resource, d.Reason, c.want)
 			}
@@ -312,7 +312,7 @@ func TestLevelOfAScope(t *testing.T) {
 		}
 		def.Checks = []keyspace.Check{keyspace.CheckResource, keyspace.CheckScope, keyspace.CheckState, keyspace.CheckAddress, keyspace.CheckLimit}
 		w.define(scribe, def)
-		d := Verify(w.view, &Request{Secret: events.NewSecret(secretOf("none")), Keyspace: scribe, Scope: "deploy"}, events.At(time.Now()))
+		d := Verify(w.view, &w.node.buckets, &Request{Secret: events.NewSecret(secretOf("none")), Keyspace: scribe, Scope: "deploy"}, events.At(time.Now()))
 		if d.Reason != events.ReasonResourceNotAllowed {
 			t.Errorf("the resource is checked first: %s", d.Reason)
 		}
@@ -340,7 +340,7 @@ func TestLimitsFollowTheirEvents(t *testing.T) {
 		}
 		check := func(what, word string, cost uint32, want Limit) {
 			t.Helper()
-			d := Verify(w.view, &Request{Secret: events.NewSecret(secretOf(word)), Keyspace: scribe, Cost: cost}, now)
+			d := Verify(w.view, &w.node.buckets, &Request{Secret: events.NewSecret(secretOf(word)), Keyspace: scribe, Cost: cost}, now)
 			if d.Limit != want {
 				t.Errorf("%s: %+v, want %+v", what, d.Limit, want)
 			}
@@ -397,7 +397,7 @@ func TestStatusOfARegime(t *testing.T) {
 		def.Errors.Answers = append(def.Errors.Answers, keyspace.ErrorAnswer{Reasons: []string{"scope_missing"}, Code: "no_scope"}, // no status of its own
 			keyspace.ErrorAnswer{Reasons: []string{keyspace.FailureInvalid}, Status: 400})
 		w.define(scribe, def)
-		g := w.view.Keyspace(scribe).Rules()
+		g := &w.view.Keyspace(scribe).Rules().Compiled
 		for _, r := range events.Reasons() {
 			want := 500 + int(r)
 			if r.Allowed() || r == events.ReasonKeyDisabled || r == events.ReasonScopeMissing || r == events.ReasonBeyondOwnPower {
@@ -413,7 +413,7 @@ func TestStatusOfARegime(t *testing.T) {
 		for _, r := range theOrder {
 			req := flawed(w, []events.Reason{r})
 			d := w.node.Decide(t.Context(), req)
-			if pure := Verify(w.view, req, d.At); d.Reason != r || d.Status != statusOf(g, r) || pure.Status != d.Status {
+			if pure := Verify(w.view, &w.node.buckets, req, d.At); d.Reason != r || d.Status != statusOf(g, r) || pure.Status != d.Status {
 				t.Errorf("%s: %d, purely %d", d.Reason, d.Status, pure.Status)
 			}
 		}
@@ -458,7 +458,7 @@ func TestRegimesAllocateNothing(t *testing.T) {
 			"missing":       {Keyspace: "cloud"},
 			"named nowhere": {Secret: events.NewSecret(secretOf("first")), Keyspace: "nowhere"},
 		} {
-			if n := testing.AllocsPerRun(100, func() { Verify(w.view, &req, now) }); n > 0 {
+			if n := testing.AllocsPerRun(100, func() { Verify(w.view, &w.node.buckets, &req, now) }); n > 0 {
 				t.Errorf("%s: %v allocations", name, n)
 			}
 		}
@@ -476,7 +476,7 @@ func TestKeyBeforeItsKeyspace(t *testing.T) {
 			t.Fatal(err)
 		}
 		for ks, want := range map[events.KeyspaceID]events.Reason{"early": events.ReasonOK, "": events.ReasonOK, "late": events.ReasonKeyUnknown} {
-			if d := Verify(early, &Request{Secret: events.NewSecret(secretOf("early")), Keyspace: ks}, events.At(time.Now())); d.Reason != want || d.Limit != (Limit{}) {
+			if d := Verify(early, new(Buckets), &Request{Secret: events.NewSecret(secretOf("early")), Keyspace: ks}, events.At(time.Now())); d.Reason != want || d.Limit != (Limit{}) {
 				t.Errorf("in %q: %s, want %s", ks, d.Reason, want)
 			}
 		}

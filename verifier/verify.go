@@ -42,12 +42,12 @@ func (r *Request) addr() netip.Addr {
 // Decision is the answer, and what it was made of.
 type Decision struct {
 	Reason events.Reason
-	Status int              // the HTTP status of the reason: the keyspace's own, or the default
-	Key    *projections.Key // the key presented; nil when it is unknown in the keyspace named
-	At     events.Time      // when it was decided
-	Seq    events.Seq       // the position in the log at which it was decided
-	Limit  Limit            // where the limit stands after it; zero when the key is unknown or has none
-	Use    events.UseID     // its place in the ledger; zero outside a Node
+	Status int             // the HTTP status of the reason: the keyspace's own, or the default
+	Key    projections.Key // the key presented, as it was then; it does not exist when it is unknown in the keyspace named
+	At     events.Time     // when it was decided
+	Seq    events.Seq      // the position in the log at which it was decided
+	Limit  Limit           // where the limit stands after it; zero when the key is unknown or has none
+	Use    events.UseID    // its place in the ledger; zero outside a Node
 }
 
 // Allowed reports whether the decision was to allow.
@@ -55,112 +55,148 @@ func (d *Decision) Allowed() bool { return d.Reason.Allowed() }
 
 // Verify decides req on the view as it stands, at the instant now. It is pure
 // but for the buckets of the key and of its tenant, from which an otherwise
-// allowed request takes its tokens (V1, V3). Freshness is not its business: see
-// Node.Decide.
-func Verify(view *projections.Keys, req *Request, now events.Time) Decision {
-	d, g := decide(view, req, now, func(*keyspace.Compiled) bool { return false })
+// allowed request takes its tokens (V1, V3). The buckets are those of this view: each
+// call about it is given the same. Freshness is not its business: see Node.Decide.
+func Verify(view *projections.Keys, buckets *Buckets, req *Request, now events.Time) (d Decision) {
+	g := decide(&d, view, buckets, req, now, func(*keyspace.Compiled) bool { return false })
 	d.Status = statusOf(g, d.Reason)
 	return d
 }
 
-// decide is all of a decision but its status, and the rules that it was made
+// decide makes all of a decision but its status, and returns the rules that it was made
 // under. The node says whether its view is too old for them.
-func decide(view *projections.Keys, req *Request, now events.Time, stale func(*keyspace.Compiled) bool) (Decision, *keyspace.Compiled) {
-	d := Decision{At: now, Seq: view.At()}
-	key, g, reason := find(view, req)
-	d.Key, d.Reason = key, reason
-	switch {
-	case req.Insecure && g.HTTPSOnly:
-		d.refuse(g, events.ReasonHTTPSRequired)
-	case stale(g):
-		d.refuse(g, events.ReasonVerifierStale)
-	case key != nil:
-		d.Reason, d.Limit = check(g, key, req, now)
+//
+// Everything is read again if the key, a definition, a role or a tenant changed meanwhile:
+// so a decision is one that the view gives at one moment (V5). The tokens are taken after
+// that, once.
+func decide(d *Decision, view *projections.Keys, buckets *Buckets, req *Request, now events.Time, stale func(*keyspace.Compiled) bool) *keyspace.Compiled {
+	d.At = now
+	var m meters
+	var v verdict
+	for {
+		version := view.Version()
+		d.Seq = view.At()
+		g, reason := find(view, buckets, req, &d.Key)
+		if d.Key.Exists() {
+			m.find(buckets, g, &d.Key)
+		}
+		switch {
+		case req.Insecure && g.HTTPSOnly:
+			v = verdict{before: events.ReasonHTTPSRequired}
+		case stale(g):
+			v = verdict{before: events.ReasonVerifierStale}
+		case d.Key.Exists():
+			v = check(g, &d.Key, req, now)
+		default:
+			v = verdict{before: reason}
+		}
+		if view.Still(version, &d.Key) {
+			d.Reason, d.Limit = v.settle(&m, req, now)
+			return g
+		}
+		d.Key, m = projections.Key{}, meters{}
 	}
-	return d, g
 }
 
-// refuse answers with a reason that no check found. The limit is told all the
-// same.
-func (d *Decision) refuse(g *keyspace.Compiled, reason events.Reason) {
-	d.Reason = reason
-	if d.Key != nil {
-		var m meters
-		m.find(g, d.Key)
-		d.Limit, _ = m.take(d.At, 0)
+// verdict is what the checks without a memory say of a request: the first that fails of
+// those before the limit, and of those after it.
+type verdict struct {
+	before, after events.Reason
+	asked         bool // the limit is one of the checks
+}
+
+// settle asks the limit. A refusal before it takes nothing and tells where the limit
+// stands; one after it has cost the tokens.
+func (v *verdict) settle(m *meters, req *Request, now events.Time) (events.Reason, Limit) {
+	if v.before != events.ReasonOK {
+		limit, _ := m.take(now, 0)
+		return v.before, limit
 	}
+	if !v.asked {
+		return v.after, Limit{}
+	}
+	limit, ok := m.take(now, int64(req.cost()))
+	if !ok {
+		return events.ReasonRateLimited, limit
+	}
+	return v.after, limit
 }
 
 // noKeyspace stands for a keyspace that is not known: the defaults, which deny.
 var noKeyspace keyspace.Compiled
 
-// find returns the key presented, or nil and why there is none; and the rules
+// find reads the key presented into key, or says why there is none; and returns the rules
 // to decide under: those of the key's keyspace, or of the one named. The position must be
-// read before: the view publishes it after the data.
-func find(view *projections.Keys, req *Request) (*projections.Key, *keyspace.Compiled, events.Reason) {
+// read before: the view publishes it after the data. If buckets are given, the key's is on
+// its way from memory while its record is.
+func find(view *projections.Keys, buckets *Buckets, req *Request, key *projections.Key) (*keyspace.Compiled, events.Reason) {
 	g := &noKeyspace
 	var space *projections.Keyspace
+	secret := req.Secret.Reveal()
 	if req.Keyspace != "" {
 		if space = view.Keyspace(req.Keyspace); space != nil {
-			g = space.Rules()
+			rules := space.Rules()
+			if g = &rules.Compiled; secret != "" && space.WrongChecksum(rules, secret) {
+				return g, events.ReasonKeyMalformed
+			}
 		}
 	}
-	secret := req.Secret.Reveal()
-	switch {
-	case secret == "":
-		return nil, g, events.ReasonKeyMissing
-	case space != nil && space.WrongChecksum(g, secret):
-		return nil, g, events.ReasonKeyMalformed
+	if secret == "" {
+		return g, events.ReasonKeyMissing
 	}
-	key := view.Lookup(req.Secret.Digest())
-	switch {
-	case key != nil && key.Space == space:
-		return key, g, events.ReasonNone
-	case key != nil && space == nil && (key.Space.ID == req.Keyspace || req.Keyspace == "" && key.Space.ID != events.Builtin):
-		return key, key.Space.Rules(), events.ReasonNone
-	case !events.WellFormed(secret):
-		return nil, g, events.ReasonKeyMalformed
-	case space != nil:
+	if slot, ok := view.Find(req.Secret.Digest()); ok {
+		if buckets != nil {
+			buckets.keys.touch(slot)
+		}
+		view.Read(slot, key)
+		switch {
+		case key.Space == space,
+			space == nil && (key.Space.ID == req.Keyspace || req.Keyspace == "" && key.Space.ID != events.Builtin):
+			return &key.Rules.Compiled, events.ReasonNone
+		}
+		*key = projections.Key{}
+	}
+	if !events.WellFormed(secret) {
+		return g, events.ReasonKeyMalformed
+	}
+	if space != nil {
 		if _, _, ok := g.TypeOf(secret); !ok {
-			return nil, g, events.ReasonKeyMalformed
+			return g, events.ReasonKeyMalformed
 		}
 	}
-	return nil, g, events.ReasonKeyUnknown
+	return g, events.ReasonKeyUnknown
 }
 
-// check makes the checks of a key in the order of its keyspace. A refusal before
-// the limit takes nothing and tells where the limit stands; one after it has
-// cost the tokens.
-func check(g *keyspace.Compiled, key *projections.Key, req *Request, now events.Time) (events.Reason, Limit) {
-	var m meters
-	m.find(g, key)
+// check makes the checks of a key but the limit's, in the order of its keyspace.
+func check(g *keyspace.Compiled, key *projections.Key, req *Request, now events.Time) (v verdict) {
 	if !g.Usual {
-		return checkInOrder(g, key, &m, req, now)
+		return checkInOrder(g, key, req, now)
 	}
 	// The usual order, written out: the loop costs more.
-	reason := state(key, now)
-	switch {
-	case reason != events.ReasonOK:
-	case !key.AllowsAddr(req.addr()):
-		reason = events.ReasonAddressNotAllowed
-	case req.Scope != "" && !key.HasScope(req.Scope):
-		reason = events.ReasonScopeMissing
-	case !reaches(g, key, req):
-		reason = events.ReasonResourceNotAllowed
-	default:
-		limit, ok := m.take(now, int64(req.cost()))
-		if !ok {
-			reason = events.ReasonRateLimited
-		}
-		return reason, limit
+	v = verdict{events.ReasonOK, events.ReasonOK, true}
+	if v.before = state(key, now); v.before != events.ReasonOK {
+		return v
 	}
-	limit, _ := m.take(now, 0)
-	return reason, limit
+	if !key.AllowsAddr(req.addr()) {
+		v.before = events.ReasonAddressNotAllowed
+		return v
+	}
+	kind := ""
+	if req.Scope != "" {
+		var held bool
+		if held, kind = key.Scope(req.Scope); !held {
+			v.before = events.ReasonScopeMissing
+			return v
+		}
+	}
+	if !reaches(g, key, req, kind) {
+		v.before = events.ReasonResourceNotAllowed
+	}
+	return v
 }
 
-func checkInOrder(g *keyspace.Compiled, key *projections.Key, m *meters, req *Request, now events.Time) (events.Reason, Limit) {
-	var limit Limit
-	asked := false
+func checkInOrder(g *keyspace.Compiled, key *projections.Key, req *Request, now events.Time) verdict {
+	v := verdict{before: events.ReasonOK, after: events.ReasonOK}
 	for _, c := range g.Order {
 		reason := events.ReasonOK
 		switch c {
@@ -175,33 +211,39 @@ func checkInOrder(g *keyspace.Compiled, key *projections.Key, m *meters, req *Re
 				reason = events.ReasonScopeMissing
 			}
 		case keyspace.CheckResource:
-			if !reaches(g, key, req) {
+			if !reaches(g, key, req, g.ScopeLevel(req.Scope)) {
 				reason = events.ReasonResourceNotAllowed
 			}
 		case keyspace.CheckLimit:
-			asked = true
-			var ok bool
-			if limit, ok = m.take(now, int64(req.cost())); !ok {
-				reason = events.ReasonRateLimited
-			}
+			v.asked = true
 		default: // of a later release: what it would refuse cannot be told
 			reason = events.ReasonVerifierStale
 		}
-		if reason != events.ReasonOK {
-			if !asked {
-				limit, _ = m.take(now, 0)
-			}
-			return reason, limit
+		switch {
+		case reason == events.ReasonOK:
+		case v.asked:
+			v.after = reason
+			return v
+		default:
+			v.before = reason
+			return v
 		}
 	}
-	return events.ReasonOK, limit
+	return v
 }
 
 // holds reports whether every check but that of the limit passes now.
 func holds(view *projections.Keys, req *Request, now events.Time) bool {
-	key, g, _ := find(view, req)
-	return key != nil && !(req.Insecure && g.HTTPSOnly) && state(key, now) == events.ReasonOK &&
-		key.AllowsAddr(req.addr()) && (req.Scope == "" || key.HasScope(req.Scope)) && reaches(g, key, req)
+	for {
+		version := view.Version()
+		var key projections.Key
+		g, _ := find(view, nil, req, &key)
+		ok := key.Exists() && !(req.Insecure && g.HTTPSOnly) && state(&key, now) == events.ReasonOK &&
+			key.AllowsAddr(req.addr()) && (req.Scope == "" || key.HasScope(req.Scope)) && reaches(g, &key, req, g.ScopeLevel(req.Scope))
+		if view.Still(version, &key) {
+			return ok
+		}
+	}
 }
 
 func state(key *projections.Key, now events.Time) events.Reason {
@@ -219,14 +261,12 @@ func state(key *projections.Key, now events.Time) events.Reason {
 // reaches reports whether the key reaches the resource named, which is of a kind
 // that the keyspace declares, and whether one is named of the kind that the scope
 // wants.
-func reaches(g *keyspace.Compiled, key *projections.Key, req *Request) bool {
+func reaches(g *keyspace.Compiled, key *projections.Key, req *Request, kind string) bool {
 	if !req.Resource.IsZero() && !slices.Contains(g.Resources, req.Resource.Kind) {
 		return false // misspelt, and who knows what was meant
 	}
-	if req.Scope != "" {
-		if kind := g.ScopeLevel(req.Scope); kind != "" && kind != req.Resource.Kind {
-			return false
-		}
+	if kind != "" && kind != req.Resource.Kind {
+		return false
 	}
 	return key.AllowsResource(req.Resource)
 }

@@ -72,7 +72,7 @@ func flawed(w *world, flaws []events.Reason) *Request {
 func TestOrderOfChecks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)
-		if d := w.node.Decide(t.Context(), flawed(w, nil)); !d.Allowed() || d.Status != 200 || d.Key == nil {
+		if d := w.node.Decide(t.Context(), flawed(w, nil)); !d.Allowed() || d.Status != 200 || !d.Key.Exists() {
 			t.Fatalf("no flaw: %+v", d)
 		}
 		for i, want := range theOrder {
@@ -82,10 +82,10 @@ func TestOrderOfChecks(t *testing.T) {
 				if d.Reason != want || d.Allowed() {
 					t.Errorf("flaws %v: %s, want %s", flaws, d.Reason, want)
 				}
-				if pure := Verify(w.view, req, d.At); pure.Reason != want || pure.Seq != d.Seq || pure.Key != d.Key {
+				if pure := Verify(w.view, &w.node.buckets, req, d.At); pure.Reason != want || pure.Seq != d.Seq || pure.Key != d.Key {
 					t.Errorf("flaws %v: Verify says %s, want %s", flaws, pure.Reason, want)
 				}
-				if (d.Key == nil) != (i <= 2) || (d.Limit == Limit{}) != (i <= 2) || (d.Limit.RetryAfter > 0) != (want == events.ReasonRateLimited) {
+				if !d.Key.Exists() != (i <= 2) || (d.Limit == Limit{}) != (i <= 2) || (d.Limit.RetryAfter > 0) != (want == events.ReasonRateLimited) {
 					t.Errorf("flaws %v: key %v, limit %+v", flaws, d.Key, d.Limit)
 				}
 			}
@@ -198,7 +198,7 @@ func TestVerify(t *testing.T) {
 			{"one ms too early", ask(secretOf("limited"), nil), now + 999, events.ReasonRateLimited},
 			{"a second later", ask(secretOf("limited"), nil), now + 1000, events.ReasonOK},
 		} {
-			if d := Verify(w.view, c.req, c.now); d.Reason != c.want || d.Status != statusOf(&noKeyspace, c.want) || d.At != c.now || d.Seq != w.view.At() {
+			if d := Verify(w.view, &w.node.buckets, c.req, c.now); d.Reason != c.want || d.Status != statusOf(&noKeyspace, c.want) || d.At != c.now || d.Seq != w.view.At() {
 				t.Errorf("%s: %s, want %s", c.name, d.Reason, c.want)
 			}
 		}
@@ -215,9 +215,9 @@ func TestVerify(t *testing.T) {
 			{&events.KeyAllowlistUpdated{Before: []netip.Prefix{office}}, events.ReasonOK},
 			{&events.KeyRevoked{Code: events.RevokeSuperseded}, events.ReasonKeyRevoked},
 		} {
-			before := Verify(w.view, req, now)
+			before := Verify(w.view, &w.node.buckets, req, now)
 			w.put(plainKey, c.data)
-			after := Verify(w.view, req, now)
+			after := Verify(w.view, &w.node.buckets, req, now)
 			if after.Reason != c.want || before.Reason == after.Reason || after.Seq != before.Seq+1 {
 				t.Errorf("%s: %s at %d, then %s at %d", c.data.EventType(), before.Reason, before.Seq, after.Reason, after.Seq)
 			}
@@ -233,7 +233,7 @@ func TestTokensOfRefusedRequests(t *testing.T) {
 		for _, r := range theOrder[:len(theOrder)-1] {
 			req := flawed(w, []events.Reason{r})
 			w.node.Decide(t.Context(), req)
-			if key := w.view.ByID(events.KeyID{0: 1, 15: byte(w.made)}); key.Bucket().Owed.Load() != 0 {
+			if w.bucket(byte(w.made)).Owed.Load() != 0 {
 				t.Errorf("%s: a token is gone", r)
 			}
 		}
@@ -252,7 +252,7 @@ func TestVerifyAllocatesNothing(t *testing.T) {
 			Resource: events.Resource{Kind: "project", ID: "proj_1"}, IP: inside}
 		now := events.At(time.Now())
 		if n := testing.AllocsPerRun(1000, func() {
-			if d := Verify(w.view, req, now); !d.Allowed() {
+			if d := Verify(w.view, &w.node.buckets, req, now); !d.Allowed() {
 				t.Fatal(d.Reason)
 			}
 		}); n > 0 {
@@ -293,7 +293,7 @@ func TestOperatorsKeyNeedsItsKeyspaceNamed(t *testing.T) {
 		} {
 			req := Request{Secret: events.NewSecret(c.secret), Keyspace: c.keyspace}
 			d := w.node.Decide(t.Context(), &req)
-			if known := c.want == events.ReasonOK; d.Reason != c.want || (d.Key != nil) != known {
+			if known := c.want == events.ReasonOK; d.Reason != c.want || d.Key.Exists() != known {
 				t.Errorf("%q in %q: %s", c.secret[:4], c.keyspace, d.Reason)
 			}
 		}

@@ -162,6 +162,16 @@ func (w *world) keyIn(ks events.KeyspaceID, tenant events.TenantID, secret strin
 	return a
 }
 
+// bucket returns the bucket of key number n.
+func (w *world) bucket(n byte) *Bucket {
+	w.t.Helper()
+	var k projections.Key
+	if !w.view.ByID(events.KeyID{0: 1, 15: n}, &k) {
+		w.t.Fatalf("there is no key %d", n)
+	}
+	return w.node.buckets.keys.at(k.Slot)
+}
+
 // imported imports a key by the digest of its secret, whatever form that has.
 func (w *world) imported(secret string, d *events.KeyImported) {
 	w.t.Helper()

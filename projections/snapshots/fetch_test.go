@@ -41,7 +41,7 @@ func TestFetch(t *testing.T) {
 	w.grow()
 	n := w.node()
 	s, v := n.start(sending("http://a", b))
-	if v.At() != w.last || v.ByID(w.bad.Key).Status != events.StatusRevoked {
+	if v.At() != w.last || status(v, w.bad.Key) != events.StatusRevoked {
 		t.Errorf("at %d, want %d", v.At(), w.last)
 	}
 	if err := s.Proven(); err == nil || !strings.Contains(err.Error(), "came from http://a") || !n.has(unprovenFile) {

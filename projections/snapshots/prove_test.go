@@ -22,7 +22,7 @@ func TestAWrongRowIsFound(t *testing.T) {
 	liar := sending("http://liar", lie(t, w.export(w.keys)))
 	n := w.node()
 	_, v := n.start(liar)
-	if v.ByID(w.bad.Key).Status != events.StatusActive {
+	if status(v, w.bad.Key) != events.StatusActive {
 		t.Fatal("the lie is not believed, so it is no test")
 	}
 	w.grow()
@@ -45,7 +45,7 @@ func TestAWrongRowIsFound(t *testing.T) {
 	crash := n.files()
 	for _, after := range []string{"at once", "once more"} {
 		s, v = n.start(liar)
-		if v.ByID(w.bad.Key).Status != events.StatusRevoked || v.At() != w.last || s.Proven() != nil {
+		if status(v, w.bad.Key) != events.StatusRevoked || v.At() != w.last || s.Proven() != nil {
 			t.Errorf("started again %s: at %d, %v", after, v.At(), s.Proven())
 		}
 		n.wantSaid("a source is not asked")
@@ -192,7 +192,7 @@ func TestWhatCannotBeRemovedStaysUnproven(t *testing.T) {
 		if err := os.RemoveAll(path); err != nil {
 			t.Fatal(err)
 		}
-		if _, v := n.start(); v.ByID(w.bad.Key).Status != events.StatusRevoked {
+		if _, v := n.start(); status(v, w.bad.Key) != events.StatusRevoked {
 			t.Error("the lie is used")
 		}
 	})
@@ -211,7 +211,7 @@ func TestWhatCannotBeRemovedStaysUnproven(t *testing.T) {
 		if err := os.RemoveAll(path); err != nil {
 			t.Fatal(err)
 		}
-		if _, v := n.start(); v.ByID(w.bad.Key).Status != events.StatusRevoked {
+		if _, v := n.start(); status(v, w.bad.Key) != events.StatusRevoked {
 			t.Error("the snapshot of the liar is this node's own")
 		}
 	})

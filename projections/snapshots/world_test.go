@@ -211,3 +211,10 @@ func (n *node) has(name string) bool {
 	_, err := os.Stat(filepath.Join(n.path, name))
 	return err == nil
 }
+
+// status returns the status of the key in the view, "" if it is not there.
+func status(v *projections.Keys, id events.KeyID) events.Status {
+	var k projections.Key
+	v.ByID(id, &k)
+	return k.Status()
+}
