@@ -113,6 +113,9 @@ func widenedForAll(before, after *keyspace.Definition) []Widening {
 	if allows := func(d *keyspace.Definition) bool { return d.Staleness.OnStale == "allow" }; allows(after) && !allows(before) {
 		add("staleness.on_stale", "on_stale", "a verifier that is cut off would go on accepting every key, also after its end")
 	}
+	if before.Limits.StricterThan(after.Limits) {
+		add("limits", "limits", "limits would hold for each verifier node by itself, always or while their allocator is away: n nodes admit n times them")
+	}
 	if was, next := before.Staleness.MaxStaleness(), after.Staleness.MaxStaleness(); next > was {
 		add("staleness.max_millis", "max_millis", "a verifier that is cut off would go on accepting every key for %s instead of %s", next, was)
 	}

@@ -98,6 +98,8 @@ func TestEveryMemberOfADefinitionIsReviewed(t *testing.T) {
 		"tenant_limit.per_minute": {func(d *keyspace.Definition) { d.TenantLimit = &keyspace.Limit{PerMinute: 899, Burst: 90} }, "*tenant_limit:lower_limit", ""},
 		"tenant_limit.burst":      {func(d *keyspace.Definition) { d.TenantLimit = &keyspace.Limit{PerMinute: 900, Burst: 89} }, "*tenant_limit:lower_limit", ""},
 
+		"limits": {func(d *keyspace.Definition) { d.Limits = keyspace.LimitsExact }, "*limits:limits", ""},
+
 		"limit_headers.style":     {func(d *keyspace.Definition) { d.LimitHeaders.Style = keyspace.HeadersNone }, "", words},
 		"limit_headers.limit":     {func(d *keyspace.Definition) { d.LimitHeaders.Limit = "X-Limit" }, "", words},
 		"limit_headers.remaining": {func(d *keyspace.Definition) { d.LimitHeaders.Remaining = "X-Left" }, "", words},

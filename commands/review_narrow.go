@@ -41,10 +41,20 @@ func narrowedForAll(before, after *keyspace.Definition) []Violation {
 	case next < was:
 		add("staleness.max_millis", "max_millis", "a verifier that is cut off would deny every key after %s instead of %s", next, was)
 	}
+	if after.Limits.StricterThan(before.Limits) {
+		add("limits", "limits", "%s", narrowedLimits(after.Limits))
+	}
 	if after.Ledger == keyspace.LedgerSync && before.Ledger != keyspace.LedgerSync {
 		add("ledger", "ledger", "no use of a key would be answered while the log cannot be reached")
 	}
 	return out
+}
+
+func narrowedLimits(after keyspace.LimitsMode) string {
+	if after == keyspace.LimitsExact {
+		return "limits would hold for all verifier nodes together, and no use that needs a token would be allowed while their allocator is away"
+	}
+	return "limits would hold for all verifier nodes together, and not for each"
 }
 
 // presented is how a request carries the secret.

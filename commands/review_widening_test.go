@@ -66,6 +66,10 @@ func TestReviewWidening(t *testing.T) {
 		{"cut off and closed", func(d *keyspace.Definition) { d.Staleness.OnStale = "allow" }, plain, func(d *keyspace.Definition) { d.Staleness.OnStale = "deny" }, ""},
 		{"cut off for longer", same, plain, func(d *keyspace.Definition) { d.Staleness.MaxMillis = 10_001 }, "staleness.max_millis:max_millis"},
 		{"cut off as long as by default", same, plain, func(d *keyspace.Definition) { d.Staleness.MaxMillis = 10_000 }, ""},
+		{"limits of each node", func(d *keyspace.Definition) { d.Limits = keyspace.LimitsExact }, plain, same, "limits:limits"},
+		{"limits of each node while the allocator is away", func(d *keyspace.Definition) { d.Limits = keyspace.LimitsExact }, plain,
+			func(d *keyspace.Definition) { d.Limits = keyspace.LimitsExactElseLocal }, "limits:limits"},
+		{"limits of all nodes", same, plain, func(d *keyspace.Definition) { d.Limits = keyspace.LimitsExact }, ""},
 		{"another order of checks", same, plain, func(d *keyspace.Definition) {
 			d.Checks = []keyspace.Check{keyspace.CheckAddress, keyspace.CheckState, keyspace.CheckScope, keyspace.CheckResource, keyspace.CheckLimit}
 		}, ""},

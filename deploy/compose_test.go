@@ -248,7 +248,7 @@ func TestAlertsAreAboutMetricsThatExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	var source strings.Builder
-	for _, pattern := range []string{"../*/metrics.go", "../projections/*/metrics.go", "../projections/snapshots/store.go", "../commands/expirer.go", "../cmd/keytrail/streams.go"} {
+	for _, pattern := range []string{"../*/metrics.go", "../verifier/limits/metrics.go", "../projections/*/metrics.go", "../projections/snapshots/store.go", "../commands/expirer.go", "../cmd/keytrail/streams.go"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil || len(files) == 0 {
 			t.Fatalf("%s: %v", pattern, err)

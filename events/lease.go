@@ -27,8 +27,9 @@ type Head struct {
 // acknowledged before is among its first Size events.
 type Floor struct {
 	Head
-	Release Release `json:"release,omitzero"` // which release every event of the log may need: each process that runs has it or a newer one; "" = the first
-	Seq     Seq     `json:"-"`                // where it stands in the log of leases; 0 = no floor was ever raised
+	Release   Release    `json:"release,omitzero"`   // which release every event of the log may need: each process that runs has it or a newer one; "" = the first
+	Allocator InstanceID `json:"allocator,omitzero"` // which run of which node leases the tokens of limits; zero = none was appointed
+	Seq       Seq        `json:"-"`                  // where it stands in the log of leases; 0 = no floor was ever raised
 }
 
 // Covers reports whether the floor says already what raising it to h would say. A

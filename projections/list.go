@@ -81,6 +81,19 @@ func (d *Directory) AllOf(ks events.KeyspaceID, tenant events.TenantID) iter.Seq
 	return d.each(ks, func(l *spaceLists) []*entry { return l.of(tenant) })
 }
 
+// Began returns where in the log the tenant's first key begins; ok is false for a tenant
+// without keys.
+func (d *Directory) Began(ks events.KeyspaceID, tenant events.TenantID) (seq events.Seq, ok bool) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if l := d.lists[ks]; l != nil {
+		if of := l.of(tenant); len(of) > 0 {
+			return of[0].created, true
+		}
+	}
+	return 0, false
+}
+
 func (d *Directory) each(ks events.KeyspaceID, list func(*spaceLists) []*entry) iter.Seq[*events.Key] {
 	return func(yield func(*events.Key) bool) {
 		d.mu.RLock()

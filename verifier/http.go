@@ -266,7 +266,8 @@ var contentJSON, noStore = []string{"application/json"}, []string{"no-store"}
 //
 // Absent members are left out: key_id to scopes when the key is unknown, limit
 // when there is none. limit is the tighter of the key's and its tenant's, and
-// its scope says which: key or tenant. A refusal by the limit adds retry_after
+// its scope says which: key or tenant. Where limits hold for all nodes together it says so
+// in mode. A refusal by the limit adds retry_after
 // in seconds, or detail when waiting does not help. detail also says which name of
 // the question is not declared.
 func (n *Node) append(b []byte, d *Decision, req *Request) []byte {
@@ -293,11 +294,15 @@ func (n *Node) append(b []byte, d *Decision, req *Request) []byte {
 		b = strconv.AppendInt(append(b, `,"limit":{"limit":`...), l.Limit, 10)
 		b = strconv.AppendInt(append(b, `,"remaining":`...), l.Remaining, 10)
 		b = strconv.AppendInt(append(b, `,"reset":`...), l.Reset, 10)
-		b = append(append(append(b, `,"scope":"`...), l.Scope...), `"}`...)
+		b = append(append(append(b, `,"scope":"`...), l.Scope...), '"')
+		if l.Mode != "" {
+			b = append(append(append(b, `,"mode":"`...), l.Mode...), '"')
+		}
+		b = append(b, '}')
 		if l.RetryAfter > 0 {
 			b = strconv.AppendInt(append(b, `,"retry_after":`...), l.RetryAfter, 10)
 		}
-		if d.Reason == events.ReasonRateLimited && l.Never(req.cost()) {
+		if d.Reason == events.ReasonRateLimited && (l.Away || l.Never(req.cost())) {
 			b = append(append(append(b, `,"detail":"`...), detail(d, req)...), '"')
 		}
 	}
@@ -357,6 +362,9 @@ func detail(d *Decision, req *Request) string {
 	case events.ReasonRateLimited:
 		if d.Limit.Never(req.cost()) {
 			return fmt.Sprintf("the request costs %d tokens and the %s's burst is %d: it can never be allowed", req.cost(), d.Limit.Scope, d.Limit.Limit)
+		}
+		if d.Limit.Away {
+			return "the allocator of limits does not answer, and the keyspace allows nothing without it; try again"
 		}
 		return "the " + d.Limit.Scope + "'s rate limit is used up"
 	case events.ReasonHTTPSRequired:

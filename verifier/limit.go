@@ -3,6 +3,7 @@ package verifier
 import (
 	"math"
 	"runtime"
+	"time"
 
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/keyspace"
@@ -17,6 +18,14 @@ type Limit struct {
 	Reset      int64  // seconds until the bucket is full again, rounded up
 	RetryAfter int64  // seconds until the request that the limit refused would be allowed, rounded up; 0 = it refused none, or always will
 	Scope      string // whose bucket it is: ScopeKey or ScopeTenant
+
+	// Of a keyspace whose limits are exact: LimitsExact, or LimitsLocal where it was
+	// decided by this node alone. The numbers are then those of all nodes together, as far
+	// as the node knows. "" = the keyspace's limits are each node's own.
+	Mode   keyspace.LimitsMode
+	Away   bool          // the allocator does not answer, and nothing is allowed without it
+	asking bool          // it is asked, and the decision waits for the answer
+	until  time.Duration // Node.passed at which the lease of the tokens taken is over; 0 = none was used
 }
 
 // Whose bucket a Limit speaks of.
@@ -37,11 +46,18 @@ type meter struct {
 }
 
 // meters are the limits of one request.
-type meters struct{ key, tenant meter }
+type meters struct {
+	key, tenant meter
+	exact       exactMeters
+	exactly     bool // exact has them
+}
 
 // find finds the buckets. They are looked at here, before the checks, so that
 // their memory arrives while the checks run.
 func (m *meters) find(b *Buckets, g *keyspace.Compiled, key *projections.Key) {
+	if m.exactly = m.exact.find(g, key); m.exactly {
+		return
+	}
 	var ok bool
 	if m.key.perMinute, m.key.burst, ok = key.Limit(g); ok {
 		m.key.bucket = b.keys.at(key.Slot)
@@ -57,6 +73,8 @@ func (m *meters) find(b *Buckets, g *keyspace.Compiled, key *projections.Key) {
 // where the tighter one stands; with cost 0 it only says that.
 func (m *meters) take(now events.Time, cost int64) (l Limit, ok bool) {
 	switch k, t := &m.key, &m.tenant; {
+	case m.exactly:
+		return m.exact.take(cost)
 	case k.bucket != nil && t.bucket != nil:
 		return takeBoth(k, t, now, cost)
 	case k.bucket != nil:

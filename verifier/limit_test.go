@@ -249,7 +249,7 @@ func TestLimitAdmitsBurstAndRate(t *testing.T) {
 
 // pair are the meters of one request, for a key and its tenant.
 func pair(key, tenant *Bucket, k, t keyspace.Limit) *meters {
-	return &meters{meter{key, key.At.Load(), k.PerMinute, k.Burst}, meter{tenant, tenant.At.Load(), t.PerMinute, t.Burst}}
+	return &meters{key: meter{key, key.At.Load(), k.PerMinute, k.Burst}, tenant: meter{tenant, tenant.At.Load(), t.PerMinute, t.Burst}}
 }
 
 // Two keys of one tenant, each with its limit beside the tenant's, that change

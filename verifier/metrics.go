@@ -31,6 +31,7 @@ func (m *metrics) init(n *Node) {
 	}, []string{"endpoint"})
 	add(latency)
 	m.collectors = append(m.collectors, n.faults.collectors()...)
+	m.collectors = append(m.collectors, n.limits.Collectors()...)
 	m.verify, m.batch = latency.WithLabelValues("verify"), latency.WithLabelValues("batch")
 	m.gateway = make(map[string]prometheus.Observer)
 	for _, endpoint := range []string{"authorize", "protect", "envoy"} {

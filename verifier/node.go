@@ -13,6 +13,7 @@ import (
 	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/internal/api"
 	"github.com/keytrail/keytrail/projections"
+	"github.com/keytrail/keytrail/verifier/limits"
 )
 
 // NodeConfig is what a node needs. View, Ledger, Leases and Log are required.
@@ -37,6 +38,10 @@ type NodeConfig struct {
 	// use to be durable in a keyspace with ledger sync. Default 2 s.
 	WaitMax time.Duration
 
+	// LimitMail reaches the allocator of exact limits; RunLimits must run then. nil = it
+	// counts as away.
+	LimitMail events.LimitMail
+
 	Now    func() time.Time     // default time.Now
 	Steady func() time.Duration // a clock that nobody can set; default the monotonic part of Now
 	Logger *slog.Logger         // default slog.Default()
@@ -54,6 +59,7 @@ type Node struct {
 	elapsed elapsed
 	offset  atomic.Int64 // of this clock to the log's at the last heartbeat: milliseconds
 	lease   leaseHolder
+	limits  *limits.Client
 	metrics metrics
 	faults  faultLog
 	buckets Buckets
@@ -79,6 +85,10 @@ func NewNode(cfg NodeConfig) *Node {
 	start := n.clocks(n.started)
 	n.elapsed.base.Store(&start)
 	n.lease.instance = events.NewInstanceID(n.started)
+	n.limits = limits.NewClient(n.lease.instance)
+	if cfg.LimitMail == nil {
+		n.limits.Detach()
+	}
 	n.lease.grants.Store(new([]grant))
 	n.metrics.init(n)
 	return n
@@ -94,7 +104,9 @@ func (n *Node) Ready() error {
 }
 
 // Decide answers req: freshness, then Verify, then the ledger. It waits only for
-// a min_position ahead of the node, and for the ledger of a keyspace in mode sync.
+// a min_position ahead of the node, for the ledger of a keyspace in mode sync, and
+// where limits are exact and the node holds no token of the key's, for one answer of
+// their allocator.
 //
 // When such a use could not be made durable in time the answer is
 // verifier_stale, while the record holds the decision as it was made. When no
@@ -143,12 +155,28 @@ func (n *Node) weigh(ctx context.Context, req *Request) judgement {
 	if req.MaxStaleness > 0 {
 		n.freshen(ctx, req.MaxStaleness)
 	}
+	answered := n.limits.Answered()
+	j := n.decideOnce(req, reached)
+	if j.Limit.asking {
+		j = n.awaitTokens(ctx, j, answered, func() judgement { return n.decideOnce(req, reached) })
+	}
+	j.foreign = foreign
+	return j
+}
+
+// decideOnce decides on what the node knows and holds now.
+func (n *Node) decideOnce(req *Request, reached bool) judgement {
 	b := n.basis() // before the view is asked
 	now := n.cfg.Now()
-	j := judgement{recorded: ErrLedgerClosed, basis: b, foreign: foreign}
-	j.rules = decide(&j.Decision, n.cfg.View, &n.buckets, req, events.At(now), func(g *keyspace.Compiled) bool {
+	j := judgement{recorded: ErrLedgerClosed, basis: b}
+	j.rules = decide(&j.Decision, n.cfg.View, &n.buckets, req, events.At(now), tokens{n.limits, n.passed(now)}, func(g *keyspace.Compiled) bool {
 		return !reached || n.stale(&b, req, g.Staleness, now)
 	})
+	if j.Limit.until > 0 && n.passed(n.cfg.Now()) >= j.Limit.until {
+		// The process was paused before it took the tokens: others may have had them by then.
+		return n.decideOnce(req, reached)
+	}
+	j.Limit.until = 0
 	return j
 }
 

@@ -58,20 +58,20 @@ func (d *Decision) Allowed() bool { return d.Reason.Allowed() }
 // allowed request takes its tokens (V1, V3). The buckets are those of this view: each
 // call about it is given the same. Freshness is not its business: see Node.Decide.
 func Verify(view *projections.Keys, buckets *Buckets, req *Request, now events.Time) (d Decision) {
-	g := decide(&d, view, buckets, req, now, func(*keyspace.Compiled) bool { return false })
+	g := decide(&d, view, buckets, req, now, tokens{}, func(*keyspace.Compiled) bool { return false })
 	d.Status = statusOf(g, d.Reason)
 	return d
 }
 
 // decide makes all of a decision but its status, and returns the rules that it was made
-// under. The node says whether its view is too old for them.
+// under. The node says what tokens it holds, and whether its view is too old for them.
 //
 // Everything is read again if the key, a definition, a role or a tenant changed meanwhile:
 // so a decision is one that the view gives at one moment (V5). The tokens are taken after
 // that, once.
-func decide(d *Decision, view *projections.Keys, buckets *Buckets, req *Request, now events.Time, stale func(*keyspace.Compiled) bool) *keyspace.Compiled {
+func decide(d *Decision, view *projections.Keys, buckets *Buckets, req *Request, now events.Time, held tokens, stale func(*keyspace.Compiled) bool) *keyspace.Compiled {
 	d.At = now
-	var m meters
+	m := meters{exact: exactMeters{tokens: held}}
 	var v verdict
 	for {
 		version := view.Version()
@@ -94,7 +94,7 @@ func decide(d *Decision, view *projections.Keys, buckets *Buckets, req *Request,
 			d.Reason, d.Limit = v.settle(&m, req, now)
 			return g
 		}
-		d.Key, m = projections.Key{}, meters{}
+		d.Key, m = projections.Key{}, meters{exact: exactMeters{tokens: held}}
 	}
 }
 

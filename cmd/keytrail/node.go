@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,7 @@ import (
 	"github.com/keytrail/keytrail/verifier"
 	"github.com/keytrail/keytrail/verifier/embed"
 	"github.com/keytrail/keytrail/verifier/extauthz"
+	"github.com/keytrail/keytrail/verifier/limits"
 )
 
 // node is what every role has in common: a verifier (verifier/embed) that guards its own
@@ -142,7 +144,10 @@ func (n *node) control(lastUsed func(context.Context, []events.KeyID) (map[event
 	n.server.Registry.MustRegister(n.dir.Collectors()...)
 	limited := limitMetrics()
 	n.server.Registry.MustRegister(limited)
-	n.group.Go("limits", func(ctx context.Context) error {
+	allocator := n.verifier.LimitService(limits.ServiceConfig{Dir: n.dir, Appointments: n.log, Wanted: n.exactLimits})
+	n.server.Registry.MustRegister(allocator.Collectors()...)
+	n.group.Go("allocator of limits", allocator.Run)
+	n.group.Go("limits of nodes", func(ctx context.Context) error {
 		return n.log.Limited(ctx, func(met streams.Limit) { limited.WithLabelValues(string(met.Node), met.Limit).Add(float64(met.Times)) })
 	})
 	n.group.Go("heartbeat", n.log.Heartbeat)
@@ -151,6 +156,11 @@ func (n *node) control(lastUsed func(context.Context, []events.KeyID) (map[event
 	n.group.Go("expirer", x.Run)
 	closer := verifier.NewCloser(verifier.CloserConfig{Sink: n.log, Leases: n.log, Log: n.log.ID(), Logger: n.logger})
 	n.group.Go("closer", closer.Run)
+}
+
+// exactLimits reports whether a keyspace has limits that hold for all nodes together.
+func (n *node) exactLimits() bool {
+	return slices.ContainsFunc(n.dir.Keyspaces(), func(k events.Keyspace) bool { return k.Definition.Limits.Exact() })
 }
 
 // auditor adds the copy in ClickHouse and its endpoint. The store may be down: the

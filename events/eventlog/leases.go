@@ -145,7 +145,7 @@ func (l *Leases) Raise(ctx context.Context, h events.Head) error {
 func (l *Leases) raise(ctx context.Context) error {
 	want := l.wanted()
 	var other error
-	err := l.replace(ctx, func(floor events.Floor) (events.Floor, bool) {
+	_, err := l.replace(ctx, func(floor events.Floor) (events.Floor, bool) {
 		covered, err := floor.Covers(want)
 		other = err
 		floor.Head = want
@@ -157,13 +157,12 @@ func (l *Leases) raise(ctx context.Context) error {
 	return err
 }
 
-// replace writes the floor that next makes of the newest one; ok is false when there
-// is nothing to write.
-func (l *Leases) replace(ctx context.Context, next func(events.Floor) (_ events.Floor, ok bool)) error {
+// replace writes the floor that next makes of the newest one, and returns it; ok is false
+// when there is nothing to write.
+func (l *Leases) replace(ctx context.Context, next func(events.Floor) (_ events.Floor, ok bool)) (raised events.Floor, err error) {
 	m := nats.NewMsg(streams.LeaseFloor)
-	var raised events.Floor
 	var invalid error
-	_, err := l.conditional(ctx, m, func(floor *events.Floor) bool {
+	_, err = l.conditional(ctx, m, func(floor *events.Floor) bool {
 		m.Header.Set(hdrExpect, strconv.FormatUint(uint64(floor.Seq), 10))
 		var ok bool
 		if raised, ok = next(*floor); ok {
@@ -174,7 +173,7 @@ func (l *Leases) replace(ctx context.Context, next func(events.Floor) (_ events.
 		raised.Seq = seq
 		l.proved(raised, on)
 	})
-	return cmp.Or(err, invalid)
+	return raised, cmp.Or(err, invalid)
 }
 
 // RaiseRelease implements events.Leases.
@@ -185,7 +184,7 @@ func (l *Leases) RaiseRelease(ctx context.Context, r events.Release) error {
 	ctx, cancel := l.bound(ctx)
 	defer cancel()
 	var none bool
-	err := l.replace(ctx, func(floor events.Floor) (events.Floor, bool) {
+	_, err := l.replace(ctx, func(floor events.Floor) (events.Floor, bool) {
 		none = floor.Seq == 0
 		higher := floor.Release.Before(r)
 		floor.Release = r

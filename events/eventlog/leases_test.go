@@ -43,6 +43,9 @@ type edgeLeases struct {
 }
 
 func (e edgeLeases) Raise(ctx context.Context, h events.Head) error { return e.ctrl.Raise(ctx, h) }
+func (e edgeLeases) Appoint(ctx context.Context, was, next events.InstanceID) (events.Floor, error) {
+	return e.ctrl.Appoint(ctx, was, next)
+}
 func (e edgeLeases) RaiseRelease(ctx context.Context, r events.Release) error {
 	return e.ctrl.RaiseRelease(ctx, r)
 }

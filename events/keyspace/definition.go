@@ -21,6 +21,7 @@ type Definition struct {
 	Plans        []Plan       `json:"plans,omitempty"`
 	Limit        *Limit       `json:"limit,omitzero"`        // of each key that sets none; absent = unlimited
 	TenantLimit  *Limit       `json:"tenant_limit,omitzero"` // of all keys of a tenant together, for tenants that have none of their own; absent = unlimited
+	Limits       LimitsMode   `json:"limits,omitzero"`       // "local" (default), "exact" or "exact_else_local"
 	LimitHeaders LimitHeaders `json:"limit_headers,omitzero"`
 	Checks       []Check      `json:"checks,omitempty"` // their order; absent = DefaultChecks
 	Errors       ErrorRules   `json:"errors,omitzero"`
@@ -176,6 +177,33 @@ const (
 	LedgerAsync LedgerMode = "async" // answer at once; the use is durable within the flush interval or becomes a gap
 	LedgerSync  LedgerMode = "sync"  // answer only after the use is durable
 )
+
+// LimitsMode says what limits hold for.
+type LimitsMode string
+
+// The modes of limits.
+const (
+	LimitsLocal          LimitsMode = "local"            // for each verifier node by itself: n nodes admit n times them
+	LimitsExact          LimitsMode = "exact"            // for all nodes together; while their allocator is away nothing is allowed that needs a token
+	LimitsExactElseLocal LimitsMode = "exact_else_local" // for all nodes together; while their allocator is away for each by itself
+)
+
+// strictness orders the modes by what they let through.
+func (m LimitsMode) strictness() int {
+	switch m {
+	case LimitsExact:
+		return 2
+	case LimitsExactElseLocal:
+		return 1
+	}
+	return 0
+}
+
+// Exact reports whether limits hold for all nodes together.
+func (m LimitsMode) Exact() bool { return m.strictness() > 0 }
+
+// StricterThan reports whether m lets less through than n.
+func (m LimitsMode) StricterThan(n LimitsMode) bool { return m.strictness() > n.strictness() }
 
 // Type returns the key type named name, or the first when name is empty.
 func (d *Definition) Type(name string) (*KeyType, bool) {

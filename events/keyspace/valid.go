@@ -129,6 +129,9 @@ func (d *Definition) Validate() input.FieldErrors {
 	if d.TenantLimit != nil {
 		f.Merge("tenant_limit", d.CheckLimit(d.TenantLimit))
 	}
+	if m := d.Limits; m != "" && m != LimitsLocal && !m.Exact() {
+		f.Add("limits", "invalid", "want local, exact or exact_else_local")
+	}
 	f.Merge("limit_headers", d.LimitHeaders.validate())
 	for i, c := range d.Checks {
 		if all := DefaultChecks(); !slices.Contains(all, c) || slices.Contains(d.Checks[:i], c) || len(d.Checks) != len(all) {

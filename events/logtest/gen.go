@@ -163,6 +163,7 @@ func GenDefinition() *rapid.Generator[keyspace.Definition] {
 				MaxMillis: rapid.Int64Range(0, 86_400_000).Draw(t, "staleness"),
 				OnStale:   rapid.SampledFrom([]string{"", "deny", "allow"}).Draw(t, "on stale"),
 			},
+			Limits: rapid.SampledFrom([]keyspace.LimitsMode{"", keyspace.LimitsLocal, keyspace.LimitsExact, keyspace.LimitsExactElseLocal}).Draw(t, "limits"),
 			Ledger: rapid.SampledFrom([]keyspace.LedgerMode{"", keyspace.LedgerAsync, keyspace.LedgerSync}).Draw(t, "ledger"),
 		}
 		if rapid.Bool().Draw(t, "own header") {

@@ -31,7 +31,7 @@ func (l *MemLog) Raise(ctx context.Context, h events.Head) error {
 			return err
 		}
 		s.last++
-		s.floor = events.Floor{Head: h, Release: s.floor.Release, Seq: s.last}
+		s.floor.Head, s.floor.Seq = h, s.last
 		return nil
 	})
 }
@@ -52,6 +52,25 @@ func (l *MemLog) RaiseRelease(ctx context.Context, r events.Release) error {
 		}
 		return nil
 	})
+}
+
+// Appoint implements events.Appointments.
+func (l *MemLog) Appoint(ctx context.Context, was, next events.InstanceID) (f events.Floor, err error) {
+	err = l.call(ctx, OpRaise, func() error {
+		s := &l.leases
+		switch {
+		case s.floor.Seq == 0:
+			return fmt.Errorf("appoint: %w", events.ErrNoFloor)
+		case s.floor.Allocator != next && s.floor.Allocator != was:
+			return &events.StateError{Class: events.ErrConflict, Reason: fmt.Sprintf("%s is the allocator of limits", s.floor.Allocator)}
+		case s.floor.Allocator != next:
+			s.last++
+			s.floor.Allocator, s.floor.Seq = next, s.last
+		}
+		f = s.floor
+		return nil
+	})
+	return f, err
 }
 
 // Readers implements events.Log.

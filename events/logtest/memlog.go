@@ -58,6 +58,7 @@ type MemLog struct {
 	timers  timers
 	leases  leaseLog
 	prompts prompts
+	limits  limitMail
 	clock   func() time.Time
 	lastNow events.Time
 }

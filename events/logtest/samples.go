@@ -99,6 +99,7 @@ func Samples() []events.Write {
 		Plans:        []keyspace.Plan{{Name: "basic", PerMinute: 60, Burst: 10}},
 		Limit:        &keyspace.Limit{Plan: "basic"},
 		TenantLimit:  &keyspace.Limit{PerMinute: 600, Burst: 100},
+		Limits:       keyspace.LimitsExactElseLocal,
 		LimitHeaders: keyspace.LimitHeaders{Style: keyspace.HeadersXRateLimit, Limit: "X-Limit", Remaining: "X-Left", Reset: "X-Reset", ResetAs: keyspace.ResetUnix},
 		Checks:       []keyspace.Check{keyspace.CheckAddress, keyspace.CheckState, keyspace.CheckScope, keyspace.CheckResource, keyspace.CheckLimit},
 		Errors: keyspace.ErrorRules{

@@ -11,9 +11,10 @@ import (
 	"github.com/keytrail/keytrail/events"
 )
 
-// LeaseLog is a lifecycle log's identity and its log of leases.
+// LeaseLog is a lifecycle log's identity, its log of leases, and who is appointed in it.
 type LeaseLog interface {
 	events.Leases
+	events.Appointments
 	ID() events.LogID
 }
 
@@ -30,6 +31,8 @@ func TestLeases(t *testing.T, open func(t *testing.T) LeaseLog) {
 		{"a floor of no events is a floor", leasesZero},
 		{"a floor has the root that it was raised with, and takes no other", leasesRoots},
 		{"a release stays when the floor is raised, and is never lowered", leasesReleases},
+		{"one process is appointed, and stays when the floor is raised", leasesAppoint},
+		{"of many that would be appointed one is", leasesAppointOne},
 		{"a head of another log is refused", leasesForeign},
 		{"a record that is none is refused", leasesInvalid},
 		{"each run of a node has its own record, the newest", leasesRuns},
@@ -323,5 +326,60 @@ func leasesReleases(t *testing.T, ctx context.Context, l LeaseLog) {
 	}
 	if err := l.RaiseRelease(ctx, "next"); err == nil {
 		t.Error("a release that is none")
+	}
+}
+
+func leasesAppoint(t *testing.T, ctx context.Context, l LeaseLog) {
+	none, a, b := events.InstanceID{}, events.NewInstanceID(time.Now()), events.NewInstanceID(time.Now())
+	if _, err := l.Appoint(ctx, none, a); !errors.Is(err, events.ErrNoFloor) {
+		t.Errorf("without a floor: %v", err)
+	}
+	raise(t, ctx, l, 3)
+	for _, c := range []struct {
+		was, next, want events.InstanceID
+		conflict        bool
+	}{{none, a, a, false}, {none, b, a, true}, {none, a, a, false}, {b, none, a, true}, {a, b, b, false}, {a, b, b, false}, {a, a, b, true}} {
+		f, err := l.Appoint(ctx, c.was, c.next)
+		if errors.Is(err, events.ErrConflict) != c.conflict || err != nil && !c.conflict {
+			t.Errorf("%s in the place of %s: %v", c.next, c.was, err)
+		}
+		g := renew(t, ctx, l, Lease(l.ID(), "n1"))
+		if g.Floor.Allocator != c.want || err == nil && (f != g.Floor || f.Size != 3) {
+			t.Errorf("%s in the place of %s: %+v, and a lease on %+v", c.next, c.was, f, g.Floor)
+		}
+	}
+	raise(t, ctx, l, 4)
+	if err := l.RaiseRelease(ctx, "2.1"); err != nil {
+		t.Fatal(err)
+	}
+	if g := renew(t, ctx, l, Lease(l.ID(), "n1")); g.Floor.Allocator != b || g.Floor.Size != 4 || g.Floor.Release != "2.1" {
+		t.Errorf("after a raise: %+v", g.Floor)
+	}
+	if n := nodes(t, ctx, l, 0); n.Floor.Allocator != b {
+		t.Errorf("nodes: %+v", n.Floor)
+	}
+}
+
+func leasesAppointOne(t *testing.T, ctx context.Context, l LeaseLog) {
+	raise(t, ctx, l, 1)
+	var mu sync.Mutex
+	var won []events.InstanceID // guarded by mu
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			me := events.NewInstanceID(time.Now())
+			_, err := l.Appoint(ctx, events.InstanceID{}, me)
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				won = append(won, me)
+			} else if !errors.Is(err, events.ErrConflict) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if g := renew(t, ctx, l, Lease(l.ID(), "n1")); len(won) != 1 || g.Floor.Allocator != won[0] {
+		t.Errorf("appointed: %v; the floor names %s", won, g.Floor.Allocator)
 	}
 }

@@ -115,7 +115,7 @@ func New(ctx context.Context, cfg Config) (_ *Verifier, err error) {
 	}
 	v.ledger = verifier.NewLedger(verifier.LedgerConfig{Sink: v.log, Node: cfg.Name, Log: v.log.ID(), Drain: drain, Alive: alive, Logger: cfg.Logger})
 	v.node = verifier.NewNode(verifier.NodeConfig{View: v.views.Keys, Ledger: v.ledger, Leases: v.log, Log: v.log.ID(),
-		StaleCeiling: cfg.StaleCeiling, TrustedProxies: cfg.TrustedProxies, Logger: cfg.Logger})
+		StaleCeiling: cfg.StaleCeiling, TrustedProxies: cfg.TrustedProxies, LimitMail: v.log, Logger: cfg.Logger})
 
 	v.followers = []events.Follower{v.views.Keys, v.node, &v.end}
 	if v.views.Directory != nil {
@@ -124,6 +124,7 @@ func New(ctx context.Context, cfg Config) (_ *Verifier, err error) {
 	v.followers = append(v.followers, cfg.Followers...)
 
 	v.group.Go("lease", v.node.RunLease)
+	v.group.Go("limits", v.node.RunLimits)
 	v.group.Go("answers", func(ctx context.Context) error { return v.node.RunAnswers(ctx, v.log) })
 	v.group.GoLong("ledger", v.ledger.Run)
 	v.group.Go("name", func(ctx context.Context) error { return v.hold(ctx, cfg.Name) })

@@ -26,6 +26,7 @@ const (
 	leasesPerSecond = 100  // records of leases
 	floorsPerSecond = 100  // reads of the floor
 	readsPerSecond  = 1000 // requests for up to 256 events
+	tokensPerSecond = 2000 // asks for tokens of limits: one at a time, a millisecond apart
 	asksPerSecond   = 20   // requests about the stream
 	subsPerSecond   = 3000 // subscriptions and their ends: a reader has one of each for each request
 	otherPerSecond  = 500  // answers, and anything else
@@ -37,6 +38,7 @@ const (
 	limitFloors = "floors"
 	limitUses   = "uses"
 	limitReads  = "reads"
+	limitTokens = "tokens"
 	limitAsks   = "requests"
 	limitSubs   = "subscriptions"
 	limitOther  = "other"
@@ -57,7 +59,7 @@ func newNode(name string, l Limits) *node {
 	n := &node{name: name, limiters: map[string]*rate.Limiter{},
 		windows: map[string]*window{limitLeases: newWindow(streams.Lease, leaseSubjects), limitUses: newWindow(streams.Use, useSubjects)}}
 	for limit, perSecond := range map[string]float64{
-		limitLeases: leasesPerSecond, limitFloors: floorsPerSecond, limitReads: readsPerSecond, limitAsks: asksPerSecond, limitSubs: subsPerSecond, limitOther: otherPerSecond,
+		limitLeases: leasesPerSecond, limitFloors: floorsPerSecond, limitReads: readsPerSecond, limitTokens: tokensPerSecond, limitAsks: asksPerSecond, limitSubs: subsPerSecond, limitOther: otherPerSecond,
 		limitUses: float64(cmp.Or(l.Uses, 20_000)), limitBytes: float64(max(cmp.Or(l.Bytes, 64<<20), streams.MaxPayload+maxLine)),
 	} {
 		n.limiters[limit] = rate.NewLimiter(rate.Limit(perSecond), max(int(2*perSecond), 1))
@@ -70,6 +72,7 @@ var (
 	floorSubject  = []byte("kt.api.DIRECT.GET." + streams.Lease + ".")
 	useSubjects   = []byte(events.UsePrefix)
 	readSubjects  = []byte("kt.api.DIRECT.")
+	tokenSubjects = []byte(streams.LimitPrefix)
 	askSubjects   = []byte("kt.api.")
 )
 
@@ -86,6 +89,8 @@ func limitOf(o *op) string {
 		return limitUses
 	case bytes.HasPrefix(o.subject, readSubjects):
 		return limitReads
+	case bytes.HasPrefix(o.subject, tokenSubjects):
+		return limitTokens
 	case bytes.HasPrefix(o.subject, askSubjects):
 		return limitAsks
 	}

@@ -44,6 +44,9 @@ const (
 	AskApplied    = "kt.ask.applied" // who has applied this head? Of no stream
 	AppliedPrefix = "kt.applied."    // and a node: its answer. Of no stream
 
+	LimitPrefix  = "kt.limit."  // and a node: what it asks of the allocator of limits. Of no stream
+	LeasedPrefix = "kt.leased." // and a node: the allocator's answer. Of no stream
+
 	Copied  = "kt.copied"  // how far the auditor has copied KT_USE: a decimal sequence. Of no stream
 	Limited = "kt.limited" // which nodes met which limits of a log server. Of no stream
 

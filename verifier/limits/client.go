@@ -1,0 +1,533 @@
+package limits
+
+import (
+	"hash/maphash"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/keytrail/keytrail/events"
+)
+
+// Limit is one of the limits of a request.
+type Limit struct {
+	ID
+	Numbers // as the node's view has them
+}
+
+// Standing is where the whole bucket stands, as far as the node knows: as of its last
+// answer, less what it has spent since and more what has come back by time.
+type Standing struct {
+	Numbers
+	Remaining int64 // whole tokens that nobody has spent
+	Reset     int64 // seconds until the bucket is full again, rounded up
+	Local     bool  // this node decided by itself
+
+	// Until is when the lease of the tokens that were taken is over: they were taken in
+	// time if it is not, once Take has returned. 0 = no lease was used.
+	Until      time.Duration
+	RetryAfter int64 // seconds until the request that was refused is worth another try, rounded up; 0 = it was not refused, or always will be
+}
+
+// Outcome is what became of a request.
+type Outcome int
+
+// The outcomes.
+const (
+	Allowed Outcome = iota // the tokens are taken
+	Refused                // the allocator has said that there are none
+	Away                   // the allocator does not answer
+	Asking                 // it was asked just now: Wait, and take again
+)
+
+// Client is a node's side: what it holds of each bucket. It is safe for concurrent use. It
+// asks nobody before the first Take, and nothing about a bucket that nobody uses.
+//
+// Every instant is the time since the node's start as the node measures it for its lease:
+// never less than what has passed.
+type Client struct {
+	instance events.InstanceID
+	away     atomic.Bool
+	shards   [64]shard
+	seed     maphash.Seed
+
+	mu       sync.Mutex
+	kick     chan struct{}                 // of capacity 1: an ask is due
+	urgent   []*lease                      // that want an ask now; guarded by mu
+	answered atomic.Pointer[chan struct{}] // closed and replaced at each answer, and where there was none
+
+	// Of the one that asks.
+	number uint64
+	flight *flight
+	active []*lease      // that may hold tokens, or have something to say
+	next   time.Duration // before then nothing is asked
+	swept  time.Duration
+	forgot time.Duration
+	counts counts
+}
+
+type shard struct {
+	mu     sync.RWMutex
+	leases map[ID]*lease // guarded by mu
+}
+
+// counts are of the client's life.
+type counts struct{ asks, lost, waits atomic.Uint64 }
+
+// lease is what the node holds of one bucket.
+type lease struct {
+	id ID
+
+	mu      sync.Mutex // guards the rest
+	numbers Numbers
+	tokens  int64         // that may be spent until ends
+	ends    time.Duration // of the lease
+	of      uint64        // the number of the ask by whose answer it is held
+	owed    int64         // parts that the whole bucket owes, as far as is known, at at
+	at      time.Duration
+	spent   int64         // since the last ask
+	asked   int64         // tokens that requests asked for since the last ask
+	rate    float64       // of that, a second, smoothed
+	used    time.Duration // when a request asked last
+	sent    time.Duration // when the node asked last
+	waiting int64         // tokens that requests wait for
+	need    int64         // the fewest that are of use to one that waits, or was refused; 0 = there is none
+	refuse  time.Duration // until then a request is refused without another ask
+	again   time.Duration // the allocator said that an ask before then is of no use
+	spare   int64         // so many may lie idle here
+	queued  bool          // Client.urgent has it
+	active  bool          // Client.active has it
+	gone    bool          // it was forgotten
+}
+
+// NewClient returns the side of one run of a node.
+func NewClient(instance events.InstanceID) *Client {
+	c := &Client{instance: instance, kick: make(chan struct{}, 1), seed: maphash.MakeSeed()}
+	c.answered.Store(new(make(chan struct{})))
+	for i := range c.shards {
+		c.shards[i].leases = map[ID]*lease{}
+	}
+	return c
+}
+
+func (c *Client) shard(id *ID) *shard {
+	if !id.Key.IsZero() {
+		return &c.shards[id.Key[len(id.Key)-1]%64]
+	}
+	return &c.shards[maphash.String(c.seed, string(id.Tenant))%64]
+}
+
+func (c *Client) lease(l *Limit) *lease {
+	s := c.shard(&l.ID)
+	s.mu.RLock()
+	found := s.leases[l.ID]
+	s.mu.RUnlock()
+	if found != nil {
+		return found
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if found = s.leases[l.ID]; found == nil {
+		found = &lease{id: l.ID, numbers: l.Numbers}
+		s.leases[l.ID] = found
+	}
+	return found
+}
+
+// Detach says that no allocator will ever answer: the client does not run.
+func (c *Client) Detach() { c.away.Store(true) }
+
+// Take takes cost tokens from the bucket of key, and from that of tenant, if the node
+// holds them of both; either may be nil. It returns where the tighter one stands and
+// whether that is the tenant's. With cost 0 it only says that, and asks nobody. With local
+// a request is decided by what the node knows while the allocator is away.
+func (c *Client) Take(key, tenant *Limit, now time.Duration, cost int64, local bool) (s Standing, ofTenant bool, o Outcome) {
+	var leases [2]*lease
+	n := c.lock(&leases, [2]*Limit{key, tenant}, now)
+	o, locally := c.take(leases[:n], now, cost, local)
+	var until time.Duration
+	var longest int64
+	for i, l := range leases[:n] {
+		t := l.standing(cost, o)
+		wait := t.RetryAfter
+		if cost > l.numbers.Burst { // for ever
+			wait = math.MaxInt64
+		}
+		if i == 0 || wait > longest || wait == longest && t.Remaining < s.Remaining {
+			s, ofTenant, longest = t, l.id.Key.IsZero(), wait
+		}
+	}
+	for _, l := range leases[:n] {
+		if o == Allowed && !locally && cost > 0 && (until == 0 || l.ends < until) {
+			until = l.ends
+		}
+		if l.due(now) && !l.queued && !c.away.Load() {
+			l.queued = true
+			c.hurry(l)
+		}
+		l.mu.Unlock()
+	}
+	s.Local, s.Until = locally, until
+	return s, ofTenant, o
+}
+
+// lock locks the leases of the limits, in this order, which prevents deadlock, and brings
+// them to now.
+func (c *Client) lock(leases *[2]*lease, limits [2]*Limit, now time.Duration) (n int) {
+	for _, l := range limits {
+		if l != nil {
+			leases[n] = c.lease(l)
+			n++
+		}
+	}
+	gone := false
+	for _, l := range leases[:n] {
+		l.mu.Lock()
+		gone = gone || l.gone
+	}
+	if gone { // forgotten meanwhile: there must not be two of one bucket
+		for _, l := range leases[:n] {
+			l.mu.Unlock()
+		}
+		return c.lock(leases, limits, now)
+	}
+	i := 0
+	for _, limit := range limits {
+		if limit == nil {
+			continue
+		}
+		l := leases[i]
+		if i++; now-l.sent > Life || l.of == 0 { // the answer is old: what the view says is newer
+			l.numbers = limit.Numbers
+		}
+		if now >= l.ends {
+			l.tokens = 0
+		}
+		l.advance(now)
+	}
+	return n
+}
+
+// advance brings what is known of the whole bucket to now.
+func (l *lease) advance(now time.Duration) {
+	if elapsed := millis(now) - millis(l.at); elapsed > 0 {
+		l.owed = l.numbers.refill(l.owed, elapsed)
+		l.at = now
+	}
+}
+
+func (c *Client) take(leases []*lease, now time.Duration, cost int64, local bool) (o Outcome, locally bool) {
+	away := c.away.Load()
+	local = local && away
+	if cost == 0 {
+		return Allowed, local
+	}
+	short, refused := false, false
+	for _, l := range leases {
+		l.asked += cost
+		l.used = now
+		if l.tokens >= cost {
+			continue
+		}
+		short = true
+		switch {
+		case cost > l.numbers.Burst: // it never will be allowed
+			refused = true
+			continue
+		case away:
+		case now < l.refuse:
+			refused = true
+		default:
+			l.waiting += cost
+		}
+		if l.need == 0 || cost < l.need {
+			l.need = cost
+		}
+	}
+	switch {
+	case !short:
+		for _, l := range leases {
+			l.tokens -= cost
+			l.spend(cost)
+		}
+		return Allowed, false
+	case refused:
+		return Refused, local
+	case !away:
+		return Asking, false
+	case !local:
+		return Away, false
+	case takeLocally(leases, cost):
+		return Allowed, true
+	}
+	return Refused, true
+}
+
+// takeLocally decides by what the node knows of the whole bucket.
+func takeLocally(leases []*lease, cost int64) bool {
+	for _, l := range leases {
+		if l.owed+cost*perToken > l.numbers.full() {
+			return false
+		}
+	}
+	for _, l := range leases {
+		l.tokens = max(l.tokens-cost, 0)
+		l.spend(cost)
+	}
+	return true
+}
+
+func (l *lease) spend(cost int64) {
+	l.spent += cost
+	l.owed = min(l.owed+cost*perToken, l.numbers.full())
+}
+
+// standing says where the whole bucket stands.
+func (l *lease) standing(cost int64, o Outcome) Standing {
+	n := l.numbers
+	s := Standing{Numbers: n, Remaining: (n.full() - l.owed) / perToken, Reset: n.seconds(l.owed)}
+	if o != Allowed && l.tokens < cost {
+		s.Remaining = min(s.Remaining, cost-1)
+		if cost <= n.Burst {
+			s.RetryAfter = max(n.seconds(l.owed+cost*perToken-n.full()), 1)
+		}
+	}
+	return s
+}
+
+// due reports whether the lease is worth an ask now. l.mu is held.
+func (l *lease) due(now time.Duration) bool {
+	since := now - l.sent
+	switch want := l.want(now); {
+	case l.waiting > 0:
+		return now >= l.again
+	case now < l.again:
+		return l.spent > 0 && since >= l.report()
+	case l.need > 0:
+		return true
+	case want > 0 && l.tokens <= want/2:
+		return since >= spacing
+	case l.tokens > 0 && l.ends-now < Life/2, l.tokens > want, l.spent > 0:
+		return since >= l.report()
+	}
+	return false
+}
+
+// The pace of asks.
+const (
+	pace      = time.Millisecond       // between two asks: what is due meanwhile goes together
+	spacing   = 2 * time.Millisecond   // between two asks about one bucket that nobody waits for
+	reportMax = 100 * time.Millisecond // after which the allocator hears what was spent
+	horizon   = 100 * time.Millisecond // for which a node holds tokens, at its present rate
+	idle      = 250 * time.Millisecond // after which it gives them back
+	forget    = 10 * time.Second       // after which it forgets where the bucket stood
+)
+
+// report is how long what was spent may stay unsaid: a small bucket refills only once it is
+// said.
+func (l *lease) report() time.Duration { return min(max(l.part(32), spacing), reportMax) }
+
+// part is in what time such a part of a full bucket comes back, at most a minute.
+func (l *lease) part(of int64) time.Duration {
+	return time.Duration(min(l.numbers.regain(l.numbers.full()/of), 60_000)) * time.Millisecond
+}
+
+// want is how many tokens the node would hold: what it spends within the horizon, and of a
+// small bucket less, since what lies here is missing elsewhere; or what may lie idle.
+func (l *lease) want(now time.Duration) int64 {
+	if now-l.used > idle {
+		return 0
+	}
+	ahead := min(int64(l.rate*min(horizon, l.part(8)).Seconds()), l.numbers.Burst/8)
+	return max(ahead, min(int64(math.Ceil(l.rate*Life.Seconds())), l.spare))
+}
+
+// hurry has the lease asked about now.
+func (c *Client) hurry(l *lease) {
+	c.mu.Lock()
+	c.urgent = append(c.urgent, l)
+	c.mu.Unlock()
+	select {
+	case c.kick <- struct{}{}:
+	default:
+	}
+}
+
+// flight is the ask that awaits its answer.
+type flight struct {
+	number uint64
+	sent   time.Duration
+	leases []*lease
+}
+
+// sweepEvery is how often the client looks for leases that are worth an ask though no
+// request says so.
+const sweepEvery = 10 * time.Millisecond
+
+// ask returns the ask that is due at now, nil if there is none. Until heard or lost was
+// called there is none.
+func (c *Client) ask(now time.Duration) *ask {
+	if c.flight != nil || now < c.next {
+		return nil
+	}
+	c.mu.Lock()
+	due := c.urgent
+	c.urgent = nil
+	c.mu.Unlock()
+	if now-c.swept >= sweepEvery {
+		c.swept = now
+		due = c.sweep(now, due)
+	}
+	if len(due) > maxBuckets {
+		for _, l := range due[maxBuckets:] {
+			c.hurry(l)
+		}
+		due = due[:maxBuckets]
+	}
+	if len(due) == 0 && !c.away.Load() {
+		return nil
+	}
+	c.number++
+	c.next = now + pace
+	f := &flight{number: c.number, sent: now, leases: due}
+	q := &ask{Instance: c.instance, Number: c.number, Buckets: make([]askBucket, len(due))}
+	for i, l := range due {
+		var active bool
+		if q.Buckets[i], active = l.ask(now); !active {
+			c.active = append(c.active, l)
+		}
+	}
+	c.flight = f
+	c.counts.asks.Add(1)
+	return q
+}
+
+// sweep adds the active leases that are due.
+func (c *Client) sweep(now time.Duration, due []*lease) []*lease {
+	keep := c.active[:0]
+	for _, l := range c.active {
+		l.mu.Lock()
+		if now >= l.ends {
+			l.tokens = 0
+		}
+		if !l.queued && l.due(now) {
+			l.queued = true
+			due = append(due, l)
+		}
+		l.active = l.queued || l.tokens > 0 || l.spent > 0 || l.need > 0 || now-l.used < idle
+		if l.active {
+			keep = append(keep, l)
+		}
+		l.mu.Unlock()
+	}
+	clear(c.active[len(keep):])
+	c.active = keep
+	if now-c.forgot >= Life && !c.away.Load() {
+		c.forgot = now
+		c.forget(now)
+	}
+	return due
+}
+
+// forget drops the leases that nobody has used for a while.
+func (c *Client) forget(now time.Duration) {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for id, l := range s.leases {
+			l.mu.Lock()
+			if l.gone = !l.queued && !l.active && now-l.used > forget; l.gone {
+				delete(s.leases, id)
+			}
+			l.mu.Unlock()
+		}
+		s.mu.Unlock()
+	}
+}
+
+// ask says what the node holds at now. From here on it holds less only by what it spends,
+// and that counts as spent since this ask.
+func (l *lease) ask(now time.Duration) (q askBucket, active bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now >= l.ends {
+		l.tokens = 0
+	}
+	if dt := min((now - l.sent).Seconds(), smooth); dt > 0 {
+		l.rate += (float64(l.asked)/dt - l.rate) * -math.Expm1(-dt/smooth)
+	}
+	want := l.want(now)
+	q = askBucket{ID: l.id, Of: l.of, Want: max(want, l.waiting), Need: l.need, Demand: int64(l.rate)}
+	if keep := max(q.Want, l.need); l.tokens > keep {
+		q.Back = l.tokens - keep
+		l.tokens = keep
+	}
+	q.Held = l.tokens
+	l.sent, l.spent, l.asked, l.waiting, l.need, l.queued = now, 0, 0, 0, 0, false
+	active, l.active = l.active, true
+	return q, active
+}
+
+// smooth is how many seconds of the past the rate of a lease is an average of.
+const smooth = 0.2
+
+// heard takes an answer at now, and reports whether it is the one that is awaited.
+func (c *Client) heard(a *answer, now time.Duration) bool {
+	f := c.flight
+	if f == nil || a.Instance != c.instance || a.Number != f.number || len(a.Buckets) != len(f.leases) {
+		return false
+	}
+	c.flight = nil
+	c.away.Store(false)
+	for i, l := range f.leases {
+		l.heard(&a.Buckets[i], f, now)
+	}
+	c.tell()
+	return true
+}
+
+// refuseFor is how long an answer that there are no tokens holds, beyond the time that the
+// allocator said: another ask is on its way meanwhile.
+const refuseFor = 50 * time.Millisecond
+
+func (l *lease) heard(a *answerBucket, f *flight, now time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a.Numbers == (Numbers{}) { // the allocator does not know the key yet: who waits goes on
+		l.again, l.refuse = now+sweepEvery, 0
+		return
+	}
+	// What was spent since the ask was spent of what was held then.
+	l.numbers = a.Numbers
+	l.tokens = max(a.Tokens-l.spent, 0)
+	l.ends = f.sent + Life
+	if now >= l.ends {
+		l.tokens = 0
+	}
+	l.of = f.number
+	l.at = f.sent
+	l.owed = min(a.Owed+l.spent*perToken, l.numbers.full())
+	l.advance(now)
+	l.spare = a.Spare
+	l.again, l.refuse = 0, 0
+	if wait := time.Duration(a.Wait) * time.Millisecond; wait > 0 {
+		l.again = now + wait
+		l.refuse = l.again + refuseFor
+	}
+}
+
+// lost gives the ask up that is in flight: the allocator does not answer.
+func (c *Client) lost() {
+	c.flight = nil
+	c.away.Store(true)
+	c.counts.lost.Add(1)
+	c.tell()
+}
+
+// tell wakes the requests that wait.
+func (c *Client) tell() { close(*c.answered.Swap(new(make(chan struct{})))) }
+
+// Answered returns a channel that is closed at the next answer, or when none came. A request
+// gets it before it calls Take, and waits for it when the outcome is Asking.
+func (c *Client) Answered() <-chan struct{} { return *c.answered.Load() }

@@ -1,0 +1,551 @@
+package limits
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
+)
+
+var (
+	seedFlag   = flag.Uint64("limits-seed", 0, "of the first simulated deployment; 0 = 1")
+	worldsFlag = flag.Int("limits-worlds", 0, "how many deployments are simulated; 0 = 60, with -short 6")
+)
+
+// oneKey is a directory of one key.
+type oneKey struct {
+	id    events.KeyID
+	limit keyspace.Limit
+}
+
+func (d *oneKey) Key(id events.KeyID) (events.Key, bool) {
+	return events.Key{ID: id, Keyspace: "shop", Limit: &d.limit}, id == d.id
+}
+func (d *oneKey) Created(id events.KeyID) (events.Seq, bool) { return 1, id == d.id }
+func (d *oneKey) Rules(events.KeyspaceID) *keyspace.Compiled { return new(keyspace.Compiled) }
+func (d *oneKey) Tenant(events.KeyspaceID, events.TenantID) events.Tenant {
+	return events.Tenant{}
+}
+func (d *oneKey) Began(events.KeyspaceID, events.TenantID) (events.Seq, bool) { return 0, false }
+
+// mutant is a rule that is broken on purpose: the simulation must find each.
+type mutant string
+
+const (
+	sound         mutant = ""
+	refillsPast   mutant = "refill goes on while tokens are leased"
+	shortLife     mutant = "the allocator counts a lease for half its life"
+	hoarder       mutant = "a node asks for the whole burst"
+	startsFull    mutant = "a successor starts with full buckets"
+	startsAtOnce  mutant = "a successor does not wait"
+	forgetsToTell mutant = "a node gives back what it goes on to hold"
+	longLife      mutant = "a node counts a lease from its answer"
+	creditsLate   mutant = "tokens come back after the end of their lease"
+)
+
+// deployment is some nodes, one key, and an allocator after the other, on a simulated
+// clock: that of the allocators. The nodes' clocks run up to 0.1 % faster or slower.
+type deployment struct {
+	*rand.Rand
+	mutant  mutant
+	numbers Numbers
+	dir     oneKey
+	now     time.Duration
+	nodes   []*simNode
+	serving []*simAllocator
+	mail    []letter
+	trouble bool // messages are lost and late, nodes are paused, cut off and killed
+
+	admitted []int64 // in each millisecond
+	exact    []int64 // what one bucket would have admitted
+	twin     bucket
+	perMS    int64
+}
+
+type simAllocator struct {
+	*allocator
+	from, until time.Duration // when it answers
+}
+
+type simNode struct {
+	*Client
+	name            events.NodeID
+	drift           float64
+	started         time.Duration
+	pausedTo, cutTo time.Duration
+	waiting         []wait
+	heardAt         <-chan struct{}
+}
+
+type wait struct{ until time.Duration }
+
+func (n *simNode) clock(now time.Duration) time.Duration {
+	return time.Duration(float64(now-n.started) * n.drift)
+}
+
+// letter is a message under way.
+type letter struct {
+	at   time.Duration
+	node *simNode
+	to   *Client // nil = to the allocators
+	body []byte
+}
+
+func newDeployment(seed uint64, nodes int, n Numbers, m mutant) *deployment {
+	d := &deployment{Rand: rand.New(rand.NewPCG(seed, 8)), mutant: m, numbers: n, perMS: n.PerMinute}
+	d.dir = oneKey{events.KeyID{15: 1}, keyspace.Limit{PerMinute: n.PerMinute, Burst: n.Burst}}
+	for i := range nodes {
+		d.nodes = append(d.nodes, d.start(events.NodeID(fmt.Sprint("node-", i))))
+	}
+	first := newAllocator(&d.dir, 0, 0) // nothing was ever leased before it
+	first.floor = 1
+	d.serve1(first, 0)
+	return d
+}
+
+func (d *deployment) start(name events.NodeID) *simNode {
+	id := events.InstanceID{0: 1}
+	for i := range 8 {
+		id[8+i] = byte(d.Uint32())
+	}
+	return &simNode{Client: NewClient(id), name: name, drift: 1 + (d.Float64()-0.5)*0.002, started: d.now}
+}
+
+// appoint makes a new allocator. The one before it may have begun a proof just now.
+func (d *deployment) appoint() {
+	for _, a := range d.serving {
+		a.until = min(a.until, d.now+Authority)
+	}
+	wait, after := takeover, events.Seq(1)
+	switch d.mutant {
+	case startsAtOnce:
+		wait = 0
+	case startsFull:
+		after = 0
+	}
+	a := newAllocator(&d.dir, d.now+wait, after)
+	a.floor = 1
+	d.serve1(a, d.now+wait)
+}
+
+func (d *deployment) serve1(a *allocator, from time.Duration) {
+	if d.mutant == shortLife {
+		a.life = Life / 2
+	}
+	d.serving = append(d.serving, &simAllocator{a, from, 1 << 62})
+}
+
+// delay is how long a message takes, and whether it is lost.
+func (d *deployment) delay() (time.Duration, bool) {
+	took := time.Duration(100+d.IntN(900)) * time.Microsecond
+	if d.trouble {
+		switch d.IntN(50) {
+		case 0:
+			return 0, true
+		case 1:
+			took += time.Duration(d.IntN(1500)) * time.Millisecond
+		}
+	}
+	return took, false
+}
+
+func (d *deployment) send(n *simNode, to *Client, body []byte) {
+	if d.now < n.cutTo {
+		return
+	}
+	if took, lost := d.delay(); !lost {
+		d.mail = append(d.mail, letter{d.now + took, n, to, body})
+	}
+}
+
+// step lets a millisecond pass in which each node is asked for so many tokens.
+func (d *deployment) step(t *testing.T, demand []int) {
+	d.now += time.Millisecond
+	if d.trouble {
+		d.disturb()
+	}
+	due := d.mail
+	d.mail = nil
+	slices.SortStableFunc(due, func(a, b letter) int { return int(a.at - b.at) })
+	for _, l := range due {
+		switch {
+		case l.at > d.now:
+			d.mail = append(d.mail, l)
+		case l.to != nil:
+			if l.to == l.node.Client && d.now >= l.node.cutTo {
+				if l.node.pausedTo > d.now { // it waits in the socket
+					l.at = l.node.pausedTo
+					d.mail = append(d.mail, l)
+					continue
+				}
+				a, err := decodeAnswer(l.body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				n := l.node
+				if d.mutant == longLife && n.flight != nil {
+					n.flight.sent = n.clock(d.now)
+				}
+				n.heard(&a, n.clock(d.now))
+			}
+		default:
+			d.serve(t, l)
+		}
+	}
+	total := int64(0)
+	var admitted int64
+	for i, n := range d.nodes {
+		total += int64(demand[i])
+		if d.now < n.pausedTo {
+			continue
+		}
+		admitted += d.requests(n, demand[i])
+		d.talk(n)
+	}
+	if d.now/time.Millisecond%100 == 0 {
+		for _, a := range d.serving {
+			if d.now >= a.from {
+				a.sweep(d.now)
+			}
+		}
+	}
+	d.admitted = append(d.admitted, admitted)
+	d.twin.owed = d.numbers.refill(d.twin.owed, 1)
+	could := min(total, (d.numbers.full()-d.twin.owed)/perToken)
+	d.twin.owed += could * perToken
+	d.exact = append(d.exact, could)
+}
+
+func (d *deployment) serve(t *testing.T, l letter) {
+	q, err := decodeAsk(l.body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range d.serving {
+		if d.now < a.from || d.now >= a.until {
+			continue
+		}
+		if d.mutant == refillsPast {
+			for _, b := range a.buckets {
+				leased := b.leased * perToken
+				b.owed = d.numbers.refill(b.owed+leased, millis(d.now)-b.at) - leased
+				b.at = millis(d.now)
+			}
+		}
+		if d.mutant == creditsLate { // as if a message that is late were on time
+			for _, b := range a.buckets {
+				for who, h := range b.holders {
+					if d.now > h.ends {
+						b.leased -= h.tokens
+						delete(b.holders, who)
+						who.held--
+					}
+				}
+			}
+		}
+		if r, ok, unproved := a.serve(l.node.name, &q, d.now); ok && !unproved {
+			for i := range r.Buckets {
+				r.Buckets[i].Owed = max(r.Buckets[i].Owed, 0) // of a mutant
+			}
+			d.send(l.node, l.node.Client, encode(&r))
+		}
+	}
+}
+
+// requests makes so many requests of a token at the node, and returns how many were
+// admitted: of these, and of those that waited.
+func (d *deployment) requests(n *simNode, demand int) (admitted int64) {
+	now := n.clock(d.now)
+	limit := &Limit{d.dir.id0(), d.numbers}
+	take := func() Outcome {
+		_, _, o := n.Take(limit, nil, now, 1, false)
+		if o == Allowed {
+			admitted++
+		}
+		return o
+	}
+	if n.heardAt != nil {
+		select {
+		case <-n.heardAt:
+			n.heardAt = nil
+			still := n.waiting[:0]
+			for _, w := range n.waiting {
+				if o := take(); o == Asking && d.now < w.until {
+					still = append(still, w)
+				}
+			}
+			n.waiting = still
+		default:
+		}
+	}
+	for range demand {
+		answered := n.Answered()
+		if take() == Asking {
+			n.waiting = append(n.waiting, wait{d.now + 2*AnswerWait})
+			if n.heardAt == nil {
+				n.heardAt = answered
+			}
+		}
+	}
+	if len(n.waiting) > 0 && n.heardAt == nil {
+		n.heardAt = n.Answered()
+	}
+	return admitted
+}
+
+func (d *oneKey) id0() ID { return ID{Key: d.id} }
+
+// talk is what the node's loop does.
+func (d *deployment) talk(n *simNode) {
+	now := n.clock(d.now)
+	if f := n.flight; f != nil && now-f.sent > AnswerWait {
+		n.lost()
+	}
+	if q := n.ask(now); q != nil {
+		if d.mutant == hoarder {
+			for i := range q.Buckets {
+				b := &q.Buckets[i]
+				b.Want, b.Held, b.Back = d.numbers.Burst, b.Held+b.Back, 0
+				n.flight.leases[i].tokens = b.Held
+			}
+		}
+		if d.mutant == forgetsToTell {
+			for i := range q.Buckets {
+				b := &q.Buckets[i]
+				b.Back += b.Held / 2
+				b.Held -= b.Held / 2
+			}
+		}
+		d.send(n, nil, encode(q))
+	}
+}
+
+// disturb kills, pauses and cuts off.
+func (d *deployment) disturb() {
+	switch d.IntN(2000) {
+	case 0:
+		i := d.IntN(len(d.nodes))
+		d.nodes[i] = d.start(d.nodes[i].name)
+	case 1:
+		d.nodes[d.IntN(len(d.nodes))].pausedTo = d.now + time.Duration(d.IntN(3000))*time.Millisecond
+	case 2:
+		d.nodes[d.IntN(len(d.nodes))].cutTo = d.now + time.Duration(d.IntN(3000))*time.Millisecond
+	case 3:
+		if d.IntN(4) == 0 {
+			if d.IntN(2) == 0 { // killed; else it goes on until its authority ends
+				d.serving[len(d.serving)-1].until = d.now
+			}
+			d.appoint()
+		}
+	}
+}
+
+// excess returns by how many tokens the worst window goes beyond burst + rate × t.
+func (d *deployment) excess() float64 {
+	worst, sum, least := int64(-1<<62), int64(0), int64(0)
+	for _, a := range d.admitted {
+		sum += a * perToken
+		worst = max(worst, sum-least)
+		sum -= d.perMS // what comes back until the next millisecond
+		least = min(least, sum)
+	}
+	return float64(worst-d.numbers.full()) / perToken
+}
+
+// from returns the part of what one exact bucket would have admitted from a step on.
+func (d *deployment) from(step int) float64 {
+	var got, exact int64
+	for i := step; i < len(d.admitted); i++ {
+		got, exact = got+d.admitted[i], exact+d.exact[i]
+	}
+	return float64(got) / float64(max(exact, 1))
+}
+
+func worlds(t *testing.T) (first uint64, n int) {
+	first, n = max(*seedFlag, 1), *worldsFlag
+	if n == 0 {
+		if n = 60; testing.Short() {
+			n = 6
+		}
+	}
+	return first, n
+}
+
+var sizes = []Numbers{{60_000, 400}, {60_000, 1000}, {6000, 10}, {6000, 100}, {600, 50}, {600_000, 2000}, {60, 20}}
+
+// troubled runs a deployment under everything that can go wrong.
+func troubled(t *testing.T, seed uint64, m mutant) float64 {
+	r := rand.New(rand.NewPCG(seed, 9))
+	n := sizes[r.IntN(len(sizes))]
+	nodes := 2 + r.IntN(8)
+	d := newDeployment(seed, nodes, n, m)
+	d.trouble = true
+	perStep := float64(n.PerMinute) / 60_000
+	weights := make([]float64, nodes)
+	quiet := false
+	for step := range 20_000 {
+		if step%500 == 0 {
+			for i := range weights {
+				weights[i] = []float64{0, 0, .2, 1, 3}[r.IntN(5)]
+			}
+			quiet = r.IntN(4) == 0
+		}
+		demand := make([]int, nodes)
+		for i := range demand {
+			x := 10 * perStep / float64(nodes) * weights[i]
+			switch {
+			case quiet && step%500 > 480: // a flood after a calm
+				x = float64(n.Burst) / 4
+			case quiet:
+				x = perStep / 50
+			}
+			demand[i] = int(x + r.Float64())
+		}
+		d.step(t, demand)
+	}
+	return d.excess()
+}
+
+// ambushed runs a deployment in rounds: one node is warm and holds tokens, then it is cut
+// off or paused, or the allocator is replaced. The others are calm until the bucket is
+// full as the allocator sees it, and then all are flooded at once.
+func ambushed(t *testing.T, seed uint64, m mutant) float64 {
+	r := rand.New(rand.NewPCG(seed, 11))
+	n := sizes[r.IntN(len(sizes))]
+	nodes := 2 + r.IntN(3)
+	d := newDeployment(seed, nodes, n, m)
+	perStep := float64(n.PerMinute) / 60_000
+	for range 6 {
+		warm, trickle := r.IntN(nodes), 20+r.IntN(200)
+		event := 300 + r.IntN(30)
+		flood := event + 100 + r.IntN(1500)
+		pause := false
+		for step := range 6000 {
+			demand := make([]int, nodes)
+			switch {
+			case step < 300:
+				demand[warm] = int(0.8*perStep + r.Float64())
+			case step >= flood && step < flood+10:
+				for i := range demand {
+					demand[i] = int(n.Burst)/4 + 1
+				}
+			case step%trickle == 0:
+				demand[warm] = 1
+			}
+			if node := d.nodes[warm]; step == event {
+				switch r.IntN(4) {
+				case 0:
+					node.cutTo = d.now + 2*time.Second
+				case 1:
+					pause = true
+				case 2:
+					node.cutTo = d.now + 2*time.Second
+					d.appoint()
+				case 3:
+					d.serving[len(d.serving)-1].until = d.now
+					d.appoint()
+				}
+			}
+			d.step(t, demand)
+			if pause && d.nodes[warm].flight != nil { // it has asked, and the answer waits for it
+				pause = false
+				d.nodes[warm].pausedTo = d.now + time.Duration(flood-step)*time.Millisecond // and comes with the flood
+			}
+		}
+	}
+	return d.excess()
+}
+
+// excessOf runs the deployment of the seed.
+func excessOf(t *testing.T, seed uint64, m mutant) float64 {
+	if seed%2 == 0 {
+		return ambushed(t, seed, m)
+	}
+	return troubled(t, seed, m)
+}
+
+func TestNeverAboveTheLimit(t *testing.T) {
+	first, n := worlds(t)
+	for i := range n {
+		seed := first + uint64(i)
+		if x := excessOf(t, seed, sound); x > 0 {
+			t.Errorf("seed %d: %.2f tokens beyond burst + rate × t", seed, x)
+		}
+	}
+}
+
+// steady runs a deployment in which nothing fails at a demand of so many times the limit,
+// skewed over the nodes.
+func steady(t *testing.T, seed uint64, n Numbers, nodes int, times float64, m mutant) *deployment {
+	d := newDeployment(seed, nodes, n, m)
+	r := rand.New(rand.NewPCG(seed, 10))
+	perStep := float64(n.PerMinute) / 60_000
+	weights, sum := make([]float64, nodes), 0.0
+	for i := range weights {
+		weights[i] = r.ExpFloat64()
+		sum += weights[i]
+	}
+	owed := make([]float64, nodes)
+	for range 20_000 {
+		demand := make([]int, nodes)
+		for i := range demand {
+			owed[i] += times * perStep * weights[i] / sum * 2 * r.Float64()
+			demand[i] = int(owed[i])
+			owed[i] -= float64(demand[i])
+		}
+		d.step(t, demand)
+	}
+	return d
+}
+
+func TestSteadyDemandGetsWhatOneBucketGives(t *testing.T) {
+	seed, _ := worlds(t)
+	list := sizes
+	if testing.Short() {
+		list = sizes[:3]
+	}
+	for _, n := range list {
+		for _, times := range []float64{0.5, 0.95, 1.1, 10} {
+			for _, nodes := range []int{1, 4, 16} {
+				d := steady(t, seed, n, nodes, times, sound)
+				if x := d.excess(); x > 0 {
+					t.Errorf("seed %d: %+v, %d nodes, %.2f times the limit: %.2f tokens beyond it", seed, n, nodes, times, x)
+				}
+				got := d.from(0)
+				t.Logf("seed %d: %+v, %d nodes, %.2f times the limit: %.4f", seed, n, nodes, times, got)
+				if got < 0.99 {
+					t.Errorf("seed %d: %+v, %d nodes, %.2f times the limit: %.4f of what one bucket admits", seed, n, nodes, times, got)
+				}
+			}
+		}
+	}
+}
+
+// TestTheSimulationFindsBrokenRules: each rule that the argument needs is broken once.
+func TestTheSimulationFindsBrokenRules(t *testing.T) {
+	first, n := worlds(t)
+	for _, m := range []mutant{refillsPast, shortLife, startsFull, startsAtOnce, forgetsToTell, longLife, creditsLate} {
+		t.Run(string(m), func(t *testing.T) {
+			for i := range max(4*n, 60) {
+				seed := first + uint64(i)
+				if x := excessOf(t, seed, m); x > 0 {
+					t.Logf("seed %d: %.2f tokens beyond burst + rate × t", seed, x)
+					return
+				}
+			}
+			t.Errorf("seeds %d to %d show nothing", first, first+uint64(max(4*n, 60))-1)
+		})
+	}
+	t.Run(string(hoarder), func(t *testing.T) {
+		if got := steady(t, first, Numbers{60_000, 400}, 16, 1.1, hoarder).from(0); got > 0.98 {
+			t.Errorf("seed %d: nodes that hoard get %.4f of what one bucket admits", first, got)
+		} else {
+			t.Logf("seed %d: %.4f of what one bucket admits", first, got)
+		}
+	})
+}
