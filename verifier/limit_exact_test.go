@@ -295,3 +295,49 @@ func TestExactLimitOfATenant(t *testing.T) {
 
 var _ limits.Directory = (*projections.Directory)(nil)
 var _ events.LimitMail = (*logtest.MemLog)(nil)
+
+// appointments counts how often somebody was appointed.
+type appointments struct {
+	*logtest.MemLog
+	made atomic.Int64
+}
+
+func (a *appointments) Appoint(ctx context.Context, was, next events.InstanceID) (events.Floor, error) {
+	floor, err := a.MemLog.Appoint(ctx, was, next)
+	if err == nil {
+		a.made.Add(1)
+	}
+	return floor, err
+}
+
+// TestOneAllocatorStays: of processes that start together one is appointed and stays, as
+// does the next one when it ends. While it waits for the leases of the one before, it
+// leases nothing, and the others must not take it for gone.
+func TestOneAllocatorStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newExactWorld(t, keyspace.LimitsExact)
+		x.key("a", limited("large"))
+		x.catchUp()
+		counted := &appointments{MemLog: x.log}
+		var stops []func()
+		for i := range x.nodes {
+			for range 2 {
+				s := x.nodes[i].LimitService(limits.ServiceConfig{Dir: x.dir, Appointments: counted, Wanted: func() bool { return true }})
+				stops = append(stops, x.beside(s.Run))
+			}
+		}
+		for ended := range stops {
+			time.Sleep(10 * time.Second)
+			for range 30 {
+				time.Sleep(time.Second)
+				if d := x.ask(0, "a", 1); !d.Allowed() {
+					t.Errorf("after %d have ended: %s %+v", ended, d.Reason, d.Limit)
+				}
+			}
+			if n := counted.made.Load(); n > int64(ended)+1 {
+				t.Errorf("%d appointments while %d ended", n, ended)
+			}
+			stops[ended]()
+		}
+	})
+}

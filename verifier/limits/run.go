@@ -216,7 +216,9 @@ func (s *Service) prove(ctx context.Context) {
 			return
 		}
 		s.say(ctx, slog.LevelInfo, "this process leases the tokens of limits from now on", s.cfg.Instance)
-		s.term.Store(s.begin(named.Size))
+		t := s.begin(named.Size)
+		t.until = asked + Authority // the appointment stands on a floor that names this process
+		s.term.Store(t)
 	}
 }
 
@@ -240,8 +242,11 @@ func (s *Service) serve(node events.NodeID, body []byte) {
 	}
 	q, err := decodeAsk(body)
 	now := s.cfg.Steady()
-	if err != nil || now < t.from || s.cfg.Passed() >= t.until {
+	if err != nil || s.cfg.Passed() >= t.until {
 		return
+	}
+	if now < t.from && len(q.Buckets) > 0 {
+		return // it leases nothing yet; a probe must hear it all the same, or another takes over, again and again
 	}
 	a, ok, unproved := t.serve(node, &q, now)
 	if unproved {
