@@ -185,7 +185,7 @@ func (d *Handler) page(w http.ResponseWriter, r *api.Request, kind Kind,
 func parsePage(kind Kind, scope Scope, query api.Query) (f Filter, p Page, err error) {
 	p.Limit = pageDefault
 	given := map[string]string{}
-	for name, v := range query {
+	for name, v := range query.All() {
 		if name != "limit" && name != "cursor" {
 			given[name] = v
 		}

@@ -31,6 +31,7 @@ var arrows = map[string][]string{
 	"internal/api":            {"events", "events/input", "events/keyspace", "github.com/go-json-experiment/"},
 	"internal/files":          {},
 	"internal/flight":         {},
+	"internal/loadtest":       {}, // for benchmarks only
 	"internal/parts":          {},
 	"internal/seam":           {},
 	"projections":             {"events", "internal/seam", "events/input", "events/keyspace", "events/tree", "github.com/gaissmai/bart", "github.com/go-json-experiment/"},

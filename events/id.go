@@ -1,10 +1,11 @@
 package events
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 
 	"github.com/oklog/ulid/v2"
@@ -39,7 +40,21 @@ func (k KeyID) String() string {
 	if k.IsZero() {
 		return ""
 	}
-	return keyIDPrefix + ulid.ULID(k).String()
+	return string(k.Append(make([]byte, 0, len(keyIDPrefix)+ulid.EncodedSize)))
+}
+
+// Append appends what String returns to b.
+func (k KeyID) Append(b []byte) []byte {
+	if k.IsZero() {
+		return b
+	}
+	return appendULID(append(b, keyIDPrefix...), ulid.ULID(k))
+}
+
+func appendULID(b []byte, u ulid.ULID) []byte {
+	b = append(b, make([]byte, ulid.EncodedSize)...)
+	u.MarshalTextTo(b[len(b)-ulid.EncodedSize:]) // fails only where there is less room
+	return b
 }
 
 // IsZero reports whether k names no key.
@@ -60,9 +75,11 @@ type RequestID [16]byte
 
 const requestIDPrefix = "req_"
 
-// NewRequestID draws an id.
+// NewRequestID draws an id. Nothing rests on its being hard to guess, and every request
+// has one: so it comes from the runtime's generator, which each thread has its own of.
 func NewRequestID() (id RequestID) {
-	rand.Read(id[:])
+	binary.BigEndian.PutUint64(id[:8], rand.Uint64())
+	binary.BigEndian.PutUint64(id[8:], rand.Uint64())
 	return id
 }
 
@@ -81,7 +98,7 @@ func (r RequestID) String() string {
 	if r.IsZero() {
 		return ""
 	}
-	return requestIDPrefix + ulid.ULID(r).String()
+	return string(appendULID(append(make([]byte, 0, len(requestIDPrefix)+ulid.EncodedSize), requestIDPrefix...), ulid.ULID(r)))
 }
 
 // IsZero reports whether r names no request.

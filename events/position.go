@@ -45,14 +45,17 @@ func (f Fingerprint) Root() [4]byte { return [4]byte(f[4:]) }
 const positionLen = 1 + 16 + 8 + 8 + 4
 
 // String returns the token: 50 characters of unpadded base64url.
-func (p Position) String() string {
+func (p Position) String() string { return string(p.Append(make([]byte, 0, 50))) }
+
+// Append appends what String returns to dst.
+func (p Position) Append(dst []byte) []byte {
 	b := make([]byte, 0, positionLen)
 	b = append(b, 1)
 	b = append(b, p.Log[:]...)
 	b = binary.BigEndian.AppendUint64(b, uint64(p.Seq))
 	b = append(b, p.History[:]...)
 	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
-	return base64.RawURLEncoding.EncodeToString(b)
+	return base64.RawURLEncoding.AppendEncode(dst, b)
 }
 
 // ParsePosition reads what String prints. The checksum tells a truncated or

@@ -153,7 +153,14 @@ type UseID struct {
 
 // String returns "<node>/<epoch>/<n>".
 func (u UseID) String() string {
-	return string(u.Node) + "/" + strconv.FormatInt(u.Epoch, 10) + "/" + strconv.FormatUint(u.N, 10)
+	return string(u.Append(make([]byte, 0, 64)))
+}
+
+// Append appends what String returns to b.
+func (u UseID) Append(b []byte) []byte {
+	b = append(append(b, u.Node...), '/')
+	b = append(strconv.AppendInt(b, u.Epoch, 10), '/')
+	return strconv.AppendUint(b, u.N, 10)
 }
 
 // ParseUseID reads what String prints.

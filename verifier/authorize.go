@@ -2,7 +2,6 @@ package verifier
 
 import (
 	"fmt"
-	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -32,6 +31,7 @@ func (n *Node) handleAuthorize(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")
 	}
 	ask := asked(r, "authorize")
+	ask.into = w.Header()
 	var ans *Answer
 	inHeader, fault := demand(r, ask)
 	if fault != nil {
@@ -50,10 +50,9 @@ func asked(r *http.Request, endpoint string) *Ask {
 	return &Ask{Endpoint: endpoint, RequestID: api.RequestID(r), Header: r.Header.Values, Peer: api.ClientIP(r), Secure: r.TLS != nil}
 }
 
-// write sends the answer to a gateway that speaks HTTP.
+// write sends the answer to who speaks HTTP. The fields of a.Header are w's already.
 func (a *Answer) write(w http.ResponseWriter) {
 	h := w.Header()
-	maps.Copy(h, a.Header)
 	values := make([]string, len(a.Identity)) // of all fields: their names are as net/http spells them
 	for i, f := range a.Identity {
 		values[i] = f.Value

@@ -13,17 +13,23 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/keytrail/keytrail/internal/api"
+	"github.com/keytrail/keytrail/internal/loadtest"
 )
 
 // BenchmarkEndpoints asks each endpoint beside a bare net/http handler that reads the same
-// bytes and writes the same answer, over one connection that is kept alive, with a client
-// that costs next to nothing. The two take turns in short blocks, and their medians are
-// compared, which a busy machine cannot spoil for one of them. batch is a hundred questions
-// in one request; per-key is what one of them costs of a request with one.
+// bytes and writes the same answer, over connections that are kept alive. The clients are
+// a process of their own (loadtest). The two handlers take turns.
+//
+//	cpu     what the bare handler costs this process, and how many times as much the endpoint
+//	rate    requests a second beside those of the bare handler, with the clients on the same machine: the median of the turns
+//	single  of a batch: what a question costs beside a request of its own, in CPU and in time
 func BenchmarkEndpoints(b *testing.B) {
 	w := million()
 	l := NewLedger(w.ledger.cfg)
@@ -36,6 +42,7 @@ func BenchmarkEndpoints(b *testing.B) {
 	node.Routes(mux)
 	real := httptest.NewServer(api.Handler(mux))
 	defer real.Close()
+	clients := loadtest.Start(b)
 
 	next := 0
 	secret := func() string { next++; return w.secrets[next*7919%benchKeys] }
@@ -45,14 +52,15 @@ func BenchmarkEndpoints(b *testing.B) {
 	post := func(path, body string) []byte {
 		return fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: k\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", path, len(body), body)
 	}
-	median := map[string]float64{}
+	var single loadtest.Cost // of a request to /v1/verify
 	for _, c := range []struct {
-		name string
-		ask  func() []byte
-		want string
+		name  string
+		block int // requests in a turn
+		ask   func() []byte
+		want  string
 	}{
-		{"verify", func() []byte { return post("/v1/verify", question()) }, `{"allowed":true`},
-		{"batch", func() []byte {
+		{"verify", 2000, func() []byte { return post("/v1/verify", question()) }, `{"allowed":true`},
+		{"batch", 200, func() []byte {
 			all := make([]string, MaxBatch)
 			for i := range all {
 				all[i] = question()
@@ -60,20 +68,16 @@ func BenchmarkEndpoints(b *testing.B) {
 			return post("/v1/verify/batch", `{"requests":[`+strings.Join(all, ",")+`]}`)
 		}, `{"data":[{"allowed":true`},
 		// As nginx asks, with the client's headers.
-		{"forward-auth", func() []byte {
+		{"forward-auth", 2000, func() []byte {
 			return []byte("GET /v1/authorize/scribe-sight?refusal=header&scope=read&resource=project/proj_1 HTTP/1.1\r\nHost: api.example.com\r\nX-Forwarded-For: 203.0.113.7\r\n" +
 				"X-Forwarded-Proto: https\r\nUser-Agent: curl/8.5.0\r\nAccept: */*\r\nAuthorization: Bearer " + secret() + "\r\n\r\n")
 		}, ""},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			first := dialRaw(b, real.URL)
-			answer, body := first.ask(c.ask())
-			if answer.StatusCode != 200 || !bytes.HasPrefix(body, []byte(c.want)) {
-				b.Fatalf("%d %s", answer.StatusCode, body)
+			header, body := answerOf(b, real.URL, c.ask())
+			if !bytes.HasPrefix(body, []byte(c.want)) {
+				b.Fatalf("%s", body)
 			}
-			header := answer.Header.Clone()
-			header.Del("Date") // net/http writes it
-			header.Del("Content-Length")
 			bare := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if _, err := io.ReadAll(r.Body); err != nil {
 					w.WriteHeader(400)
@@ -83,35 +87,37 @@ func BenchmarkEndpoints(b *testing.B) {
 				w.Write(body)
 			}))
 			defer bare.Close()
-			const block = 32
-			conns := []*rawConn{dialRaw(b, bare.URL), first}
-			times := make([][]float64, 2)
-			asks := make([][]byte, block)
-			b.ReportAllocs()
+			servers := []string{bare.Listener.Addr().String(), real.Listener.Addr().String()}
+			sums, rates := make([]loadtest.Cost, len(servers)), []float64(nil)
+			sent := 0
 			b.ResetTimer()
-			for i := 0; i < b.N || len(times[1]) < 9; i += block {
-				for n, conn := range conns {
+			for sent < b.N || len(rates) < 5 {
+				sent += c.block
+				var turn [2]loadtest.Cost
+				for i := range servers {
+					n := (i + len(rates)) % len(servers) // each is first in every second turn
+					asks := make([][]byte, c.block)
 					for j := range asks {
 						asks[j] = c.ask()
 					}
-					began := time.Now()
-					for _, ask := range asks {
-						if r, _ := conn.ask(ask); r.StatusCode != 200 {
-							b.Fatal(r.Status)
-						}
-					}
-					times[n] = append(times[n], float64(time.Since(began).Nanoseconds())/block)
+					turn[n] = clients.Run(b, &loadtest.Load{Address: servers[n], Conns: 4, Messages: asks})
+					sums[n].CPU += turn[n].CPU
+					sums[n].Wall += turn[n].Wall
 				}
+				rates = append(rates, turn[0].Wall.Seconds()/turn[1].Wall.Seconds())
 			}
-			for n := range times {
-				slices.Sort(times[n])
-			}
-			m := times[1][len(times[1])/2]
-			median[c.name] = m
-			b.ReportMetric(times[0][len(times[0])/2], "bare-ns")
-			b.ReportMetric(m/times[0][len(times[0])/2], "real/bare")
-			if c.name == "batch" && median["verify"] > 0 {
-				b.ReportMetric(m/MaxBatch/median["verify"], "per-key/verify")
+			slices.Sort(rates)
+			each := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / float64(sent) }
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(each(sums[0].CPU), "bare-cpu-ns")
+			b.ReportMetric(sums[1].CPU.Seconds()/sums[0].CPU.Seconds(), "cpu/bare")
+			b.ReportMetric(rates[len(rates)/2], "rate/bare")
+			switch per := (loadtest.Cost{CPU: sums[1].CPU / time.Duration(sent), Wall: sums[1].Wall / time.Duration(sent)}); {
+			case c.name == "verify":
+				single = per
+			case c.name == "batch" && single.CPU > 0:
+				b.ReportMetric(per.CPU.Seconds()/MaxBatch/single.CPU.Seconds(), "key-cpu/single")
+				b.ReportMetric(per.Wall.Seconds()/MaxBatch/single.Wall.Seconds(), "key-time/single")
 			}
 		})
 	}
@@ -120,33 +126,72 @@ func BenchmarkEndpoints(b *testing.B) {
 	}
 }
 
+// answerOf asks once and returns what a handler wrote: net/http adds the other headers.
+func answerOf(b *testing.B, url string, request []byte) (http.Header, []byte) {
+	c := dialRaw(b, strings.TrimPrefix(url, "http://"))
+	answer, body, err := c.ask(request)
+	if err != nil || answer.StatusCode != 200 {
+		b.Fatalf("%v %v %s", err, answer, body)
+	}
+	answer.Header.Del("Date")
+	answer.Header.Del("Content-Length")
+	return answer.Header, body
+}
+
 // rawConn is a client that writes bytes and reads one answer.
 type rawConn struct {
-	b testing.TB
 	c net.Conn
 	r *bufio.Reader
 }
 
-func dialRaw(b testing.TB, url string) *rawConn {
-	c, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+func dialRaw(tb testing.TB, address string) *rawConn {
+	c, err := net.Dial("tcp", address)
 	if err != nil {
-		b.Fatal(err)
+		tb.Fatal(err)
 	}
-	b.Cleanup(func() { c.Close() })
-	return &rawConn{b, c, bufio.NewReaderSize(c, 64<<10)}
+	tb.Cleanup(func() { c.Close() })
+	return &rawConn{c, bufio.NewReaderSize(c, 64<<10)}
 }
 
-func (c *rawConn) ask(request []byte) (*http.Response, []byte) {
+func (c *rawConn) ask(request []byte) (*http.Response, []byte, error) {
 	if _, err := c.c.Write(request); err != nil {
-		c.b.Fatal(err)
+		return nil, nil, err
 	}
 	resp, err := http.ReadResponse(c.r, nil)
 	if err != nil {
-		c.b.Fatal(err)
+		return nil, nil, err
 	}
 	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		c.b.Fatal(err)
+	return resp, body, err
+}
+
+// playHTTP returns the clients of BenchmarkEndpoints.
+func playHTTP() func(*loadtest.Load) error {
+	open := map[string][]*rawConn{}
+	return func(l *loadtest.Load) error {
+		for len(open[l.Address]) < l.Conns {
+			c, err := net.Dial("tcp", l.Address)
+			if err != nil {
+				return err
+			}
+			open[l.Address] = append(open[l.Address], &rawConn{c, bufio.NewReaderSize(c, 64<<10)})
+		}
+		var next atomic.Int64
+		var g errgroup.Group
+		for _, c := range open[l.Address][:l.Conns] {
+			g.Go(func() error {
+				for {
+					i := int(next.Add(1)) - 1
+					if i >= len(l.Messages) {
+						return nil
+					}
+					answer, body, err := c.ask(l.Messages[i])
+					if err != nil || answer.StatusCode != 200 {
+						return fmt.Errorf("%w %v %s", err, answer, body)
+					}
+				}
+			})
+		}
+		return g.Wait()
 	}
-	return resp, body
 }

@@ -20,7 +20,11 @@ func (n *Node) origin(ask *Ask, req *Request) {
 	protos := ask.Header("X-Forwarded-Proto")
 	chain, given := ask.Header("X-Forwarded-For"), ask.Header("Forwarded")
 	if len(chain) > 0 {
-		req.IP = n.clientOf(strings.Split(strings.Join(chain, ","), ","))
+		hops := chain
+		if len(chain) > 1 || strings.Contains(chain[0], ",") {
+			hops = strings.Split(strings.Join(chain, ","), ",")
+		}
+		req.IP = n.clientOf(hops)
 	}
 	if len(given) > 0 {
 		hops, schemes, ok := forwarded(strings.Join(given, ","))

@@ -176,7 +176,7 @@ func (n *Node) Malformed(ctx context.Context, ask *Ask, f input.FieldErrors) *An
 // the operator's log.
 func (n *Node) malformed(ctx context.Context, ask *Ask, p *api.Problem, why error) *Answer {
 	n.note(ctx, faultMalformed, ask.Endpoint, ask.RequestID, &Request{}, why)
-	ans := &Answer{Header: make(http.Header, 8)}
+	ans := ask.answer()
 	ans.refuse(ask, nil, p)
 	ans.finish(ask)
 	return ans

@@ -32,6 +32,16 @@ type Ask struct {
 	Header func(name string) []string // values of a header of the client's request, apart where it came apart
 	Peer   netip.Addr                 // who handed the request over; invalid = not known
 	Secure bool                       // the peer did so over TLS
+
+	into http.Header // where the answer's headers for the client go; nil = a map of the answer's own
+}
+
+// answer returns one without any content.
+func (a *Ask) answer() *Answer {
+	if a.into == nil {
+		return &Answer{Header: make(http.Header, 8)}
+	}
+	return &Answer{Header: a.into}
 }
 
 // Demand sets what is asked for in the keyspace ks; scope, resource (kind/id) and
@@ -101,7 +111,7 @@ func (a *Answer) finish(ask *Ask) {
 
 func (n *Node) answer(ctx context.Context, ask *Ask) *Answer {
 	began := time.Now()
-	ans := &Answer{Header: make(http.Header, 8)}
+	ans := ask.answer()
 	if ask.RequestID != "" {
 		ans.Header.Set(api.RequestIDHeader, ask.RequestID)
 	}

@@ -4,21 +4,17 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/input"
-	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/internal/api"
 )
 
@@ -45,88 +41,6 @@ func (n *Node) Routes(mux *http.ServeMux) {
 	mux.HandleFunc("/v1/authorize/", n.handleAuthorize) // or with a slash in it
 }
 
-// question is the body of a verify request. An absent member asks for less; one
-// that is given and empty is refused, because a caller who did not fill in a
-// variable would ask for less than was meant. Only key may be "": no key was
-// presented.
-type question struct {
-	Key          string                    `json:"key"`
-	Keyspace     member[events.KeyspaceID] `json:"keyspace"` // absent: every keyspace but the built-in one
-	Scope        member[string]            `json:"scope"`
-	Resource     member[events.Resource]   `json:"resource"`
-	IP           member[string]            `json:"ip"`     // the client's address, as the caller sees it
-	Scheme       member[string]            `json:"scheme"` // http or https: how the key came to the caller
-	Cost         member[int64]             `json:"cost"`
-	MinPosition  member[string]            `json:"min_position"`
-	MaxStaleness member[string]            `json:"max_staleness"` // a duration, as "500ms" or "5s"
-}
-
-// member is a member of a body that may be left out.
-type member[T any] struct {
-	value T
-	given bool
-}
-
-// UnmarshalJSONFrom implements json.UnmarshalerFrom.
-func (m *member[T]) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
-	m.given = true
-	return json.UnmarshalDecode(dec, &m.value)
-}
-
-// request checks the question and adds its faults to f, under the path given. A
-// secret where it does not belong is one of them: the answer to it repeats nothing
-// of the question, and it does not get into the ledger.
-func (q *question) request(n *Node, path string, f *input.FieldErrors) Request {
-	req := Request{Secret: events.NewSecret(q.Key), Keyspace: q.Keyspace.value, Scope: q.Scope.value, Resource: q.Resource.value}
-	check := func(field string, err error) {
-		if err != nil {
-			f.Add(path+field, "invalid", err.Error())
-		}
-	}
-	if q.Keyspace.given {
-		check("keyspace", q.Keyspace.value.Validate())
-	}
-	if q.Scope.given {
-		check("scope", keyspace.ValidScope(q.Scope.value))
-	}
-	if q.Resource.given {
-		check("resource", q.Resource.value.Validate())
-	}
-	if q.IP.given {
-		a, err := netip.ParseAddr(q.IP.value)
-		if err != nil || a.Zone() != "" {
-			f.Add(path+"ip", "invalid", "want an IPv4 or IPv6 address without a zone")
-		}
-		req.IP = a.Unmap()
-	}
-	if q.Scheme.given {
-		req.Insecure = q.Scheme.value == "http"
-		if !req.Insecure && q.Scheme.value != "https" {
-			f.Add(path+"scheme", "invalid", "want http or https")
-		}
-	}
-	if q.Cost.given {
-		if q.Cost.value < 1 || q.Cost.value > math.MaxUint32 {
-			f.Add(path+"cost", "invalid", "want 1 to 4294967295")
-		}
-		req.Cost = uint32(q.Cost.value)
-	}
-	if q.MinPosition.given {
-		p, err := events.ParsePosition(q.MinPosition.value)
-		check("min_position", err)
-		req.MinPosition = p
-	}
-	if q.MaxStaleness.given {
-		d, err := time.ParseDuration(q.MaxStaleness.value)
-		if err != nil || d < time.Millisecond || d > 24*time.Hour {
-			f.Add(path+"max_staleness", "invalid", `want a duration of 1ms to 24h, as "5s"`)
-		}
-		req.MaxStaleness = d
-	}
-	n.screen(f, path, req.Keyspace, req.Scope, req.Resource)
-	return req
-}
-
 func (n *Node) handleVerify(w http.ResponseWriter, r *api.Request) error {
 	began := time.Now()
 	var q question
@@ -135,7 +49,8 @@ func (n *Node) handleVerify(w http.ResponseWriter, r *api.Request) error {
 	}
 	var faults input.FieldErrors
 	req := q.request(n, "", &faults)
-	req.RequestID = api.RequestID(r.Request)
+	id := api.RequestID(r.Request)
+	req.RequestID = id
 	if len(faults) > 0 {
 		return refused(faults)
 	}
@@ -153,9 +68,9 @@ func (n *Node) handleVerify(w http.ResponseWriter, r *api.Request) error {
 	*buf = n.append((*buf)[:0], &d, &req)
 	writeJSON(w, *buf)
 	n.metrics.verify.Observe(time.Since(began).Seconds())
-	n.log(r.Context(), api.RequestID(r.Request), "verify", &d)
+	n.log(r.Context(), id, "verify", &d)
 	if f, ok := n.undeclared(&d, &req); ok {
-		n.note(r.Context(), f, "verify", api.RequestID(r.Request), &req, nil)
+		n.note(r.Context(), f, "verify", id, &req, nil)
 	}
 	return nil
 }
@@ -167,28 +82,53 @@ type item struct {
 	answer judgement
 }
 
+// batches are those that wait for the next request, with nothing in them: questions hold
+// secrets.
+var batches = sync.Pool{New: func() any { return new(batchRoom) }}
+
+// batchRoom is what one request with many questions takes.
+type batchRoom struct {
+	questions [MaxBatch]question
+	items     [MaxBatch]item
+}
+
 func (n *Node) handleBatch(w http.ResponseWriter, r *api.Request) error {
 	began := time.Now()
-	var body struct {
-		Requests []jsontext.Value `json:"requests"`
-	}
+	room := batches.Get().(*batchRoom)
+	used := MaxBatch // of its questions and items
+	defer func() {
+		clear(room.questions[:used])
+		clear(room.items[:used])
+		batches.Put(room)
+	}()
+	body := batch{plain: room.questions[:0]}
 	if err := r.Decode(&body); err != nil {
 		return err
 	}
-	if len(body.Requests) == 0 || len(body.Requests) > MaxBatch {
+	count := max(len(body.plain), len(body.Requests))
+	if count == 0 || count > MaxBatch {
 		return input.FieldErrors{{Field: "requests", Code: "invalid", Message: fmt.Sprintf("want 1 to %d", MaxBatch)}}
+	}
+	if len(body.plain) > 0 {
+		used = count
 	}
 	// The waits of all items together are bounded like those of one.
 	ctx, cancel := context.WithTimeout(r.Context(), n.cfg.WaitMax)
 	defer cancel()
-	items := make([]item, len(body.Requests))
-	for i, text := range body.Requests {
+	id := api.RequestID(r.Request)
+	items := room.items[:count]
+	for i := range items {
 		it := &items[i]
-		if it.req, it.fault = n.readItem(text, i); it.fault == nil {
-			it.req.RequestID = api.RequestID(r.Request)
+		if len(body.Requests) > 0 {
+			it.req, it.fault = n.readItem(body.Requests[i], i)
+		} else {
+			it.req, it.fault = n.checkItem(&body.plain[i], i)
+		}
+		if it.fault == nil {
+			it.req.RequestID = id
 			it.answer = n.judge(ctx, &it.req)
 			if it.answer.foreign {
-				it.fault = foreignPosition(fmt.Sprintf("requests[%d].", i))
+				it.fault = foreignPosition(place(i) + ".")
 			}
 		}
 	}
@@ -217,9 +157,9 @@ func (n *Node) handleBatch(w http.ResponseWriter, r *api.Request) error {
 			continue
 		}
 		b = n.append(b, &it.answer.Decision, &it.req)
-		n.log(ctx, api.RequestID(r.Request), "verify batch", &it.answer.Decision)
+		n.log(ctx, id, "verify batch", &it.answer.Decision)
 		if f, ok := n.undeclared(&it.answer.Decision, &it.req); ok {
-			n.note(ctx, f, "verify batch", api.RequestID(r.Request), &it.req, nil)
+			n.note(ctx, f, "verify batch", id, &it.req, nil)
 		}
 	}
 	*buf = append(b, "]}"...)
@@ -231,21 +171,32 @@ func (n *Node) handleBatch(w http.ResponseWriter, r *api.Request) error {
 // readItem reads question i of a batch. Its faults name their place in the body.
 func (n *Node) readItem(text jsontext.Value, i int) (Request, *api.Problem) {
 	var q question
-	path := fmt.Sprintf("requests[%d]", i)
 	if p := api.DecodeValue(text, &q); p != nil {
 		for j, e := range p.Errors {
-			p.Errors[j].Field = strings.TrimSuffix(path+"."+e.Field, ".")
+			p.Errors[j].Field = strings.TrimSuffix(place(i)+"."+e.Field, ".")
 		}
 		return Request{}, p
 	}
+	return n.checkItem(&q, i)
+}
+
+// checkItem checks question i of a batch.
+func (n *Node) checkItem(q *question, i int) (Request, *api.Problem) {
 	var faults input.FieldErrors
-	req := q.request(n, path+".", &faults)
+	req := q.request(n, "", &faults)
 	if len(faults) > 0 {
+		for j := range faults {
+			faults[j].Field = place(i) + "." + faults[j].Field
+		}
 		return req, refused(faults)
 	}
 	return req, nil
 }
 
+// place names question i of a batch.
+func place(i int) string { return fmt.Sprintf("requests[%d]", i) }
+
+// buffers are those of answers. No answer of this endpoint holds a secret.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
 
 func writeJSON(w http.ResponseWriter, b []byte) {
@@ -276,7 +227,7 @@ func (n *Node) append(b []byte, d *Decision, req *Request) []byte {
 	b = append(append(append(b, `,"reason":"`...), d.Reason.String()...), `","status":`...)
 	b = strconv.AppendInt(b, int64(d.Status), 10)
 	if k := &d.Key; k.Exists() {
-		b = append(append(b, `,"key_id":"`...), k.ID.String()...)
+		b = k.ID.Append(append(b, `,"key_id":"`...))
 		b = append(append(b, `","tenant":"`...), k.Tenant...)
 		if k.Environment != "" {
 			b = append(append(b, `","environment":"`...), k.Environment...)
@@ -310,9 +261,9 @@ func (n *Node) append(b []byte, d *Decision, req *Request) []byte {
 		_, message := f.undeclared()
 		b = append(append(append(b, `,"detail":"`...), message...), '"')
 	}
-	b = append(append(b, `,"position":"`...), n.position(d.Seq).String()...)
+	b = n.position(d.Seq).Append(append(b, `,"position":"`...))
 	if d.Use.N > 0 {
-		b = append(append(b, `","use_id":"`...), d.Use.String()...)
+		b = d.Use.Append(append(b, `","use_id":"`...))
 	}
 	return append(b, `"}`...)
 }

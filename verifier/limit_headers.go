@@ -18,9 +18,11 @@ func limitHeaders(h http.Header, rules *keyspace.LimitHeaders, l Limit, perMinut
 	if l.Limit == 0 || perMinute == 0 { // the latter: it was taken away after the decision
 		return
 	}
+	values := make([]string, 0, 3)
 	set := func(name string, value int64) {
 		if name != "" {
-			h[name] = []string{strconv.FormatInt(value, 10)} // in the keyspace's own spelling
+			values = append(values, strconv.FormatInt(value, 10))
+			h[name] = values[len(values)-1 : len(values) : len(values)] // in the keyspace's own spelling
 		}
 	}
 	if rules.Style == keyspace.HeadersIETF {

@@ -120,6 +120,7 @@ func (n *Node) Protect(ks events.KeyspaceID, demand func(*http.Request) Demand) 
 				if ans.Header.Get(headerGRPCStatus) != "" {
 					ans.Status = http.StatusOK
 				}
+				maps.Copy(w.Header(), ans.Header)
 				w.Header()["Cache-Control"] = noStore
 				w.Header()[api.RequestIDHeader] = []string{ask.RequestID}
 				ans.write(w)

@@ -14,7 +14,7 @@ func (n *Node) screen(f *input.FieldErrors, path string, ks events.KeyspaceID, s
 	for _, x := range [...]struct{ field, text string }{
 		{"keyspace", string(ks)}, {"scope", scope}, {"resource.kind", r.Kind}, {"resource.id", r.ID},
 	} {
-		if n.cfg.View.IsSecret(x.text) {
+		if len(x.text) >= events.MinSecret && n.cfg.View.IsSecret(x.text) {
 			*f = append(*f, api.SecretFault(path+x.field))
 		}
 	}

@@ -18,10 +18,12 @@ import (
 	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/events/logtest"
 	"github.com/keytrail/keytrail/internal/api"
+	"github.com/keytrail/keytrail/internal/loadtest"
 	"github.com/keytrail/keytrail/projections"
 )
 
 func TestMain(m *testing.M) {
+	loadtest.Main(playHTTP())
 	goleak.VerifyTestMain(logtest.Settled(m), goleak.Cleanup(os.Exit))
 }
 

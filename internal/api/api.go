@@ -16,7 +16,6 @@ package api
 
 import (
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"path"
@@ -64,10 +63,10 @@ const RequestIDHeader = "X-Request-Id"
 // http.ServeMux would redirect and clients would repeat a PUT as a GET.
 func Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		id := events.NewRequestID().String()
-		r.Header[RequestIDHeader] = []string{id}
+		id := []string{events.NewRequestID().String()}
+		r.Header[RequestIDHeader] = id
 		h := w.Header()
-		h[RequestIDHeader] = []string{id}
+		h[RequestIDHeader] = id
 		h["X-Content-Type-Options"] = nosniff
 		h["Content-Security-Policy"] = noContent
 		if r.Method != http.MethodConnect && !clean(r.URL.Path) {
@@ -89,17 +88,20 @@ func clean(p string) bool {
 }
 
 // RequestID returns the id that Handler gave.
-func RequestID(r *http.Request) string { return r.Header.Get(RequestIDHeader) }
+func RequestID(r *http.Request) string {
+	if id := r.Header[RequestIDHeader]; len(id) > 0 {
+		return id[0]
+	}
+	return ""
+}
 
 // ClientIP returns the address of the peer of the connection, unmapped.
 func ClientIP(r *http.Request) netip.Addr {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		host = r.RemoteAddr
-	}
-	a, err := netip.ParseAddr(host)
-	if err != nil {
-		return netip.Addr{}
+	var a netip.Addr // none
+	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		a = peer.Addr()
+	} else if ip, err := netip.ParseAddr(r.RemoteAddr); err == nil { // a middleware may leave the port out
+		a = ip
 	}
 	return a.Unmap().WithZone("")
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 )
 
@@ -44,46 +45,97 @@ func (b *budget) give(n int) { b.taken.Add(int64(-n)) }
 // one question, and any change of one key, fits.
 const firstBuffer = 4 << 10
 
-// readBody reads the request's body to its end: at most MaxBody bytes. The error
-// is a *Problem. The caller calls release when nothing of the body is used any
-// more, whatever readBody returned.
-func readBody(r *http.Request, held *budget) (body []byte, release func(), err error) {
-	size := 0 // of held
-	release = func() { held.give(size); size = 0 }
+// buffers are those that wait for the next body: of firstBuffer, twice, four and eight
+// times that, which a full batch of questions needs. There is nothing in them: a body may
+// hold a secret.
+var buffers [4]sync.Pool
+
+// requestBody is the body of a request in memory. The zero value is that of a request whose body
+// was not read. Who has read it calls release when nothing of it is used any more.
+type requestBody struct {
+	text   []byte
+	held   *budget
+	size   int     // of held
+	pool   int     // index of buffers that pooled is of
+	pooled *[]byte // what text is the start of; nil = an array of its own
+}
+
+// read reads the request's body to its end: at most MaxBody bytes. The error is a
+// *Problem.
+func (b *requestBody) read(r *http.Request, held *budget) error {
+	b.held = held
 	if r.Body == nil || r.ContentLength == 0 {
-		return nil, release, nil
+		return nil
 	}
 	if r.ContentLength > MaxBody {
-		return nil, release, tooLarge()
+		return tooLarge()
 	}
-	buf := []byte(nil)
 	for {
-		if len(buf) == cap(buf) {
-			next := max(firstBuffer, 2*cap(buf))
-			if n := int(r.ContentLength) + 1; n > 0 {
-				next = min(next, max(n, cap(buf)+1))
-			}
-			if next > firstBuffer {
-				if !held.take(next - size) {
-					return nil, release, Unavailable(1, "too many request bodies are being read; nothing was done")
-				}
-				size = next
-			}
-			buf = append(make([]byte, 0, next), buf...)
+		if len(b.text) == cap(b.text) && !b.grow(r.ContentLength) {
+			return Unavailable(1, "too many request bodies are being read; nothing was done")
 		}
-		n, err := r.Body.Read(buf[len(buf):cap(buf)])
-		buf = buf[:len(buf)+n]
+		n, err := r.Body.Read(b.text[len(b.text):cap(b.text)])
+		b.text = b.text[:len(b.text)+n]
 		switch {
-		case len(buf) > MaxBody:
-			return nil, release, tooLarge()
+		case len(b.text) > MaxBody:
+			return tooLarge()
 		case err == io.EOF:
-			return buf, release, nil
+			return nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return nil, release, Errorf(http.StatusRequestTimeout, "body_timeout", "the body did not arrive in time; nothing was done")
+			return Errorf(http.StatusRequestTimeout, "body_timeout", "the body did not arrive in time; nothing was done")
 		case err != nil:
-			return nil, release, Errorf(http.StatusBadRequest, "bad_body", "the body cannot be read")
+			return Errorf(http.StatusBadRequest, "bad_body", "the body cannot be read")
 		}
 	}
+}
+
+// grow makes room for as much again as has been read, and not for more than a body of
+// length needs, -1 when that is not known. It reports false when held has no room.
+func (b *requestBody) grow(length int64) bool {
+	was, next := *b, requestBody{held: b.held, size: b.size}
+	room := max(firstBuffer, 2*cap(b.text))
+	for next.pool < len(buffers) && firstBuffer<<next.pool < room {
+		next.pool++
+	}
+	if next.pool == len(buffers) && length >= 0 {
+		room = min(room, max(int(length)+1, cap(b.text)+1))
+	}
+	if room > firstBuffer {
+		if !b.held.take(room - b.size) {
+			return false
+		}
+		next.size = room
+	}
+	if next.pool < len(buffers) {
+		next.pooled, _ = buffers[next.pool].Get().(*[]byte)
+		if next.pooled == nil {
+			fresh := make([]byte, room)
+			next.pooled = &fresh
+		}
+		next.text = append((*next.pooled)[:0], was.text...)
+	} else {
+		next.text = append(make([]byte, 0, room), was.text...)
+	}
+	was.put()
+	*b = next
+	return true
+}
+
+// put gives the buffer back, with nothing in it.
+func (b *requestBody) put() {
+	if b.pooled != nil {
+		clear(b.text)
+		buffers[b.pool].Put(b.pooled)
+	}
+}
+
+// release gives back what the body takes. It may be called again.
+func (b *requestBody) release() {
+	b.put()
+	if b.size > 0 {
+		b.held.give(b.size)
+	}
+	*b = requestBody{}
 }
 
 // HoldBody reads the body of a request at an endpoint that takes no operator key,
@@ -91,11 +143,11 @@ func readBody(r *http.Request, held *budget) (body []byte, release func(), err e
 // counted with all other bodies. What the handler reads is in memory then. The
 // error is a *Problem; release is called at the end of the request.
 func HoldBody(r *http.Request) (release func(), err error) {
-	body, release, err := readBody(r, &bodies.open)
-	if err == nil {
-		r.Body = io.NopCloser(bytes.NewReader(body))
+	b := new(requestBody)
+	if err = b.read(r, &bodies.open); err == nil {
+		r.Body = io.NopCloser(bytes.NewReader(b.text))
 	}
-	return release, err
+	return b.release, err
 }
 
 func tooLarge() *Problem {

@@ -37,12 +37,24 @@ type nullable interface{ AcceptsNull() }
 // question, which is missing when it is "". Members of metadata may be empty too.
 var mayBeEmpty = []string{"reason", "description", "title", "key"}
 
+// PlainReader is a target that reads the form which nearly every client sends by itself.
+type PlainReader interface {
+	// ReadPlain reads the text and reports whether it has that form. If it does, the
+	// strict reader takes the text too, with the same result and within the bounds of
+	// the endpoint. If not, the target is as it was: the strict reader reads the text,
+	// and is the only one that refuses any. Nothing of the text is kept, only copies.
+	ReadPlain(text []byte) bool
+}
+
 // decode reads one JSON value into v, strictly: within bounds, UTF-8, nothing
 // after it, no unknown and no repeated member; null only where the member's type
 // accepts it, and "" only where the member is mere text: elsewhere they are
 // mistakes, and not absent members. The error is a *Problem that names the member
 // where it can.
 func decode(b []byte, v any, bounds *Bounds) error {
+	if p, ok := v.(PlainReader); ok && p.ReadPlain(b) {
+		return nil
+	}
 	if len(bytes.TrimSpace(b)) == 0 {
 		return Errorf(http.StatusBadRequest, "bad_body", "want a JSON body")
 	}

@@ -34,7 +34,7 @@ type Request struct {
 	Query Query
 
 	endpoint *Endpoint
-	body     []byte
+	body     requestBody
 	caller   *Caller // nil at an open endpoint
 }
 
@@ -48,10 +48,10 @@ func (r *Request) Recheck() error { return r.caller.Recheck() }
 // Decode reads the JSON body into v, strictly (see decode). The error is a
 // *Problem that names the member where it can.
 func (r *Request) Decode(v any) error {
-	if len(r.body) == 0 && r.endpoint.Body == OptionalBody {
+	if len(r.body.text) == 0 && r.endpoint.Body == OptionalBody {
 		return nil
 	}
-	return decode(r.body, v, &r.endpoint.Bounds)
+	return decode(r.body.text, v, &r.endpoint.Bounds)
 }
 
 // Routes registers endpoints that are for callers with an operator key.
@@ -82,9 +82,8 @@ func (rs *Routes) Handle(e Endpoint, serve func(w http.ResponseWriter, r *Reques
 	e.handle(rs.Mux, func(w http.ResponseWriter, r *Request) {
 		var unread error
 		if rs.Auth.Knows(r.Request) {
-			release, err := r.read(&bodies.known)
-			defer release()
-			unread = err
+			defer r.body.release()
+			unread = r.read(&bodies.known)
 		}
 		caller, err := rs.Auth.Authenticate(r.Request, e.Scope, e.Pattern)
 		r.Who, r.caller = caller.Principal, caller
@@ -107,8 +106,8 @@ func (rs *Routes) Handle(e Endpoint, serve func(w http.ResponseWriter, r *Reques
 // HandleOpen registers serve for an endpoint that takes no operator key.
 func HandleOpen(mux *http.ServeMux, e Endpoint, serve func(w http.ResponseWriter, r *Request) error) {
 	e.handle(mux, func(w http.ResponseWriter, r *Request) {
-		release, err := r.read(&bodies.open)
-		defer release()
+		defer r.body.release()
+		err := r.read(&bodies.open)
 		if err == nil {
 			err = serve(w, r)
 		}
@@ -124,24 +123,24 @@ func (e *Endpoint) handle(mux *http.ServeMux, serve func(http.ResponseWriter, *R
 	})
 }
 
-// read reads the query and the body, which held counts. The caller calls release
-// at the end of the request.
-func (r *Request) read(held *budget) (release func(), err error) {
+// read reads the query and the body, which held counts. The caller releases the body at
+// the end of the request.
+func (r *Request) read(held *budget) (err error) {
 	e := r.endpoint
-	body, release, err := readBody(r.Request, held)
-	if err != nil {
-		return release, err
+	if err := r.body.read(r.Request, held); err != nil {
+		return err
 	}
-	r.body = body
 	switch {
-	case len(body) == 0:
+	case len(r.body.text) == 0:
 	case e.Body == NoBody:
-		return release, Errorf(http.StatusBadRequest, "bad_body", "this endpoint takes no body")
+		return Errorf(http.StatusBadRequest, "bad_body", "this endpoint takes no body")
 	default:
 		if err := checkMedia(r.Header); err != nil {
-			return release, err
+			return err
 		}
 	}
-	r.Query, err = ParseQuery(r.URL.RawQuery, strings.Fields(e.Query)...)
-	return release, err
+	if r.URL.RawQuery != "" {
+		r.Query, err = ParseQuery(r.URL.RawQuery, strings.Fields(e.Query)...)
+	}
+	return err
 }

@@ -406,6 +406,43 @@ func TestBodiesAreBoundedTogether(t *testing.T) {
 	}
 }
 
+// A buffer goes back with nothing in it, also one that was too small: bodies hold secrets.
+func TestNothingOfABodyIsKept(t *testing.T) {
+	for _, size := range []int{100, firstBuffer + 1, 5 * firstBuffer, firstBuffer << len(buffers), MaxBody + 1} {
+		var seen [][]byte
+		left := size
+		r := post("", "")
+		r.ContentLength = -1
+		r.Body = io.NopCloser(readerFunc(func(p []byte) (int, error) {
+			if left == 0 {
+				return 0, io.EOF
+			}
+			n := min(len(p), left)
+			for i := range p[:n] {
+				p[i] = 'x'
+			}
+			left -= n
+			seen = append(seen, p)
+			return n, nil
+		}))
+		var b requestBody
+		b.read(r, &bodies.open)
+		if len(b.text) != size {
+			t.Fatalf("%d bytes of %d", len(b.text), size)
+		}
+		b.release()
+		b.release()
+		for i, p := range seen {
+			if cap(p) <= firstBuffer<<(len(buffers)-2) && bytes.IndexByte(p, 'x') >= 0 {
+				t.Errorf("of %d bytes, buffer %d still holds some", size, i)
+			}
+		}
+		if n := bodies.open.taken.Load(); n != 0 {
+			t.Errorf("of %d bytes, %d were not given back", size, n)
+		}
+	}
+}
+
 // TestStrangersBodiesKeepNobodyOut: while strangers hold all that their large bodies
 // may take, a short question is read, and whatever an operator sends.
 func TestStrangersBodiesKeepNobodyOut(t *testing.T) {

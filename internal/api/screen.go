@@ -53,7 +53,7 @@ func (r *Request) screen(known events.SecretFinder) error {
 			}
 		}
 	}
-	f = append(f, screenBody(r.body, known)...)
+	f = append(f, screenBody(r.body.text, known)...)
 	if len(f) > 0 {
 		return SecretFound(f)
 	}
