@@ -13,7 +13,6 @@ import (
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/input"
 	"github.com/keytrail/keytrail/events/keyspace"
-	"github.com/keytrail/keytrail/internal/seam"
 )
 
 // Keys is the verifier's view: every key there ever was by its digest, in some 110
@@ -62,8 +61,11 @@ type kindRef struct {
 // NewKeys returns the view of an empty log.
 func NewKeys() *Keys {
 	v := &Keys{undefined: map[events.KeyspaceID]*Keyspace{}, kindsBy: map[kindRef]uint32{}, shared: newShared()}
-	v.digests.hash = func(slot uint32) uint64 { return hashDigest(&v.records.at(slot).digest) }
-	v.ids.hash = func(slot uint32) uint64 { return hashID(&v.records.at(slot).id) }
+	v.digests.hash = func(slot uint32) uint64 { return v.records.at(slot).digest[0] }
+	v.ids.hash = func(slot uint32) uint64 {
+		id := v.records.at(slot).keyID()
+		return hashID(&id)
+	}
 	v.tenantsBy.hash = func(i uint32) uint64 {
 		t := v.tenants.at(i)
 		return hashTenant(t.space, t.ID)
@@ -200,9 +202,6 @@ func (v *Keys) Holds(p events.Position) bool {
 }
 
 func (v *Keys) apply(r *events.Recorded) error {
-	if max(v.records.n, v.tenants.n, v.roles.n, v.scopeSets.values.n) > mostOfAKind {
-		return fmt.Errorf("event %d is past what a view can hold: some 4 billion keys, tenants or roles", r.Seq)
-	}
 	switch r.Aggregate.Kind {
 	case events.KindKey:
 		return v.applyKey(r)
@@ -240,7 +239,6 @@ func (v *Keys) applyKeyspace(r *events.Recorded) error {
 		delete(v.undefined, id)
 		v.publish(s)
 	}
-	seam.At()
 	v.version.Add(1)
 	return nil
 }
@@ -272,7 +270,7 @@ func (v *Keys) kind(space *Keyspace, keyType, environment string) uint32 {
 	if !ok {
 		var k *Kind
 		n, k = v.kinds.add()
-		of := space.types.hold(keyType)
+		of := number(space.types, keyType)
 		*k = Kind{space, of.name, strings.Clone(environment), of.number}
 		v.kindsBy[kindRef{space, k.KeyType, k.Environment}] = n
 	}
@@ -321,7 +319,6 @@ func (v *Keys) applyRole(r *events.Recorded) error {
 	}
 	own.chain, own.deleted = next.Chain, next.Deleted
 	v.give(own, v.scopeSet(space, next.Scopes))
-	seam.At()
 	v.version.Add(1)
 	return nil
 }
@@ -355,7 +352,6 @@ func (v *Keys) applyTenant(r *events.Recorded) error {
 	}
 	t.state = &next
 	t.limit.Store(next.Limit)
-	seam.At()
 	v.version.Add(1)
 	return nil
 }

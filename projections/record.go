@@ -7,7 +7,6 @@ import (
 	"unsafe"
 
 	"github.com/keytrail/keytrail/events"
-	"github.com/keytrail/keytrail/internal/seam"
 )
 
 // record is what the view holds of one key and a reader needs: one cache line without
@@ -69,11 +68,8 @@ func (v *Keys) read(slot uint32, k *Key) {
 	r := v.records.at(slot)
 	for {
 		k.state = r.state.Load()
-		seam.At()
 		k.ExpiresAt = events.Time(r.expires.Load())
-		seam.At()
 		k.terms = v.terms.get(termsOf(k.state))
-		seam.At()
 		if r.state.Load() == k.state {
 			break // so the number of the terms still meant these
 		}
@@ -84,11 +80,8 @@ func (v *Keys) read(slot uint32, k *Key) {
 	k.Whole = v.tenants.at(tenant)
 	k.Tenant = k.Whole.ID
 	k.Slot, k.TenantSlot = Slot(slot), Slot(tenant)
-	seam.At()
 	k.given = k.terms.given()
-	seam.At()
 	k.Rules = k.Space.Rules()
-	seam.At()
 }
 
 // Version counts the events applied of keyspaces, roles and tenants: of what keys share.
@@ -105,21 +98,19 @@ func (v *Keys) Version() uint64 { return v.version.Load() }
 // it belongs to the moment when k was read, and what was read after it to the moment of
 // this call, if k is the same by now.
 func (v *Keys) Still(version uint64, k *Key) bool {
-	seam.At()
 	if k.Exists() {
 		r := v.records.at(uint32(k.Slot))
 		if r.state.Load() != k.state || events.Time(r.expires.Load()) != k.ExpiresAt {
 			return false
 		}
 	}
-	seam.At()
 	return v.version.Load() == version
 }
 
 // byDigest returns the slot of the key whose secret has the digest.
 func (v *Keys) byDigest(d *events.Digest) (uint32, bool) {
 	want := words(d)
-	for at := v.digests.probe(hashDigest(&want)); ; {
+	for at := v.digests.probe(want[0]); ; {
 		slot, ok := at.next()
 		if !ok || v.records.at(slot).digest == want {
 			return slot, ok
@@ -130,7 +121,7 @@ func (v *Keys) byDigest(d *events.Digest) (uint32, bool) {
 // byID returns the slot of the key with the id.
 func (v *Keys) byID(id *events.KeyID) (uint32, bool) {
 	want := idWords(id)
-	for at := v.ids.probe(hashID(&want)); ; {
+	for at := v.ids.probe(hashID(id)); ; {
 		slot, ok := at.next()
 		if !ok || v.records.at(slot).id == want {
 			return slot, ok
@@ -240,7 +231,8 @@ func (v *Keys) update(slot uint32, old *whole, was, is *events.Key) {
 	kept.rev, kept.head, kept.turned = uint32(is.Rev), [11]byte(is.Head[:11]), !is.RotatedTo.IsZero()
 	r := v.records.at(slot)
 	if is.ExpiresAt != was.ExpiresAt {
-		r.expires.Store(int64(is.ExpiresAt)) // and nothing below, by events.Key.Next
+		r.expires.Store(int64(is.ExpiresAt))
+		return
 	}
 	before := termsOf(old.state)
 	now := before
@@ -253,7 +245,6 @@ func (v *Keys) update(slot uint32, old *whole, was, is *events.Key) {
 		return
 	}
 	r.state.Store(newState(now, old.state>>statusBits+1, status))
-	seam.At()
 	if now != before {
 		v.release(before)
 	}

@@ -116,7 +116,7 @@ func (n *Node) handleBatch(w http.ResponseWriter, r *api.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), n.cfg.WaitMax)
 	defer cancel()
 	id := api.RequestID(r.Request)
-	items := room.items[:count]
+	items, waits := room.items[:count], false
 	for i := range items {
 		it := &items[i]
 		if len(body.Requests) > 0 {
@@ -126,10 +126,24 @@ func (n *Node) handleBatch(w http.ResponseWriter, r *api.Request) error {
 		}
 		if it.fault == nil {
 			it.req.RequestID = id
-			it.answer = n.judge(ctx, &it.req)
+			it.answer = n.consider(ctx, &it.req)
+			waits = waits || it.answer.Limit.told != nil
 			if it.answer.foreign {
 				it.fault = foreignPosition(place(i) + ".")
 			}
+		}
+	}
+	// The allocator of limits was asked for all items that need it, before the first waits.
+	asking := ctx
+	if waits {
+		var stop context.CancelFunc
+		asking, stop = context.WithTimeout(ctx, askFor)
+		defer stop()
+	}
+	for i := range items {
+		if it := &items[i]; it.fault == nil {
+			n.awaitTokens(asking, &it.answer, &it.req)
+			n.number(&it.answer, &it.req)
 		}
 	}
 	// All are numbered before the first is waited for, and the last is waited for
@@ -313,6 +327,9 @@ func detail(d *Decision, req *Request) string {
 	case events.ReasonRateLimited:
 		if d.Limit.Never(req.cost()) {
 			return fmt.Sprintf("the request costs %d tokens and the %s's burst is %d: it can never be allowed", req.cost(), d.Limit.Scope, d.Limit.Limit)
+		}
+		if d.Limit.crowded {
+			return "too many requests wait for the allocator of limits at this node; try again"
 		}
 		if d.Limit.Away {
 			return "the allocator of limits does not answer, and the keyspace allows nothing without it; try again"

@@ -22,10 +22,11 @@ type Limit struct {
 	// Of a keyspace whose limits are exact: LimitsExact, or LimitsLocal where it was
 	// decided by this node alone. The numbers are then those of all nodes together, as far
 	// as the node knows. "" = the keyspace's limits are each node's own.
-	Mode   keyspace.LimitsMode
-	Away   bool          // the allocator does not answer, and nothing is allowed without it
-	asking bool          // it is asked, and the decision waits for the answer
-	until  time.Duration // Node.passed at which the lease of the tokens taken is over; 0 = none was used
+	Mode    keyspace.LimitsMode
+	Away    bool            // the allocator does not answer, and nothing is allowed without it
+	crowded bool            // Away: it was not waited for, because too many requests do
+	told    <-chan struct{} // it is asked, and the decision waits for this
+	until   time.Duration   // Node.passed at which the lease of the tokens taken is over; 0 = none was used
 }
 
 // Whose bucket a Limit speaks of.

@@ -42,7 +42,7 @@ func (m *exactMeters) find(g *keyspace.Compiled, key *projections.Key) bool {
 	return true
 }
 
-// take is meters.take. ok is also false while the allocator is asked: Limit.asking says so.
+// take is meters.take. ok is also false while the allocator is asked: Limit.told is set then.
 func (m *exactMeters) take(cost int64) (l Limit, ok bool) {
 	key, tenant := &m.key, &m.tenant
 	if key.PerMinute == 0 {
@@ -56,7 +56,7 @@ func (m *exactMeters) take(cost int64) (l Limit, ok bool) {
 	}
 	s, ofTenant, outcome := m.client.Take(key, tenant, m.passed, cost, m.local)
 	l = Limit{Limit: s.Burst, Remaining: s.Remaining, Reset: s.Reset, RetryAfter: s.RetryAfter, Scope: ScopeKey, Mode: keyspace.LimitsExact,
-		Away: outcome == limits.Away, asking: outcome == limits.Asking, until: s.Until}
+		Away: outcome == limits.Away, told: s.Told, until: s.Until}
 	if ofTenant {
 		l.Scope = ScopeTenant
 	}
@@ -66,26 +66,36 @@ func (m *exactMeters) take(cost int64) (l Limit, ok bool) {
 	return l, outcome == limits.Allowed
 }
 
-// askFor is how long a request waits at most for tokens that the node does not hold.
-const askFor = 2 * limits.AnswerWait
+// askFor is how long a request waits at most for tokens that the node does not hold, and
+// maxAwaiting how many requests wait at once: more are refused at once.
+const (
+	askFor      = 2 * limits.AnswerWait
+	maxAwaiting = 4096
+)
 
 // awaitTokens decides again at each answer of the allocator until it has said whether there
-// are tokens for the request, and returns the last decision. answered is from before the
-// first one.
-func (n *Node) awaitTokens(ctx context.Context, j judgement, answered <-chan struct{}, decide func() judgement) judgement {
+// are tokens for the request. It only waits while the decision does.
+func (n *Node) awaitTokens(ctx context.Context, j *judgement, req *Request) {
+	if j.Limit.told == nil {
+		return
+	}
+	defer n.awaiting.Add(-1)
+	if n.awaiting.Add(1) > maxAwaiting {
+		n.limits.TurnedAway()
+		j.Limit.told, j.Limit.Away, j.Limit.crowded = nil, true, true
+		return
+	}
 	n.limits.Waited()
 	ctx, cancel := context.WithTimeout(ctx, min(askFor, n.cfg.WaitMax))
 	defer cancel()
-	for j.Limit.asking {
+	for j.Limit.told != nil {
 		select {
-		case <-answered:
-			answered = n.limits.Answered()
-			j = decide()
+		case <-j.Limit.told:
+			*j = n.decideOnce(req, j.reached, j.foreign)
 		case <-ctx.Done():
-			j.Limit.asking, j.Limit.Away = false, true
+			j.Limit.told, j.Limit.Away = nil, true
 		}
 	}
-	return j
 }
 
 // RunLimits holds leases of tokens for keyspaces whose limits are exact, until ctx ends,

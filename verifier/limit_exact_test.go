@@ -3,6 +3,7 @@ package verifier
 import (
 	"context"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,7 +30,7 @@ func newExactWorld(t *testing.T, mode keyspace.LimitsMode) *exactWorld {
 	x := &exactWorld{world: w, dir: projections.NewDirectory()}
 	d := scribeDefinition()
 	d.Limits = mode
-	d.Plans = []keyspace.Plan{{Name: "small", PerMinute: 60, Burst: 4}, {Name: "large", PerMinute: 600, Burst: 40}}
+	d.Plans = []keyspace.Plan{{Name: "small", PerMinute: 60, Burst: 4}, {Name: "large", PerMinute: 600, Burst: 40}, {Name: "slow", PerMinute: 1, Burst: 40}}
 	w.define(scribe, d)
 	for _, name := range []events.NodeID{"one", "two"} {
 		x.start(name, nil)
@@ -78,11 +79,25 @@ func (x *exactWorld) catchUp() {
 
 // allocate starts a process that may be appointed, beside a node, and waits until it serves.
 func (x *exactWorld) allocate(beside int) (stop func()) {
-	x.catchUp()
-	s := x.nodes[beside].LimitService(limits.ServiceConfig{Dir: x.dir, Appointments: x.log, Wanted: func() bool { return true }})
-	stop = x.beside(s.Run)
+	stop = x.allocateWith(beside, new(account))
 	time.Sleep(5 * time.Second) // in the bubble: the wait of a new allocator
 	return stop
+}
+
+// account is where a process keeps its account for the next one.
+type account struct{ kept []byte }
+
+func (a *account) save(data []byte) error {
+	a.kept = slices.Clone(data)
+	return nil
+}
+
+// allocateWith is allocate of a process that keeps its account there. It does not wait.
+func (x *exactWorld) allocateWith(beside int, a *account) (stop func()) {
+	x.catchUp()
+	s := x.nodes[beside].LimitService(limits.ServiceConfig{Dir: x.dir, Appointments: x.log, Wanted: func() bool { return true },
+		Save: a.save, Load: func() ([]byte, error) { return a.kept, nil }})
+	return x.beside(s.Run)
 }
 
 func (x *exactWorld) ask(node int, word string, cost uint32) Decision {

@@ -60,6 +60,9 @@ type Node struct {
 	offset  atomic.Int64 // of this clock to the log's at the last heartbeat: milliseconds
 	lease   leaseHolder
 	limits  *limits.Client
+
+	awaiting atomic.Int64 // requests in awaitTokens
+
 	metrics metrics
 	faults  faultLog
 	buckets Buckets
@@ -127,6 +130,7 @@ type judgement struct {
 	rules    *keyspace.Compiled
 	recorded error // of Ledger.Append and, after await, of Ledger.Sync: without a number it was never recorded
 	basis    basis // for how long it may be told
+	reached  bool  // the view has the request's min_position
 	foreign  bool  // the request's min_position is of another history: nothing was decided
 }
 
@@ -151,30 +155,32 @@ func (n *Node) judge(ctx context.Context, req *Request) judgement {
 
 // weigh decides without the ledger.
 func (n *Node) weigh(ctx context.Context, req *Request) judgement {
+	j := n.consider(ctx, req)
+	n.awaitTokens(ctx, &j, req)
+	return j
+}
+
+// consider decides without the ledger, but for what the allocator of limits is asked for:
+// awaitTokens waits for that.
+func (n *Node) consider(ctx context.Context, req *Request) judgement {
 	reached, foreign := n.reach(ctx, req.MinPosition)
 	if req.MaxStaleness > 0 {
 		n.freshen(ctx, req.MaxStaleness)
 	}
-	answered := n.limits.Answered()
-	j := n.decideOnce(req, reached)
-	if j.Limit.asking {
-		j = n.awaitTokens(ctx, j, answered, func() judgement { return n.decideOnce(req, reached) })
-	}
-	j.foreign = foreign
-	return j
+	return n.decideOnce(req, reached, foreign)
 }
 
 // decideOnce decides on what the node knows and holds now.
-func (n *Node) decideOnce(req *Request, reached bool) judgement {
+func (n *Node) decideOnce(req *Request, reached, foreign bool) judgement {
 	b := n.basis() // before the view is asked
 	now := n.cfg.Now()
-	j := judgement{recorded: ErrLedgerClosed, basis: b}
+	j := judgement{recorded: ErrLedgerClosed, basis: b, reached: reached, foreign: foreign}
 	j.rules = decide(&j.Decision, n.cfg.View, &n.buckets, req, events.At(now), tokens{n.limits, n.passed(now)}, func(g *keyspace.Compiled) bool {
 		return !reached || n.stale(&b, req, g.Staleness, now)
 	})
 	if j.Limit.until > 0 && n.passed(n.cfg.Now()) >= j.Limit.until {
 		// The process was paused before it took the tokens: others may have had them by then.
-		return n.decideOnce(req, reached)
+		return n.decideOnce(req, reached, foreign)
 	}
 	j.Limit.until = 0
 	return j

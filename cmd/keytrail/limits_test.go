@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -203,6 +204,43 @@ func TestExactLimitsOfProcesses(t *testing.T) {
 	if !strings.Contains(string(metrics), "keytrail_limit_allocator 1") {
 		t.Error("the metrics of the second control do not say that it leases the tokens")
 	}
+}
+
+// TestExactLimitsGoOnAfterARestart: a process that is stopped in order and started again goes
+// on with the buckets where they were.
+func TestExactLimitsGoOnAfterARestart(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	p := up(t, dir)
+	p.data(t, 200, "PUT", "/v1/keyspaces/shop", map[string]any{"key_types": []any{map[string]any{"name": "secret", "prefix": "sk_"}}, "limits": "exact"})
+	created := p.data(t, 201, "POST", "/v1/keyspaces/shop/keys", map[string]any{"tenant": "acme", "name": "slow", "limit": map[string]any{"per_minute": 1, "burst": 100}})
+	spend := func(cost int) map[string]any {
+		_, a := p.do(t, "POST", "/v1/verify", nil, map[string]any{"key": created["key"], "keyspace": "shop", "cost": cost})
+		return a
+	}
+	eventually(t, func() string {
+		if a := spend(30); a["allowed"] != true {
+			return fmt.Sprint(a)
+		}
+		return ""
+	})
+	eventually(t, func() string { // what the node does not use goes back
+		if _, _, metrics := p.raw(t, "GET", "/metrics", nil, nil); !strings.Contains(string(metrics), "\nkeytrail_limit_leased_tokens 0\n") {
+			return "the node still holds tokens"
+		}
+		return ""
+	})
+	p.stop(t)
+	p = up(t, dir)
+	eventually(t, func() string { // 70 are left, and one comes back in a minute
+		if a := spend(69); a["allowed"] != true {
+			return fmt.Sprint(a)
+		}
+		return ""
+	})
+	if a := spend(3); a["allowed"] != false || a["detail"] != nil {
+		t.Errorf("more than was left: %v", a)
+	}
+	p.stop(t)
 }
 
 // BenchmarkExactLimits: 16 verifiers and one key. First steadily below the limit, then at

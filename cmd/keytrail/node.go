@@ -49,6 +49,7 @@ type node struct {
 	recorder *audit.Recorder        // who read the record, one for all endpoints of the process
 	dir      *projections.Directory // of control, else nil
 	signer   *tree.Signer           // of control that has checkpoint keys, else nil
+	files    string                 // directory of control's own files; "" = none
 
 	writeRelease events.Release // commands.Config.WriteRelease
 }
@@ -103,6 +104,7 @@ func (a *app) newNode(ctx context.Context, nc *nats.Conn, cfg nodeConfig, logger
 	n.group.GoLong("verifier", v.Run)
 	views.Sender(n.log.ID(), logger).Routes(n.server.Mux, n.verifier)
 	if cfg.controls() {
+		n.files = dir
 		n.scrub(dir, views.Store)
 	}
 	return n, nil
@@ -144,9 +146,11 @@ func (n *node) control(lastUsed func(context.Context, []events.KeyID) (map[event
 	n.server.Registry.MustRegister(n.dir.Collectors()...)
 	limited := limitMetrics()
 	n.server.Registry.MustRegister(limited)
-	allocator := n.verifier.LimitService(limits.ServiceConfig{Dir: n.dir, Appointments: n.log, Wanted: n.exactLimits})
+	lease := limits.ServiceConfig{Dir: n.dir, Appointments: n.log, Wanted: n.exactLimits}
+	keepAccount(&lease, n.files)
+	allocator := n.verifier.LimitService(lease)
 	n.server.Registry.MustRegister(allocator.Collectors()...)
-	n.group.Go("allocator of limits", allocator.Run)
+	n.group.GoLong("allocator of limits", allocator.Run)
 	n.group.Go("limits of nodes", func(ctx context.Context) error {
 		return n.log.Limited(ctx, func(met streams.Limit) { limited.WithLabelValues(string(met.Node), met.Limit).Add(float64(met.Times)) })
 	})

@@ -88,27 +88,46 @@ func checkMember(path string) error {
 // earlier one wrote, "" when there is none. It must be a file of ours, not a
 // link, that nobody else can read or write. Write leaves no empty file, so an
 // empty one is refused: taken for absent, it would make a new key or a new log.
-func ReadOwn(path string) (string, error) {
+func ReadOwn(path string) (text string, err error) {
+	err = readOwn(path, func(f *os.File) (err error) {
+		if text, err = readSmall(f, path); err == nil && text == "" {
+			err = fmt.Errorf("%s is empty: restore it from a backup, or remove it to begin without it", path)
+		}
+		return err
+	})
+	return text, err
+}
+
+// ReadOwnData returns what Write has written to the file, nil when there is none. The file
+// is as of ReadOwn, and has at most so many bytes.
+func ReadOwnData(path string, most int64) (data []byte, err error) {
+	err = readOwn(path, func(f *os.File) (err error) {
+		data, err = io.ReadAll(io.LimitReader(f, most+1))
+		if err == nil && int64(len(data)) > most {
+			data, err = nil, fmt.Errorf("%s has more than %d bytes: remove it", path, most)
+		}
+		return err
+	})
+	return data, err
+}
+
+func readOwn(path string, read func(*os.File) error) error {
 	f, err := openOwn(path, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
+		return nil
 	}
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer f.Close() // read only
 	info, err := f.Stat()
 	if err != nil {
-		return "", err
+		return err
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return "", fmt.Errorf("%s has mode %04o: other users can read or change it; want mode 0600. If you trust its content, 'chmod 600' it", path, info.Mode().Perm())
+		return fmt.Errorf("%s has mode %04o: other users can read or change it; want mode 0600. If you trust its content, 'chmod 600' it", path, info.Mode().Perm())
 	}
-	text, err := readSmall(f, path)
-	if err == nil && text == "" {
-		err = fmt.Errorf("%s is empty: restore it from a backup, or remove it to begin without it", path)
-	}
-	return text, err
+	return read(f)
 }
 
 // ReadSecret returns the trimmed content of a small file that the user named and

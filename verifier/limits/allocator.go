@@ -36,9 +36,9 @@ type allocator struct {
 
 // session is one run of a node.
 type session struct {
-	last  uint64        // the number of its last ask
-	heard time.Duration // when that was
-	held  int           // holdings
+	last     uint64        // the number of its last ask
+	heard    time.Duration // when that was
+	holdings map[ID]*holding
 }
 
 // newAllocator returns the allocator whose wait is over at now.
@@ -65,52 +65,44 @@ const (
 func (a *allocator) serve(node events.NodeID, q *ask, now time.Duration) (r answer, ok, unproved bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s := a.session(node, q.Instance, now)
+	s := a.session(node, q.Instance)
 	if s == nil || q.Number <= s.last {
 		return r, false, false
 	}
 	s.last, s.heard = q.Number, now
 	r = answer{Instance: q.Instance, Number: q.Number, Buckets: make([]answerBucket, len(q.Buckets))}
 	for i := range q.Buckets {
-		b := &q.Buckets[i]
-		root, n, began, ok := a.resolve(b.ID)
-		switch {
-		case !ok:
-		case began > a.floor: // the allocator before this one must not have served it
-			unproved = true
-		default:
-			r.Buckets[i] = a.lease(s, root, b, n, began, now)
+		b, newer := a.bucket(s, &q.Buckets[i].ID)
+		if unproved = unproved || newer; b == nil {
+			continue
 		}
+		n, ok := a.numbers(b)
+		if !ok {
+			continue
+		}
+		b.advance(now, n)
+		r.Buckets[i] = a.lease(node, s, b, &q.Buckets[i], now)
 	}
 	return r, true, unproved
 }
 
-func (a *allocator) lease(s *session, root ID, q *askBucket, n Numbers, began events.Seq, now time.Duration) answerBucket {
-	b := a.buckets[root]
-	if b == nil {
-		b = &bucket{at: millis(a.since), holders: map[holder]*holding{}}
-		if began <= a.after {
-			b.owed = n.full()
-		}
-		a.buckets[root] = b
-	}
-	b.advance(now, n)
-	who := holder{s, q.ID}
-	h := b.holders[who]
+func (a *allocator) lease(node events.NodeID, s *session, b *bucket, q *askBucket, now time.Duration) answerBucket {
+	h := s.holdings[q.ID]
 	if h == nil {
-		if s.held >= maxHoldings {
-			return answerBucket{Numbers: n, Owed: b.owed, Wait: waitMost}
+		if a.held(node) >= maxHoldings {
+			return answerBucket{Numbers: b.numbers, Owed: b.owed, Wait: waitMost}
 		}
-		h = new(holding)
-		s.held++
-		b.holders[who] = h
+		h = &holding{session: s, bucket: b, id: q.ID}
+		s.holdings[q.ID] = h
+		b.holders = append(b.holders, h)
 	}
 	b.settle(h, q)
-	h.ask, h.demand, h.heard, h.ends = s.last, q.Demand, now, now+a.life
-	return b.lease(h, q, n, now)
+	h.ask, h.demand, h.asked, h.ends = s.last, q.Demand, now, now+a.life
+	return b.lease(h, q, now)
 }
 
-func (a *allocator) session(node events.NodeID, run events.InstanceID, now time.Duration) *session {
+// session returns that of the run, nil if the node has too many.
+func (a *allocator) session(node events.NodeID, run events.InstanceID) *session {
 	runs := a.sessions[node]
 	if runs == nil {
 		runs = map[events.InstanceID]*session{}
@@ -118,28 +110,49 @@ func (a *allocator) session(node events.NodeID, run events.InstanceID, now time.
 	}
 	s := runs[run]
 	if s == nil && len(runs) < maxSessions {
-		s = &session{heard: now}
+		s = &session{holdings: map[ID]*holding{}}
 		runs[run] = s
 	}
 	return s
 }
 
-// sweep forgets what is over at now: holdings, buckets that are full, and runs of nodes
-// that have not asked for a while.
+// held returns how many holdings the node has.
+func (a *allocator) held(node events.NodeID) (n int) {
+	for _, s := range a.sessions[node] {
+		n += len(s.holdings)
+	}
+	return n
+}
+
+// expire forgets the holdings that are over at now, and runs of nodes that have not asked
+// for a while.
+func (a *allocator) expire(now time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for node, runs := range a.sessions {
+		for run, s := range runs {
+			for _, h := range s.holdings {
+				if now > h.ends {
+					a.advance(h.bucket, now)
+				}
+			}
+			if len(s.holdings) == 0 && now-s.heard > 10*Life {
+				delete(runs, run)
+			}
+		}
+		if len(runs) == 0 {
+			delete(a.sessions, node)
+		}
+	}
+}
+
+// sweep forgets the buckets that nobody holds and that are full at now.
 func (a *allocator) sweep(now time.Duration) {
 	a.mu.Lock()
 	ids := slices.Collect(maps.Keys(a.buckets))
 	a.mu.Unlock()
 	for some := range slices.Chunk(ids, 256) { // asks are answered in between
 		a.sweepSome(some, now)
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for node, runs := range a.sessions {
-		maps.DeleteFunc(runs, func(_ events.InstanceID, s *session) bool { return s.held == 0 && now-s.heard > 10*Life })
-		if len(runs) == 0 {
-			delete(a.sessions, node)
-		}
 	}
 }
 
@@ -148,26 +161,40 @@ func (a *allocator) sweepSome(ids []ID, now time.Duration) {
 	defer a.mu.Unlock()
 	for _, id := range ids {
 		b := a.buckets[id]
-		n, ok := a.numbers(id)
-		if b == nil || !ok {
+		if b == nil {
 			continue
 		}
-		if b.advance(now, n); b.owed == 0 && len(b.holders) == 0 && a.full(id, n, now) {
+		if a.advance(b, now); b.owed == 0 && len(b.holders) == 0 && (b.young || a.empty(b.numbers, now) == 0) {
 			delete(a.buckets, id)
 		}
 	}
 }
 
-// full reports whether a bucket that is made anew at now would be full.
-func (a *allocator) full(id ID, n Numbers, now time.Duration) bool {
-	_, _, began, _ := a.resolve(id)
-	return began > a.after || n.refill(n.full(), millis(now)-millis(a.since)) == 0
+// advance brings the bucket to now. Where there is no limit any more the last one pays
+// back what is owed: another limit may come.
+func (a *allocator) advance(b *bucket, now time.Duration) {
+	n, ok := a.numbers(b)
+	if !ok {
+		n = b.numbers
+	}
+	b.advance(now, n)
 }
 
-// resolve returns the bucket that id names, its limit, and where in the log its history
-// begins.
-func (a *allocator) resolve(id ID) (root ID, n Numbers, began events.Seq, ok bool) {
-	root = id
+// empty returns what a bucket owes at now that was empty when the allocator began.
+func (a *allocator) empty(n Numbers, now time.Duration) int64 {
+	return n.refill(n.full(), millis(now)-millis(a.since))
+}
+
+// bucket returns the bucket that the run names, nil if it is not known here. newer says
+// that it is newer than the floor that is proved: the allocator before this one must not
+// have served it. A key shares the bucket of the key that it was rotated from.
+func (a *allocator) bucket(s *session, id *ID) (b *bucket, newer bool) {
+	if h := s.holdings[*id]; h != nil {
+		return h.bucket, false
+	}
+	root := *id
+	var began events.Seq
+	var ok bool
 	if id.Key.IsZero() {
 		began, ok = a.dir.Began(id.Keyspace, id.Tenant)
 	} else {
@@ -178,28 +205,38 @@ func (a *allocator) resolve(id ID) (root ID, n Numbers, began events.Seq, ok boo
 		}
 		began, ok = a.dir.Created(root.Key)
 	}
-	if !ok {
-		return root, n, 0, false
+	if !ok || began > a.floor {
+		return nil, ok
 	}
-	n, ok = a.numbers(id)
-	return root, n, began, ok
+	if b = a.buckets[root]; b != nil {
+		return b, false
+	}
+	b = &bucket{root: root, newest: id.Key, young: began > a.after, at: millis(a.since)}
+	n, ok := a.numbers(b)
+	if !ok {
+		return nil, false
+	}
+	if b.numbers = n; !b.young {
+		b.owed = n.full()
+	}
+	a.buckets[root] = b
+	return b, false
 }
 
-// numbers returns the limit of the bucket that id names: of keys that were rotated, that
-// of the newest.
-func (a *allocator) numbers(id ID) (n Numbers, ok bool) {
+// numbers returns the limit of the bucket: of keys that were rotated, that of the newest.
+func (a *allocator) numbers(b *bucket) (n Numbers, ok bool) {
 	var l *keyspace.Limit
-	space := id.Keyspace
-	if id.Key.IsZero() {
-		l = a.dir.Tenant(id.Keyspace, id.Tenant).Limit
+	space := b.root.Keyspace
+	if b.newest.IsZero() {
+		l = a.dir.Tenant(space, b.root.Tenant).Limit
 	} else {
-		k, known := a.dir.Key(id.Key)
+		k, known := a.dir.Key(b.newest)
 		for known && !k.RotatedTo.IsZero() {
 			next, there := a.dir.Key(k.RotatedTo)
 			if !there {
 				break // it comes with the next events
 			}
-			k = next
+			k, b.newest = next, next.ID
 		}
 		if !known {
 			return n, false
@@ -210,7 +247,7 @@ func (a *allocator) numbers(id ID) (n Numbers, ok bool) {
 	if rules == nil {
 		return n, false
 	}
-	if id.Key.IsZero() {
+	if b.newest.IsZero() {
 		l = rules.WholeLimit(l)
 	} else {
 		l = rules.KeyLimit(l)

@@ -1,6 +1,7 @@
 package limits
 
 import (
+	"slices"
 	"time"
 
 	"github.com/keytrail/keytrail/events"
@@ -53,50 +54,58 @@ func (n Numbers) seconds(parts int64) int64 { return (n.regain(parts) + 999) / 1
 
 func millis(d time.Duration) int64 { return int64(d / time.Millisecond) }
 
-// holding is what one run of a node holds of a bucket.
+// holding is what one run of a node holds of a bucket, by one of its names.
 type holding struct {
+	*session
+	bucket *bucket
+	id     ID            // by which the node asks
 	tokens int64         // the most that it may still spend
 	said   int64         // of those, what it held when it asked last: the rest came with the answer
 	ask    uint64        // the number of that ask
 	ends   time.Duration // when the lease is over
 	demand int64         // tokens a second that are asked of it
-	heard  time.Duration // when it asked last
+	asked  time.Duration // when it asked last
 }
 
 // bucket is the allocator's account of one bucket. What is owed is burst − (level +
 // leased): what was spent and has not come back. So leasing a token owes nothing yet, and
 // refill, which only pays back what is owed, stops when level + leased = burst (R2).
 type bucket struct {
-	owed    int64 // parts, at at
-	at      int64 // milliseconds of the allocator's clock
-	leased  int64 // sum of the holders' tokens
-	holders map[holder]*holding
-}
-
-// holder is one run of a node, and the id by which it asks for the bucket.
-type holder struct {
-	*session
-	id ID
+	root    ID           // its first name
+	newest  events.KeyID // the last key of it that is known: its limit holds
+	young   bool         // it began after the allocator: it was full
+	numbers Numbers      // as of at
+	owed    int64        // parts, at at
+	at      int64        // milliseconds of the allocator's clock
+	leased  int64        // sum of the holders' tokens
+	holders []*holding
 }
 
 // advance brings the account to now, by the allocator's clock. It comes before anything
 // that the node says is counted: what it has spent was leased until now. A now that was
 // read before another one that came first brings nothing: no millisecond refills twice.
+// Where the limit has changed meanwhile, nobody knows when: the lower rate counts.
 func (b *bucket) advance(now time.Duration, n Numbers) {
-	b.owed = n.refill(b.owed, millis(now)-b.at)
-	b.at = max(b.at, millis(now))
-	for who, h := range b.holders {
-		if now > h.ends { // whatever was not spent is lost (R1)
-			b.owed += h.tokens * perToken
-			b.leased -= h.tokens
-			delete(b.holders, who)
-			who.held--
-		}
+	by := n
+	if b.numbers.PerMinute > 0 {
+		by.PerMinute = min(n.PerMinute, b.numbers.PerMinute)
 	}
+	b.numbers = n
+	b.owed = by.refill(b.owed, millis(now)-b.at)
+	b.at = max(b.at, millis(now))
+	b.holders = slices.DeleteFunc(b.holders, func(h *holding) bool {
+		if now <= h.ends {
+			return false
+		}
+		b.owed += h.tokens * perToken // whatever was not spent is lost (R1)
+		b.leased -= h.tokens
+		delete(h.holdings, h.id)
+		return true
+	})
 }
 
 // level is how many whole tokens can be leased.
-func (b *bucket) level(n Numbers) int64 { return (n.full()-b.owed)/perToken - b.leased }
+func (b *bucket) level() int64 { return (b.numbers.full()-b.owed)/perToken - b.leased }
 
 // settle counts what the holder says of itself in the ask: what it holds, and what it gives
 // back; all else of its tokens was spent.
@@ -119,7 +128,7 @@ const recent = 500 * time.Millisecond
 // others returns how many holders want tokens now, and what all of them ask for a second.
 func (b *bucket) others(now time.Duration) (nodes, demand int64) {
 	for _, h := range b.holders {
-		if now-h.heard < recent {
+		if now-h.asked < recent {
 			nodes++
 			demand += max(h.demand, 1)
 		}
@@ -130,8 +139,8 @@ func (b *bucket) others(now time.Duration) (nodes, demand int64) {
 // lease gives the holder as many tokens as it wants, or its share of what is there: the
 // part that its demand is of all demand. It gets no tokens unless they are enough for the
 // request that waits.
-func (b *bucket) lease(h *holding, q *askBucket, n Numbers, now time.Duration) (a answerBucket) {
-	level := b.level(n)
+func (b *bucket) lease(h *holding, q *askBucket, now time.Duration) (a answerBucket) {
+	n, level := b.numbers, b.level()
 	nodes, demand := b.others(now)
 	extra := max(q.Want, q.Need) - h.tokens
 	give := max(min(extra, level), 0)
@@ -146,7 +155,7 @@ func (b *bucket) lease(h *holding, q *askBucket, n Numbers, now time.Duration) (
 	b.leased += give
 	a = answerBucket{Tokens: h.tokens, Numbers: n, Owed: b.owed, Spare: max(level-give, 0) / (8 * max(nodes, 1))}
 	if give < extra {
-		a.Wait = b.wait(h, q, n, float64(max(q.Demand, 1))/float64(max(demand, 1)))
+		a.Wait = b.wait(h, q, float64(max(q.Demand, 1))/float64(max(demand, 1)))
 	}
 	return a
 }
@@ -160,7 +169,8 @@ const (
 
 // wait returns in how many milliseconds the holder's share is worth another ask. Spent
 // tokens come back by time alone; those that others hold may be back at any time.
-func (b *bucket) wait(h *holding, q *askBucket, n Numbers, share float64) int64 {
+func (b *bucket) wait(h *holding, q *askBucket, share float64) int64 {
+	n := b.numbers
 	need := max(q.Need-h.tokens, 1)
 	least := min(waitShort, max(waitLeast, n.Burst*perToken/4/n.PerMinute))
 	if missing := need*perToken - (n.full() - b.owed); missing > 0 {

@@ -3,6 +3,7 @@ package limits
 import (
 	"hash/maphash"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +29,8 @@ type Standing struct {
 	// time if it is not, once Take has returned. 0 = no lease was used.
 	Until      time.Duration
 	RetryAfter int64 // seconds until the request that was refused is worth another try, rounded up; 0 = it was not refused, or always will be
+
+	Told <-chan struct{} // closed when the allocator has answered, or does not; nil unless Asking
 }
 
 // Outcome is what became of a request.
@@ -38,7 +41,7 @@ const (
 	Allowed Outcome = iota // the tokens are taken
 	Refused                // the allocator has said that there are none
 	Away                   // the allocator does not answer
-	Asking                 // it was asked just now: Wait, and take again
+	Asking                 // it was asked just now: wait for Standing.Told, and take again
 )
 
 // Client is a node's side: what it holds of each bucket. It is safe for concurrent use. It
@@ -52,10 +55,9 @@ type Client struct {
 	shards   [64]shard
 	seed     maphash.Seed
 
-	mu       sync.Mutex
-	kick     chan struct{}                 // of capacity 1: an ask is due
-	urgent   []*lease                      // that want an ask now; guarded by mu
-	answered atomic.Pointer[chan struct{}] // closed and replaced at each answer, and where there was none
+	mu     sync.Mutex
+	kick   chan struct{} // of capacity 1: an ask is due
+	urgent []*lease      // that want an ask now; guarded by mu
 
 	// Of the one that asks.
 	number uint64
@@ -73,7 +75,7 @@ type shard struct {
 }
 
 // counts are of the client's life.
-type counts struct{ asks, lost, waits atomic.Uint64 }
+type counts struct{ asks, lost, waits, turned atomic.Uint64 }
 
 // lease is what the node holds of one bucket.
 type lease struct {
@@ -96,6 +98,7 @@ type lease struct {
 	refuse  time.Duration // until then a request is refused without another ask
 	again   time.Duration // the allocator said that an ask before then is of no use
 	spare   int64         // so many may lie idle here
+	told    chan struct{} // closed when it is known what there is for those that wait; nil = nobody waits
 	queued  bool          // Client.urgent has it
 	active  bool          // Client.active has it
 	gone    bool          // it was forgotten
@@ -104,7 +107,6 @@ type lease struct {
 // NewClient returns the side of one run of a node.
 func NewClient(instance events.InstanceID) *Client {
 	c := &Client{instance: instance, kick: make(chan struct{}, 1), seed: maphash.MakeSeed()}
-	c.answered.Store(new(make(chan struct{})))
 	for i := range c.shards {
 		c.shards[i].leases = map[ID]*lease{}
 	}
@@ -161,6 +163,12 @@ func (c *Client) Take(key, tenant *Limit, now time.Duration, cost int64, local b
 	for _, l := range leases[:n] {
 		if o == Allowed && !locally && cost > 0 && (until == 0 || l.ends < until) {
 			until = l.ends
+		}
+		if o == Asking && l.tokens < cost && s.Told == nil {
+			if l.told == nil {
+				l.told = make(chan struct{})
+			}
+			s.Told = l.told
 		}
 		if l.due(now) && !l.queued && !c.away.Load() {
 			l.queued = true
@@ -225,25 +233,24 @@ func (c *Client) take(leases []*lease, now time.Duration, cost int64, local bool
 	}
 	short, refused := false, false
 	for _, l := range leases {
-		l.asked += cost
 		l.used = now
+		if cost > l.numbers.Burst { // it never will be allowed
+			short, refused = true, true
+			continue
+		}
+		l.asked += cost
 		if l.tokens >= cost {
 			continue
 		}
 		short = true
 		switch {
-		case cost > l.numbers.Burst: // it never will be allowed
-			refused = true
-			continue
 		case away:
 		case now < l.refuse:
 			refused = true
 		default:
 			l.waiting += cost
 		}
-		if l.need == 0 || cost < l.need {
-			l.need = cost
-		}
+		l.need = least(l.need, cost)
 	}
 	switch {
 	case !short:
@@ -262,6 +269,14 @@ func (c *Client) take(leases []*lease, now time.Duration, cost int64, local bool
 		return Allowed, true
 	}
 	return Refused, true
+}
+
+// least returns the lesser of two numbers of tokens of which 0 is none.
+func least(a, b int64) int64 {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
 }
 
 // takeLocally decides by what the node knows of the whole bucket.
@@ -359,6 +374,7 @@ type flight struct {
 	number uint64
 	sent   time.Duration
 	leases []*lease
+	asked  []askBucket // of each
 }
 
 // sweepEvery is how often the client looks for leases that are worth an ask though no
@@ -390,8 +406,8 @@ func (c *Client) ask(now time.Duration) *ask {
 	}
 	c.number++
 	c.next = now + pace
-	f := &flight{number: c.number, sent: now, leases: due}
 	q := &ask{Instance: c.instance, Number: c.number, Buckets: make([]askBucket, len(due))}
+	f := &flight{number: c.number, sent: now, leases: due, asked: q.Buckets}
 	for i, l := range due {
 		var active bool
 		if q.Buckets[i], active = l.ask(now); !active {
@@ -423,21 +439,27 @@ func (c *Client) sweep(now time.Duration, due []*lease) []*lease {
 	}
 	clear(c.active[len(keep):])
 	c.active = keep
-	if now-c.forgot >= Life && !c.away.Load() {
+	if now-c.forgot >= Life {
 		c.forgot = now
 		c.forget(now)
 	}
 	return due
 }
 
-// forget drops the leases that nobody has used for a while.
+// forget drops the leases that nobody has used for a while. While no allocator answers,
+// what a bucket owes is known here alone: until it is full again it stays.
 func (c *Client) forget(now time.Duration) {
+	away := c.away.Load()
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
 		for id, l := range s.leases {
 			l.mu.Lock()
-			if l.gone = !l.queued && !l.active && now-l.used > forget; l.gone {
+			if l.gone = !l.queued && !l.active && now-l.used > forget; l.gone && away {
+				l.advance(now)
+				l.gone = l.owed == 0
+			}
+			if l.gone {
 				delete(s.leases, id)
 			}
 			l.mu.Unlock()
@@ -458,7 +480,7 @@ func (l *lease) ask(now time.Duration) (q askBucket, active bool) {
 		l.rate += (float64(l.asked)/dt - l.rate) * -math.Expm1(-dt/smooth)
 	}
 	want := l.want(now)
-	q = askBucket{ID: l.id, Of: l.of, Want: max(want, l.waiting), Need: l.need, Demand: int64(l.rate)}
+	q = askBucket{ID: l.id, Of: l.of, Want: min(max(want, l.waiting), l.numbers.Burst), Need: l.need, Demand: int64(min(l.rate, maxNumber))}
 	if keep := max(q.Want, l.need); l.tokens > keep {
 		q.Back = l.tokens - keep
 		l.tokens = keep
@@ -475,15 +497,23 @@ const smooth = 0.2
 // heard takes an answer at now, and reports whether it is the one that is awaited.
 func (c *Client) heard(a *answer, now time.Duration) bool {
 	f := c.flight
-	if f == nil || a.Instance != c.instance || a.Number != f.number || len(a.Buckets) != len(f.leases) {
+	if f == nil || a.Instance != c.instance || a.Number != f.number {
+		return false
+	}
+	if a.Waits {
+		c.next = now + waitShort*time.Millisecond
+		c.away.Store(true)
+		c.tellAll()
+		return true
+	}
+	if len(a.Buckets) != len(f.leases) {
 		return false
 	}
 	c.flight = nil
 	c.away.Store(false)
 	for i, l := range f.leases {
-		l.heard(&a.Buckets[i], f, now)
+		l.heard(&a.Buckets[i], &f.asked[i], f, now)
 	}
-	c.tell()
 	return true
 }
 
@@ -491,13 +521,19 @@ func (c *Client) heard(a *answer, now time.Duration) bool {
 // allocator said: another ask is on its way meanwhile.
 const refuseFor = 50 * time.Millisecond
 
-func (l *lease) heard(a *answerBucket, f *flight, now time.Duration) {
+func (l *lease) heard(a *answerBucket, q *askBucket, f *flight, now time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if a.Numbers == (Numbers{}) { // the allocator does not know the key yet: who waits goes on
+	if a.Numbers == (Numbers{}) { // the allocator does not know the key yet
 		l.again, l.refuse = now+sweepEvery, 0
+		if l.told != nil && now-l.used < 2*AnswerWait { // who waits goes on
+			l.waiting, l.need = l.waiting+q.Want, least(l.need, q.Need)
+			return
+		}
+		l.tell()
 		return
 	}
+	l.tell()
 	// What was spent since the ask was spent of what was held then.
 	l.numbers = a.Numbers
 	l.tokens = max(a.Tokens-l.spent, 0)
@@ -519,15 +555,32 @@ func (l *lease) heard(a *answerBucket, f *flight, now time.Duration) {
 
 // lost gives the ask up that is in flight: the allocator does not answer.
 func (c *Client) lost() {
-	c.flight = nil
 	c.away.Store(true)
 	c.counts.lost.Add(1)
-	c.tell()
+	c.tellAll()
 }
 
-// tell wakes the requests that wait.
-func (c *Client) tell() { close(*c.answered.Swap(new(make(chan struct{})))) }
+// tellAll wakes every request that waits. Nothing is in flight any more.
+func (c *Client) tellAll() {
+	f := c.flight
+	c.flight = nil
+	c.mu.Lock()
+	list := slices.Concat(c.active, c.urgent)
+	c.mu.Unlock()
+	if f != nil {
+		list = append(list, f.leases...)
+	}
+	for _, l := range list {
+		l.mu.Lock()
+		l.tell()
+		l.mu.Unlock()
+	}
+}
 
-// Answered returns a channel that is closed at the next answer, or when none came. A request
-// gets it before it calls Take, and waits for it when the outcome is Asking.
-func (c *Client) Answered() <-chan struct{} { return *c.answered.Load() }
+// tell wakes the requests that wait for tokens of the lease. l.mu is held.
+func (l *lease) tell() {
+	if l.told != nil {
+		close(l.told)
+		l.told = nil
+	}
+}

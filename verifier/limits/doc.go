@@ -20,11 +20,16 @@
 //	R2  Refill stops while level + leased = burst. What is leased counts until the node
 //	    has said that it is spent or given back, or until its lease is over.
 //	R3  A node counts the life of a lease from before it asked. The allocator counts it
-//	    from after it answered, and 1 % longer.
+//	    from when it reads the ask, which is later, and 1 % longer.
 //	R4  One allocator at a time: it answers for at most Authority after it began to prove
 //	    that the newest floor names it. A new one waits for Authority + Life and 1 % after
 //	    its appointment, and then takes every bucket for empty, but those of keys that
-//	    were created after its appointment.
+//	    were created after its appointment. If the floor named nobody before, no token was
+//	    ever leased: every bucket is full, and there is nothing to wait for.
+//	R5  An allocator that stops in order writes its account down after its last answer,
+//	    with all that it had leased counted as spent. Who is appointed in its place, and has
+//	    the account, goes on with it at once; nothing is refilled before the leases of the
+//	    one before are over.
 //
 // # Argument
 //
@@ -37,7 +42,11 @@
 // change of the allocator: what the old one leased is over before the new one begins (R4,
 // A1, A2), and the new one begins with P = 0. A key that was created after the
 // appointment was never served by the old one, which serves only keys that the floor it
-// has proved includes, and that floor was committed before the appointment.
+// has proved includes, and that floor was committed before the appointment. With an
+// account (R5) it begins with the P of the old one less what nodes hold, and they can
+// still spend that: together no more than the old P, since P only grows by refill, which
+// begins again when nothing is held any more. An account names its allocator, and the
+// appointment is made in the place of that one alone, so it is used once.
 //
 // Messages may be lost, repeated, late or out of order: each ask is numbered, says what
 // the node holds (not what changed), and names the answer by which it holds it. An

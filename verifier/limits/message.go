@@ -6,6 +6,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/events/keyspace"
 )
 
 // ask is what a node says of what it holds, and what it wants. It is about one moment, at
@@ -31,6 +32,7 @@ type answer struct {
 	Instance events.InstanceID `json:"instance"` // of the ask
 	Number   uint64            `json:"number"`   // of the ask
 	Buckets  []answerBucket    `json:"buckets,omitempty"`
+	Waits    bool              `json:"waits,omitzero"` // it is appointed, and leases nothing yet: there is no bucket
 }
 
 type answerBucket struct {
@@ -45,11 +47,22 @@ type answerBucket struct {
 const (
 	maxBuckets = 500 // of one ask
 	maxMessage = 256 << 10
-	maxNumber  = 1 << 50 // of tokens and of parts: sums stay far from an overflow
+	maxNumber  = 1 << 46 // of tokens and of parts, more than a full bucket has: no product of it with perToken overflows
 )
 
 // errMessage repeats nothing of what was read.
 var errMessage = errors.New("limits: not a message of this protocol")
+
+func (id *ID) valid() bool {
+	if id.Key.IsZero() {
+		return id.Keyspace.Validate() == nil && id.Tenant.Validate() == nil
+	}
+	return id.Keyspace == "" && id.Tenant == ""
+}
+
+func (n Numbers) valid() bool {
+	return n.PerMinute >= 1 && n.Burst >= 1 && n.PerMinute <= keyspace.MaxPerMinute && n.Burst <= keyspace.MaxPerMinute
+}
 
 func (q *ask) valid() bool {
 	if q.Instance == (events.InstanceID{}) || q.Number == 0 || len(q.Buckets) > maxBuckets {
@@ -57,8 +70,7 @@ func (q *ask) valid() bool {
 	}
 	for i := range q.Buckets {
 		b := &q.Buckets[i]
-		whole := b.Keyspace.Validate() == nil && b.Tenant.Validate() == nil
-		if b.Key.IsZero() != whole || !b.Key.IsZero() && (b.Keyspace != "" || b.Tenant != "") {
+		if !b.ID.valid() {
 			return false
 		}
 		for _, n := range [...]int64{b.Held, b.Back, b.Want, b.Need, b.Demand} {
@@ -76,7 +88,7 @@ func (a *answer) valid() bool {
 	}
 	for i := range a.Buckets {
 		b := &a.Buckets[i]
-		if b.PerMinute < 0 || b.Burst < 0 || b.PerMinute > maxNumber || b.Burst > maxNumber || (b.PerMinute == 0) != (b.Numbers == Numbers{}) {
+		if b.Numbers != (Numbers{}) && !b.Numbers.valid() {
 			return false
 		}
 		for _, n := range [...]int64{b.Tokens, b.Owed, b.Spare, b.Wait} {

@@ -16,6 +16,7 @@ func (c *Client) Collectors() []prometheus.Collector {
 		count("keytrail_verifier_limit_asks_total", "Asks of this node for tokens of exact limits.", &c.counts.asks),
 		count("keytrail_verifier_limit_asks_lost_total", "Asks for tokens that no allocator has answered. While it grows, keyspaces with limits exact refuse requests whose tokens are not in hand.", &c.counts.lost),
 		count("keytrail_verifier_limit_waits_total", "Requests that waited for the answer to an ask for tokens. A bucket that is in use is asked for ahead: this grows with keys that are used now and then.", &c.counts.waits),
+		count("keytrail_verifier_limit_turned_away_total", "Requests that were refused because too many waited for tokens already.", &c.counts.turned),
 		gauge("keytrail_verifier_limit_allocator_away", "1 while the allocator of exact limits does not answer this node.", func() float64 {
 			if c.away.Load() {
 				return 1
@@ -27,6 +28,9 @@ func (c *Client) Collectors() []prometheus.Collector {
 
 // Waited counts a request that waited for an answer.
 func (c *Client) Waited() { c.counts.waits.Add(1) }
+
+// TurnedAway counts a request that was refused because too many wait.
+func (c *Client) TurnedAway() { c.counts.turned.Add(1) }
 
 // Collectors returns the metrics of the allocator.
 func (s *Service) Collectors() []prometheus.Collector {

@@ -79,7 +79,7 @@ func (c *Client) pause() time.Duration {
 	if len(c.urgent) > 0 {
 		return pace
 	}
-	if len(c.active) > 0 {
+	if len(c.active) > 0 || c.away.Load() {
 		return sweepEvery
 	}
 	return forget
@@ -88,7 +88,7 @@ func (c *Client) pause() time.Duration {
 // giveBack returns the ask that gives everything back, nil if there is nothing.
 func (c *Client) giveBack(now time.Duration) *ask {
 	c.away.Store(true)
-	c.flight = nil
+	c.tellAll()
 	c.number++
 	q := &ask{Instance: c.instance, Number: c.number}
 	for _, l := range c.active {
@@ -99,7 +99,6 @@ func (c *Client) giveBack(now time.Duration) *ask {
 		l.tokens, l.ends = 0, 0
 		l.mu.Unlock()
 	}
-	c.tell()
 	if len(q.Buckets) == 0 {
 		return nil
 	}
@@ -119,7 +118,15 @@ type ServiceConfig struct {
 	// Steady is a clock that nobody can set; it may stand still while the machine is
 	// suspended. Passed never shows less than what has passed.
 	Steady, Passed func() time.Duration
-	Logger         *slog.Logger // default slog.Default()
+
+	// Save keeps the account of an allocator that stops in order, Load returns what Save
+	// has kept last, also in an earlier process; nil if there is nothing. Whatever happens
+	// to it, no limit is exceeded: an account is of use to the next appointed allocator
+	// alone. nil = buckets start empty after each start.
+	Save func([]byte) error
+	Load func() ([]byte, error)
+
+	Logger *slog.Logger // default slog.Default()
 }
 
 // Service is a process that may lease the tokens of limits. Any number of them may run; one
@@ -132,7 +139,10 @@ type Service struct {
 	counts  serviceCounts
 	probing uint64
 	probed  chan struct{}
-	swept   time.Duration // of Run
+
+	// Of Run.
+	handed *handover // by the process before this one; nil = nothing
+	swept  time.Duration
 }
 
 // NewService returns a service that does not run yet.
@@ -157,14 +167,24 @@ const proveEvery = Authority / 4
 // sweepBuckets is how often the buckets are forgotten that nobody uses.
 const sweepBuckets = 5 * time.Second
 
-// Run takes part until ctx ends. It returns ctx's error, or why it cannot hear.
+// Run takes part until ctx ends. It returns ctx's error, or why it cannot hear. It runs
+// once: what it has handed over is another's.
 func (s *Service) Run(ctx context.Context) error {
 	running, stop := context.WithCancel(ctx)
 	defer stop()
+	s.handed = s.handedOver(ctx)
 	deaf := make(chan error, 2)
-	go func() { deaf <- s.cfg.Mail.ServeLimits(running, s.serve) }()
+	asks, served := newInbox(), make(chan struct{})
+	go func() { deaf <- s.cfg.Mail.ServeLimits(running, asks.put) }()
 	go func() { deaf <- s.cfg.Mail.HearLimits(running, s.cfg.Node, s.hear) }()
-	defer func() { stop(); <-deaf; <-deaf }()
+	go func() { defer close(served); asks.run(running, s.serve) }()
+	defer func() {
+		stop()
+		<-deaf
+		<-deaf
+		<-served
+		s.handOver(ctx)
+	}()
 	tick := time.NewTicker(proveEvery)
 	defer tick.Stop()
 	for {
@@ -173,7 +193,6 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			s.term.Store(nil)
 			return ctx.Err()
 		case err := <-deaf:
 			deaf <- err
@@ -184,9 +203,12 @@ func (s *Service) Run(ctx context.Context) error {
 		case <-tick.C:
 		case <-s.nudge:
 		}
-		if now, t := s.cfg.Steady(), s.term.Load(); t != nil && now >= max(t.from, s.swept+sweepBuckets) {
-			s.swept = now
-			t.sweep(now)
+		if now, t := s.cfg.Steady(), s.term.Load(); t != nil && now >= t.from {
+			t.expire(now)
+			if now >= s.swept+sweepBuckets {
+				s.swept = now
+				t.sweep(now)
+			}
 		}
 	}
 }
@@ -202,36 +224,58 @@ func (s *Service) prove(ctx context.Context) {
 	switch {
 	case floor.Allocator == s.cfg.Instance:
 		if t == nil { // the outcome of the appointment was not known
-			t = s.begin(floor.Size)
+			t = s.afresh(floor.Size)
 		}
 		t.proved(floor.Size)
 		s.term.Store(&term{t.allocator, t.from, asked + Authority})
 	case t != nil:
 		s.say(ctx, slog.LevelWarn, "another process leases the tokens of limits now", floor.Allocator)
 		s.term.Store(nil)
-	case floor.Allocator == (events.InstanceID{}) || !s.answers(ctx):
-		named, err := s.cfg.Appointments.Appoint(ctx, floor.Allocator, s.cfg.Instance)
-		if err != nil {
-			s.cfg.Logger.LogAttrs(ctx, slog.LevelDebug, "not appointed to lease the tokens of limits", slog.Any("err", err))
-			return
-		}
-		s.say(ctx, slog.LevelInfo, "this process leases the tokens of limits from now on", s.cfg.Instance)
-		t := s.begin(named.Size)
-		t.until = asked + Authority // the appointment stands on a floor that names this process
-		s.term.Store(t)
+	case floor.Allocator == (events.InstanceID{}): // nobody has ever leased a token: every bucket is full
+		s.appoint(ctx, floor.Allocator, func(events.Seq) *term { return s.begin(newAllocator(s.cfg.Dir, s.cfg.Steady(), 0), s.cfg.Steady()) })
+	case s.handed != nil && floor.Allocator == s.handed.Allocator:
+		s.appoint(ctx, floor.Allocator, func(events.Seq) *term { return s.begin(resume(s.cfg.Dir, s.handed, s.cfg.Steady()), s.cfg.Steady()) })
+	case !s.answers(ctx):
+		s.appoint(ctx, floor.Allocator, s.afresh)
 	}
+}
+
+// appoint appoints this process in the place of was; begin returns its term.
+func (s *Service) appoint(ctx context.Context, was events.InstanceID, begin func(size events.Seq) *term) {
+	named, err := s.cfg.Appointments.Appoint(ctx, was, s.cfg.Instance)
+	if err != nil {
+		s.cfg.Logger.LogAttrs(ctx, slog.LevelDebug, "not appointed to lease the tokens of limits", slog.Any("err", err))
+		return
+	}
+	s.say(ctx, slog.LevelInfo, "this process leases the tokens of limits from now on", s.cfg.Instance)
+	s.term.Store(begin(named.Size))
+	s.handed = nil
+	s.prove(ctx)
 }
 
 func (s *Service) say(ctx context.Context, level slog.Level, message string, who events.InstanceID) {
 	s.cfg.Logger.LogAttrs(ctx, level, message, slog.String("allocator", who.String()))
 }
 
-// begin returns the term of an appointment that is known of now; its authority is still to
-// be proved.
-func (s *Service) begin(size events.Seq) *term {
+// afresh returns the term of an appointment that is known of now, by the floor that has so
+// many events: of an allocator that knows nothing of the one before it.
+func (s *Service) afresh(size events.Seq) *term {
 	from := s.cfg.Steady() + takeover
+	return s.begin(newAllocator(s.cfg.Dir, from, size), from)
+}
+
+// begin returns the term of the allocator. Its authority is still to be proved.
+func (s *Service) begin(a *allocator, from time.Duration) *term {
 	s.counts.appointed.Add(1)
-	return &term{newAllocator(s.cfg.Dir, from, size), from, 0}
+	return &term{a, from, 0}
+}
+
+// proveSoon has Run prove the appointment without waiting for its time.
+func (s *Service) proveSoon() {
+	select {
+	case s.nudge <- struct{}{}:
+	default:
+	}
 }
 
 // serve answers an ask, if this process may.
@@ -245,15 +289,13 @@ func (s *Service) serve(node events.NodeID, body []byte) {
 	if err != nil || s.cfg.Passed() >= t.until {
 		return
 	}
-	if now < t.from && len(q.Buckets) > 0 {
-		return // it leases nothing yet; a probe must hear it all the same, or another takes over, again and again
+	if now < t.from { // nobody must take it for gone
+		_ = s.cfg.Mail.AnswerLimits(node, encode(&answer{Instance: q.Instance, Number: q.Number, Waits: true}))
+		return
 	}
 	a, ok, unproved := t.serve(node, &q, now)
 	if unproved {
-		select {
-		case s.nudge <- struct{}{}:
-		default:
-		}
+		s.proveSoon()
 	}
 	if ok {
 		s.counts.asks.Add(1)

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json"
+
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/keyspace"
 )
@@ -46,6 +48,8 @@ const (
 	forgetsToTell mutant = "a node gives back what it goes on to hold"
 	longLife      mutant = "a node counts a lease from its answer"
 	creditsLate   mutant = "tokens come back after the end of their lease"
+	resumesAtOnce mutant = "a resumed account refills while leases of the one before last"
+	forgetsLeased mutant = "an account leaves out what is leased"
 )
 
 // deployment is some nodes, one key, and an allocator after the other, on a simulated
@@ -79,10 +83,12 @@ type simNode struct {
 	started         time.Duration
 	pausedTo, cutTo time.Duration
 	waiting         []wait
-	heardAt         <-chan struct{}
 }
 
-type wait struct{ until time.Duration }
+type wait struct {
+	told  <-chan struct{}
+	until time.Duration
+}
 
 func (n *simNode) clock(now time.Duration) time.Duration {
 	return time.Duration(float64(now-n.started) * n.drift)
@@ -131,6 +137,38 @@ func (d *deployment) appoint() {
 	a := newAllocator(&d.dir, d.now+wait, after)
 	a.floor = 1
 	d.serve1(a, d.now+wait)
+}
+
+// handOver stops the allocator in order, and resumes its account a while later.
+func (d *deployment) handOver() {
+	last := d.serving[len(d.serving)-1]
+	if d.now < last.from {
+		d.appoint()
+		return
+	}
+	last.until = min(last.until, d.now)
+	account := last.account(events.InstanceID{1}, d.now)
+	data, err := json.Marshal(account)
+	if err == nil {
+		account, err = decodeHandover(data)
+	}
+	if err != nil {
+		panic(err)
+	}
+	if d.mutant == forgetsLeased {
+		for i := range account.Buckets {
+			account.Buckets[i].Owed = max(account.Buckets[i].Owed-last.buckets[account.Buckets[i].ID].leased*perToken, 0)
+		}
+	}
+	from := d.now + time.Duration(d.IntN(1000))*time.Millisecond
+	a := resume(&d.dir, account, from)
+	a.floor = 1
+	if d.mutant == resumesAtOnce {
+		for _, b := range a.buckets {
+			b.at = millis(from)
+		}
+	}
+	d.serve1(a, from)
 }
 
 func (d *deployment) serve1(a *allocator, from time.Duration) {
@@ -210,6 +248,7 @@ func (d *deployment) step(t *testing.T, demand []int) {
 	if d.now/time.Millisecond%100 == 0 {
 		for _, a := range d.serving {
 			if d.now >= a.from {
+				a.expire(d.now)
 				a.sweep(d.now)
 			}
 		}
@@ -239,13 +278,14 @@ func (d *deployment) serve(t *testing.T, l letter) {
 		}
 		if d.mutant == creditsLate { // as if a message that is late were on time
 			for _, b := range a.buckets {
-				for who, h := range b.holders {
-					if d.now > h.ends {
-						b.leased -= h.tokens
-						delete(b.holders, who)
-						who.held--
+				b.holders = slices.DeleteFunc(b.holders, func(h *holding) bool {
+					if d.now <= h.ends {
+						return false
 					}
-				}
+					b.leased -= h.tokens
+					delete(h.holdings, h.id)
+					return true
+				})
 			}
 		}
 		if r, ok, unproved := a.serve(l.node.name, &q, d.now); ok && !unproved {
@@ -262,38 +302,28 @@ func (d *deployment) serve(t *testing.T, l letter) {
 func (d *deployment) requests(n *simNode, demand int) (admitted int64) {
 	now := n.clock(d.now)
 	limit := &Limit{d.dir.id0(), d.numbers}
-	take := func() Outcome {
-		_, _, o := n.Take(limit, nil, now, 1, false)
-		if o == Allowed {
+	take := func(until time.Duration) {
+		switch s, _, o := n.Take(limit, nil, now, 1, false); o {
+		case Allowed:
 			admitted++
+		case Asking:
+			n.waiting = append(n.waiting, wait{s.Told, until})
 		}
-		return o
 	}
-	if n.heardAt != nil {
+	waiting := n.waiting
+	n.waiting = nil
+	for _, w := range waiting {
 		select {
-		case <-n.heardAt:
-			n.heardAt = nil
-			still := n.waiting[:0]
-			for _, w := range n.waiting {
-				if o := take(); o == Asking && d.now < w.until {
-					still = append(still, w)
-				}
-			}
-			n.waiting = still
+		case <-w.told:
+			take(w.until)
 		default:
+			if d.now < w.until {
+				n.waiting = append(n.waiting, w)
+			}
 		}
 	}
 	for range demand {
-		answered := n.Answered()
-		if take() == Asking {
-			n.waiting = append(n.waiting, wait{d.now + 2*AnswerWait})
-			if n.heardAt == nil {
-				n.heardAt = answered
-			}
-		}
-	}
-	if len(n.waiting) > 0 && n.heardAt == nil {
-		n.heardAt = n.Answered()
+		take(d.now + 2*AnswerWait)
 	}
 	return admitted
 }
@@ -337,10 +367,15 @@ func (d *deployment) disturb() {
 		d.nodes[d.IntN(len(d.nodes))].cutTo = d.now + time.Duration(d.IntN(3000))*time.Millisecond
 	case 3:
 		if d.IntN(4) == 0 {
-			if d.IntN(2) == 0 { // killed; else it goes on until its authority ends
+			switch d.IntN(3) {
+			case 0: // it goes on until its authority ends
+				d.appoint()
+			case 1: // it is killed
 				d.serving[len(d.serving)-1].until = d.now
+				d.appoint()
+			case 2:
+				d.handOver()
 			}
-			d.appoint()
 		}
 	}
 }
@@ -438,7 +473,10 @@ func ambushed(t *testing.T, seed uint64, m mutant) float64 {
 				demand[warm] = 1
 			}
 			if node := d.nodes[warm]; step == event {
-				switch r.IntN(4) {
+				switch r.IntN(5) {
+				case 4:
+					node.cutTo = d.now + 2*time.Second
+					d.handOver()
 				case 0:
 					node.cutTo = d.now + 2*time.Second
 				case 1:
@@ -461,12 +499,52 @@ func ambushed(t *testing.T, seed uint64, m mutant) float64 {
 	return d.excess()
 }
 
+// replaced runs a deployment whose allocators follow soon upon each other, in order and
+// not, while more is asked for than the limit allows.
+func replaced(t *testing.T, seed uint64, m mutant) float64 {
+	r := rand.New(rand.NewPCG(seed, 12))
+	n := sizes[r.IntN(len(sizes))]
+	nodes := 2 + r.IntN(3)
+	d := newDeployment(seed, nodes, n, m)
+	perStep := float64(n.PerMinute) / 60_000
+	next, calm := 500, false
+	for step := range 15_000 {
+		if step == next {
+			switch r.IntN(3) {
+			case 0: // the one before goes on for a while
+				d.appoint()
+			case 1:
+				d.serving[len(d.serving)-1].until = d.now
+				d.appoint()
+			case 2:
+				d.handOver()
+			}
+			next += r.IntN(1 + []int{200, 2000, 5000}[r.IntN(3)])
+			calm = r.IntN(3) == 0
+		}
+		demand := make([]int, nodes)
+		for i := range demand {
+			switch {
+			case !calm:
+				demand[i] = int(2*perStep + r.Float64())
+			case next-step < 20: // until it is full
+				demand[i] = int(n.Burst) / 4
+			}
+		}
+		d.step(t, demand)
+	}
+	return d.excess()
+}
+
 // excessOf runs the deployment of the seed.
 func excessOf(t *testing.T, seed uint64, m mutant) float64 {
-	if seed%2 == 0 {
+	switch seed % 3 {
+	case 0:
 		return ambushed(t, seed, m)
+	case 1:
+		return troubled(t, seed, m)
 	}
-	return troubled(t, seed, m)
+	return replaced(t, seed, m)
 }
 
 func TestNeverAboveTheLimit(t *testing.T) {
@@ -526,19 +604,24 @@ func TestSteadyDemandGetsWhatOneBucketGives(t *testing.T) {
 	}
 }
 
-// TestTheSimulationFindsBrokenRules: each rule that the argument needs is broken once.
+// TestTheSimulationFindsBrokenRules: each rule that the argument needs is broken once. The
+// seed that shows it first is tried first.
 func TestTheSimulationFindsBrokenRules(t *testing.T) {
-	first, n := worlds(t)
-	for _, m := range []mutant{refillsPast, shortLife, startsFull, startsAtOnce, forgetsToTell, longLife, creditsLate} {
+	first, _ := worlds(t)
+	for m, shows := range map[mutant]uint64{refillsPast: 3, shortLife: 6, startsFull: 1, startsAtOnce: 33, forgetsToTell: 7, longLife: 24, creditsLate: 19,
+		resumesAtOnce: 6, forgetsLeased: 6} {
 		t.Run(string(m), func(t *testing.T) {
-			for i := range max(4*n, 60) {
-				seed := first + uint64(i)
+			for i := range uint64(90) {
+				seed := first + i
+				if i == 0 {
+					seed = shows
+				}
 				if x := excessOf(t, seed, m); x > 0 {
 					t.Logf("seed %d: %.2f tokens beyond burst + rate × t", seed, x)
 					return
 				}
 			}
-			t.Errorf("seeds %d to %d show nothing", first, first+uint64(max(4*n, 60))-1)
+			t.Errorf("seeds %d to %d show nothing", first, first+89)
 		})
 	}
 	t.Run(string(hoarder), func(t *testing.T) {
