@@ -22,6 +22,7 @@ import (
 	"github.com/keytrail/keytrail/commands"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/keyspace"
+	"github.com/keytrail/keytrail/internal/files"
 )
 
 // The bounds of a bench: it is a load on real verifiers and on their ledger.
@@ -31,8 +32,17 @@ const (
 	maxBenchKeys    = 1000
 )
 
-// benchKeyspace is the keyspace of all benches: none can be removed.
+// benchKeyspace is the keyspace of all benches but those of limits that are not local: none
+// can be removed.
 const benchKeyspace events.KeyspaceID = "keytrail-bench"
+
+// keyspaceFor returns the keyspace whose limits are of the mode.
+func keyspaceFor(mode keyspace.LimitsMode) events.KeyspaceID {
+	if !mode.Exact() {
+		return benchKeyspace
+	}
+	return benchKeyspace + "-" + events.KeyspaceID(strings.ReplaceAll(string(mode), "_", "-"))
+}
 
 const (
 	benchTitle   = "keytrail bench" // tells it from a keyspace of the operator's with this name
@@ -72,6 +82,8 @@ type benchFlags struct {
 	clients   int
 	length    time.Duration
 	remote    bool
+
+	mode keyspace.LimitsMode // of the keyspace
 }
 
 func (f *benchFlags) register(c *cobra.Command, clients string) {
@@ -91,6 +103,9 @@ type bench struct {
 	control *client.Client
 	load    *http.Client // of the verifiers
 	tenant  events.TenantID
+	space   events.KeyspaceID
+	own     *ownNodes    // a deployment of its own; nil = it loads another's
+	faults  bool         // break it
 	made    atomic.Int64 // keys
 }
 
@@ -99,6 +114,7 @@ type benchKey struct {
 	ID       string `json:"id"`
 	Secret   string `json:"key"`
 	position string
+	space    events.KeyspaceID
 }
 
 // benchReport is what a bench has measured. It is what --json shows.
@@ -110,26 +126,59 @@ type benchReport interface {
 
 var errInterrupted = errors.New("interrupted: nothing is shown of what was measured")
 
-// bench makes the keyspace, runs measure, removes what can be removed, and shows the
-// report.
+// bench runs measure on the deployment that the flags name.
 func (a *app) bench(c *cobra.Command, f *benchFlags, measure func(ctx context.Context, b *bench) (benchReport, error)) error {
-	if f.clients > maxBenchClients || f.length > maxBenchTime {
-		return usageError{fmt.Errorf("want at most %d --clients and at most %s of --time", maxBenchClients, maxBenchTime)}
+	if err := f.check(); err != nil {
+		return err
 	}
 	control, err := a.client("")
 	if err != nil {
 		return err
 	}
-	b := &bench{benchFlags: *f, app: a, control: control, tenant: events.TenantID("run-" + strings.ToLower(rand.Text()[:16]))}
+	b := &bench{benchFlags: *f, app: a, control: control, space: keyspaceFor(f.mode), tenant: events.TenantID("run-" + strings.ToLower(rand.Text()[:16]))}
 	if len(b.verifiers) == 0 {
 		b.verifiers = []string{env("KEYTRAIL_VERIFY_URL", a.url)}
 	}
 	if err := b.mayLoad(); err != nil {
 		return err
 	}
-	b.load = benchLoader(f.clients)
+	return b.run(c.Context(), measure)
+}
+
+func (f *benchFlags) check() error {
+	if f.clients > maxBenchClients || f.length > maxBenchTime {
+		return usageError{fmt.Errorf("want at most %d --clients and at most %s of --time", maxBenchClients, maxBenchTime)}
+	}
+	return nil
+}
+
+// benchOwn is bench on a deployment of its own, which is gone afterwards.
+func (a *app) benchOwn(c *cobra.Command, f *benchFlags, nodes int, faults bool, measure func(ctx context.Context, b *bench) (benchReport, error)) (err error) {
+	if err := f.check(); err != nil {
+		return err
+	}
+	own, err := a.startNodes(c.Context(), nodes)
+	defer func() { err = errors.Join(err, own.close()) }()
+	if err != nil {
+		return err
+	}
+	key, err := files.ReadSecret(own.rootKey())
+	if err != nil {
+		return err
+	}
+	b := &bench{benchFlags: *f, app: a, space: keyspaceFor(f.mode), own: own, faults: faults, tenant: "own",
+		control: &client.Client{Base: own.controls[0].url, UserAgent: "keytrail-cli", Key: events.NewSecret(key)}}
+	for _, v := range own.verifiers {
+		b.verifiers = append(b.verifiers, v.url)
+	}
+	return b.run(c.Context(), measure)
+}
+
+// run makes the keyspace, runs measure, removes what can be removed, and shows the report.
+func (b *bench) run(ctx context.Context, measure func(ctx context.Context, b *bench) (benchReport, error)) error {
+	a := b.app
+	b.load = benchLoader(b.clients)
 	defer b.load.CloseIdleConnections()
-	ctx := c.Context()
 	if err := b.define(ctx); err != nil {
 		return err
 	}
@@ -217,7 +266,7 @@ func askPatiently(ctx context.Context, cl *client.Client, method, path string, q
 
 // define makes the keyspace, or finds it as an earlier bench has made it.
 func (b *bench) define(ctx context.Context) error {
-	path := "/v1/keyspaces/" + string(benchKeyspace)
+	path := "/v1/keyspaces/" + string(b.space)
 	var is struct {
 		Data keyspaceView `json:"data"`
 	}
@@ -228,7 +277,7 @@ func (b *bench) define(ctx context.Context) error {
 	} else if err == nil {
 		header = forRev(is.Data.Rev)
 		if is.Data.Definition.Title != benchTitle {
-			return fmt.Errorf("the keyspace %s is not of a bench: its title is not %q; nothing was written", benchKeyspace, benchTitle)
+			return fmt.Errorf("the keyspace %s is not of a bench: its title is not %q; nothing was written", b.space, benchTitle)
 		}
 	}
 	if err != nil {
@@ -236,7 +285,7 @@ func (b *bench) define(ctx context.Context) error {
 	}
 	return b.call(ctx, http.MethodPut, path, nil, header, &keyspace.Definition{
 		Title: benchTitle, Description: "Made by keytrail bench, which revokes its keys when it ends.",
-		KeyTypes: []keyspace.KeyType{{Name: "key", Prefix: "ktbench_"}}, Scopes: []keyspace.ScopeDef{{Name: benchScope}},
+		KeyTypes: []keyspace.KeyType{{Name: "key", Prefix: "ktbench_"}}, Scopes: []keyspace.ScopeDef{{Name: benchScope}}, Limits: b.mode,
 	}, nil)
 }
 
@@ -250,8 +299,8 @@ func (b *bench) key(ctx context.Context, limit *keyspace.Limit) (benchKey, error
 		Data     benchKey `json:"data"`
 		Position string   `json:"position"`
 	}
-	err := b.call(ctx, http.MethodPost, "/v1/keyspaces/"+string(benchKeyspace)+"/keys", nil, http.Header{"Idempotency-Key": {rand.Text()}}, body, &ans)
-	ans.Data.position = ans.Position
+	err := b.call(ctx, http.MethodPost, "/v1/keyspaces/"+string(b.space)+"/keys", nil, http.Header{"Idempotency-Key": {rand.Text()}}, body, &ans)
+	ans.Data.position, ans.Data.space = ans.Position, b.space
 	return ans.Data, err
 }
 
@@ -281,7 +330,7 @@ func (b *bench) keys(ctx context.Context, n int) (keys []benchKey, asked uses, e
 
 // questionAbout is what is asked about a key. An empty position is not asked for.
 func questionAbout(k *benchKey, position string) map[string]any {
-	q := map[string]any{"key": k.Secret, "keyspace": benchKeyspace, "scope": benchScope}
+	q := map[string]any{"key": k.Secret, "keyspace": k.space, "scope": benchScope}
 	if position != "" {
 		q["min_position"] = position
 	}
@@ -317,7 +366,7 @@ func (b *bench) allowed(ctx context.Context, verifier string, k *benchKey) (aske
 			return asked, nil
 		case ctx.Err() != nil:
 			return asked, errInterrupted
-		case t.Reasons[events.ReasonVerifierStale.String()] == 0 || time.Now().After(until):
+		case t.Reasons[events.ReasonVerifierStale.String()]+t.Reasons[events.ReasonRateLimited.String()] == 0 || time.Now().After(until): // the allocator of exact limits may be appointed just now
 			return asked, fmt.Errorf("%s denies a key that was made for it (%s): nothing was measured", host(verifier), t.reasons())
 		}
 	}
@@ -336,19 +385,19 @@ func (b *bench) post(ctx context.Context, target string, ask []byte) ([]byte, er
 func (b *bench) remove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), benchPatience)
 	defer cancel()
-	if b.made.Load() == 0 {
+	if b.made.Load() == 0 || b.own != nil { // its own deployment goes whole
 		return nil
 	}
 	if err := b.revokeAll(ctx); err != nil {
-		return fmt.Errorf("not all keys of the tenant %s in %s are revoked: %w; they expire within an hour, or 'keytrail key revoke --keyspace %[2]s --tenant %[1]s --preview' shows them", b.tenant, benchKeyspace, err)
+		return fmt.Errorf("not all keys of the tenant %s in %s are revoked: %w; they expire within an hour, or 'keytrail key revoke --keyspace %[2]s --tenant %[1]s --preview' shows them", b.tenant, b.space, err)
 	}
-	fmt.Fprintf(b.app.err, "note: all keys of this run are revoked; the keyspace %s stays, and on the record the events and uses of its tenant %s\n", benchKeyspace, b.tenant)
+	fmt.Fprintf(b.app.err, "note: all keys of this run are revoked; the keyspace %s stays, and on the record the events and uses of its tenant %s\n", b.space, b.tenant)
 	return nil
 }
 
 // revokeAll revokes the keys of the run that live.
 func (b *bench) revokeAll(ctx context.Context) error {
-	ask := commands.RevokeMany{Keyspace: benchKeyspace, Tenant: b.tenant, Code: events.RevokeCessation, Reason: "the end of a bench"}
+	ask := commands.RevokeMany{Keyspace: b.space, Tenant: b.tenant, Code: events.RevokeCessation, Reason: "the end of a bench"}
 	send := func() (page commands.RevokePage, err error) {
 		err = b.call(ctx, http.MethodPost, "/v1/keys/revoke", nil, nil, &ask, &page)
 		return page, err

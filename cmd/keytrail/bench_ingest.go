@@ -113,7 +113,7 @@ func (b *bench) record(ctx context.Context, cl *client.Client) (r recorded, err 
 		Gaps gaps `json:"gaps"`
 	}
 	// Two days at the most, of a few reasons: that is one page.
-	query := url.Values{"keyspace": {string(benchKeyspace)}, "tenant": {string(b.tenant)}, "per": {"day"}, "limit": {"100"}}
+	query := url.Values{"keyspace": {string(b.space)}, "tenant": {string(b.tenant)}, "per": {"day"}, "limit": {"100"}}
 	if err := askPatiently(ctx, cl, http.MethodGet, "/v1/audit/usage", query, nil, nil, &ans); err != nil {
 		return r, err
 	}

@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"pgregory.net/rapid"
 
+	"github.com/keytrail/keytrail/events/keyspace"
 	"github.com/keytrail/keytrail/verifier"
 )
 
@@ -153,6 +155,24 @@ func TestBench(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	})
+	t.Run("exact limits", func(t *testing.T) {
+		out, errs, code := c.control.cli(t, "--json", "bench", "limits", "--mode", "exact", "--verifier", v1, "--verifier", v2, "--time", "900ms", "--clients", "4", "--per-minute", "6000", "--burst", "20")
+		var r struct {
+			Data limitsReport `json:"data"`
+		}
+		if err := json.Unmarshal([]byte(out), &r); err != nil {
+			t.Fatalf("exit %d: %v\n%s%s", code, err, out, errs)
+		}
+		all := &r.Data.All
+		if r.Data.Mode != keyspace.LimitsExact || len(r.Data.Nodes) != 2 || all.Allowed == 0 || all.Refused == 0 || float64(all.Most.Admitted) > all.Most.Limit ||
+			r.Data.OfAllowed == 0 || r.Data.OfAllowed > 1 || r.Data.Unlimited.Refused > 0 || r.Data.Steady.P99Micros == 0 || r.Data.Unlimited.P99Micros < r.Data.Unlimited.P50Micros {
+			t.Errorf("%+v", r.Data)
+		}
+		// A machine under load may keep a node from its allocator for a while.
+		if code != 0 && (r.Data.Steady.FalseRefusals <= falseRefusals || !strings.Contains(errs, "all were within the limit")) {
+			t.Errorf("exit %d: %s", code, errs)
+		}
+	})
 	t.Run("ingest", func(t *testing.T) {
 		var r ingestReport
 		bench(t, &r, "ingest", "--verifier", v1, "--verifier", v2, "--time", "500ms", "--clients", "2", "--keys", "3", "--rate", "2000")
@@ -164,6 +184,32 @@ func TestBench(t *testing.T) {
 	out, errs, code := c.control.cli(t, "bench", "verify", "--verifier", v1, "--time", "50ms", "--clients", "1", "--rounds", "1", "--keys", "1")
 	if code != 0 || !strings.Contains(out, "bare handler, batches of 100 ") || !strings.Contains(out, strings.TrimPrefix(v1, "http://")+", batches of 100 ") {
 		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+}
+
+// TestBenchOfItsOwnNodes: a bench starts a deployment, breaks it, and leaves nothing of it.
+func TestBenchOfItsOwnNodes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits until another control has taken over")
+	}
+	t.Setenv(asMain, "1")
+	t.Setenv("TMPDIR", t.TempDir())
+	out, errs, code := cliAt(t, "http://127.0.0.1:1", "kt_x", "--json", "bench", "limits", "--mode", "exact", "--nodes", "3", "--faults",
+		"--time", "3s", "--clients", "4", "--per-minute", "6000", "--burst", "20", "--times", "4")
+	var r struct {
+		Data limitsReport `json:"data"`
+	}
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatalf("exit %d: %v\n%s%s", code, err, out, errs)
+	}
+	if all := &r.Data.All; len(r.Data.Nodes) != 3 || all.Allowed == 0 || all.Refused == 0 || float64(all.Most.Admitted) > all.Most.Limit {
+		t.Errorf("%+v", r.Data)
+	}
+	if code != 0 && !strings.Contains(errs, "all were within the limit") { // a machine under load
+		t.Errorf("exit %d: %s", code, errs)
+	}
+	if left, err := os.ReadDir(os.TempDir()); err != nil || len(left) > 0 {
+		t.Errorf("%v stays, %v", left, err)
 	}
 }
 
@@ -261,6 +307,10 @@ func TestBenchMistakes(t *testing.T) {
 		{"bench verify a-secret", "unexpected argument"},
 		{"bench limits --burst 16", "--burst: want 17 to"},
 		{"bench limits --per-minute 59", "--per-minute: want 60 to"},
+		{"bench limits --mode global", "--mode: want local, exact or exact_else_local"},
+		{"bench limits --nodes 65", "--nodes: want 1 to 64"},
+		{"bench limits --faults", "--faults: want --nodes of 3 at least"},
+		{"bench limits --nodes 3 --verifier http://127.0.0.1:7071", "want either it, or --verifier"},
 		{"bench limits --times 1", "--times: want 2 to 100"},
 		{"bench limits --per-minute 600000 --times 3", "at most 20000 requests a second"},
 		{"bench ingest --rate 99", "--rate: want 100 to 100000"},
@@ -416,6 +466,8 @@ func TestBenchVerdicts(t *testing.T) {
 		return limitsReport{Nodes: []admitted{{Node: "v/1", Most: span{Micros: 1000, Admitted: n, Limit: 10.5}}}}
 	}
 	within, beyond, refused := node(10), node(11), node(10)
+	together := node(10)
+	together.Mode, together.All.Most = keyspace.LimitsExact, span{Micros: 1000, Admitted: 11, Limit: 10.5}
 	refused.Steady = steady{tally: tally{Allowed: 97, Refused: 3, Reasons: uses{"rate_limited": 3}}, FalseRefusals: .03}
 	for _, tt := range []struct {
 		report benchReport
@@ -423,6 +475,7 @@ func TestBenchVerdicts(t *testing.T) {
 	}{
 		{&within, ""},
 		{&beyond, "v admitted 11 requests within 1ms, and its limit allows 10.5"},
+		{&together, "all nodes together admitted 11 requests within 1ms, and the limit allows 10.5"},
 		{&refused, "3 of 100 requests were refused (3 rate_limited)"},
 		{&revocationReport{}, ""},
 		{&revocationReport{AllowedAfterReceipt: 2}, "2 answers allowed a key after its receipt"},
