@@ -217,6 +217,7 @@ func BenchmarkLedgerAppend(b *testing.B) {
 				}
 			}
 			b.StopTimer()
+			l.decided()
 			b.ReportMetric(float64(l.lost.Load())/float64(b.N), "lost/op")
 			if err := stop(); err != nil {
 				b.Fatal(err)

@@ -132,8 +132,12 @@
 //	L8  The epoch of a node that never returns is ended by a Closer, once the
 //	    node's lease has run out: as L7, with a count of what its lease said that
 //	    it had numbered.
+//	L9  A decision on a known key takes its number and writes its use without a lock,
+//	    but for one in BatchUses, which brings the next slab. One that is paused in
+//	    the middle delays the record from its number on. It holds nobody up, and
+//	    leaves no hole (ledger_slab.go).
 //
 // Read on in this order: verify.go, limit.go, buckets.go, lease.go, prompts.go, freshness.go, node.go, ledger.go,
-// ledger_begin.go, ledger_run.go, closer.go, unknown.go, gateway.go, client.go, fault.go, grpc.go, program.go.
+// ledger_slab.go, ledger_queue.go, ledger_begin.go, ledger_run.go, closer.go, unknown.go, gateway.go, client.go, fault.go, grpc.go, program.go.
 // Package verifier/embed runs a node.
 package verifier

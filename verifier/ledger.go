@@ -66,30 +66,33 @@ var (
 // package comment). It is safe for concurrent use. Messages go out one after
 // the other: only then does the last message under the node's subject say, after
 // a crash, exactly where the record ends. A slow stream makes for fuller batches,
-// not for more of them.
+// not for more of them. ledger_slab.go says how a number is given without a lock.
 type Ledger struct {
-	cfg LedgerConfig
+	cfg   LedgerConfig
+	epoch int64                // set before cur is for the first time
+	cur   atomic.Pointer[slab] // gives the next number; nil: ask next. Changed under mu
+	_     [64]byte             // what is above changes rarely, and each decision reads it
 
 	published, retries, gaps, lost atomic.Uint64 // for the metrics
-	suppressed                     [reasons]atomic.Uint64
+	counts                         counts        // of decisions by reason
+
+	unknown unknowns // uses of keys that are not known; it has a lock of its own
 
 	wake chan struct{} // tells Run to look again; never blocks
 	done chan struct{} // closed when Run has returned
 
-	last events.Seq // Run's: the sequence of the node's last message; every append expects it
+	last events.Seq   // Run's: the sequence of the node's last message; every append expects it
+	uses []events.Use // Run's: of the batch on its way
 
 	mu      sync.Mutex
 	open    bool          // guards admission: an epoch is open and not closing
 	fenced  error         // another process has taken the name: open is false for good
-	epoch   int64         // set once
-	next    uint64        // number of the next decision
-	cur     *slab         // being filled, nil when none
+	end     uint64        // first number after the sealed slabs: cur's own first while there is one
 	due     time.Time     // when cur is sent even if not full; zero until Run has seen it
 	urgent  bool          // someone waits for a use in cur
 	queue   []*slab       // sealed, oldest first
 	free    []*slab       // empty, for reuse
 	held    int           // slabs of uses in cur, queue and Run's hands
-	unknown unknowns      // uses of keys that are not known
 	durable uint64        // every number up to here is on the record
 	spoiled []span        // stored as a gap though Append took them: the codec refused the batch; the last few
 	doubted uint64        // the last number of the spans that spoiled has forgotten
@@ -119,7 +122,7 @@ func NewLedger(cfg LedgerConfig) *Ledger {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	l := &Ledger{cfg: cfg, next: 1, wake: make(chan struct{}, 1), done: make(chan struct{}), changed: make(chan struct{})}
+	l := &Ledger{cfg: cfg, end: 1, wake: make(chan struct{}, 1), done: make(chan struct{}), changed: make(chan struct{})}
 	l.unknown.init(&cfg)
 	return l
 }
@@ -129,173 +132,59 @@ func NewLedger(cfg LedgerConfig) *Ledger {
 // next slab. The error is ErrLedgerClosed (no number was given), ErrLedgerFull
 // (it will be part of a gap) or ErrSuppressed (it is counted).
 func (l *Ledger) Append(u *events.Use) (events.UseID, error) {
-	id, wake, short, err := l.append(u)
+	_ = &l.counts.by[u.Reason] // a bad reason panics here, where it has no number yet
+	if !u.Key.IsZero() {
+		return l.number(u, true)
+	}
+	if l.unknown.admits(u) {
+		if id, err := l.number(u, false); !errors.Is(err, ErrSuppressed) {
+			return id, err
+		}
+	}
+	wake, open := l.unknown.count(u)
 	if wake {
 		l.poke()
 	}
-	if short { // outside the lock: a slab is a few hundred kilobytes
-		l.spare(&slab{uses: make([]events.Use, 0, l.cfg.BatchUses)})
+	if !open {
+		return events.UseID{}, ErrLedgerClosed
 	}
-	return id, err
+	return events.UseID{}, ErrSuppressed
 }
 
-// append reports whether Run is to look, and whether an empty slab will be missing.
-func (l *Ledger) append(u *events.Use) (id events.UseID, wake, short bool, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.open {
-		return events.UseID{}, false, false, ErrLedgerClosed
-	}
-	c := l.cur
-	unknown := u.Key.IsZero()
-	if unknown && !l.admits(u) {
-		wake = l.unknown.count(u)
-		l.suppressed[u.Reason].Add(1)
-		return events.UseID{}, wake, false, ErrSuppressed
-	}
-	id = events.UseID{Node: l.cfg.Node, Epoch: l.epoch, N: l.next}
-	if c == nil || len(c.uses) == cap(c.uses) {
-		c = l.roll()
-		wake = true
-	}
-	l.next++
-	if cap(c.uses) == 0 {
-		if c.lost == 0 {
-			c.since, c.until = u.Time, u.Time
+// number gives u the next number and puts it where Run finds it. A use of a key that is
+// not known gets no number that only a gap would account for: the error is then
+// ErrSuppressed, and the caller counts it.
+func (l *Ledger) number(u *events.Use, known bool) (events.UseID, error) {
+	for {
+		s := l.cur.Load()
+		if s != nil && s.lost != nil && !known {
+			return events.UseID{}, ErrSuppressed
 		}
-		c.since, c.until = min(c.since, u.Time), max(c.until, u.Time)
-		c.lost++
-		l.lost.Add(1)
-		return id, wake, false, ErrLedgerFull
-	}
-	c.uses = append(c.uses, *u)
-	if unknown {
-		c.unknown++
-		l.unknown.held++
-	}
-	return id, wake, len(l.free) == 0 && len(c.uses) == (cap(c.uses)+1)/2 && l.held < l.most(), nil
-}
-
-// admits reports whether a use of a key that is not known gets a record of its
-// own: within its budget, and where it takes no room from others. The caller
-// holds mu.
-func (l *Ledger) admits(u *events.Use) bool {
-	full := l.held >= l.most() && (l.cur == nil || len(l.cur.uses) == cap(l.cur.uses))
-	return !full && l.unknown.admits(u)
-}
-
-// most is how many slabs of uses are held at the most: those of known keys, and
-// the room beside them. What uses of unknown keys take is bounded by that room,
-// so that they never cost a known key's use its place.
-func (l *Ledger) most() int {
-	return max((l.cfg.MaxUses+l.unknown.room)/l.cfg.BatchUses, 1)
-}
-
-// roll returns the slab that takes the next number: an empty one, or a count of
-// lost ones while there is no room. Once full, the ledger takes uses again when
-// more than half of it is free, so that a slow stream makes few gaps and not
-// thousands.
-// The caller holds mu.
-func (l *Ledger) roll() *slab {
-	most := l.most()
-	if l.cur != nil && l.cur.lost > 0 {
-		most /= 2
-	}
-	full := l.held >= max(most, 1)
-	if full && l.cur != nil && l.cur.lost > 0 {
-		return l.cur
-	}
-	l.seal()
-	s := new(slab)
-	switch n := len(l.free); {
-	case full:
-	case n > 0:
-		s, l.free = l.free[n-1], l.free[:n-1]
-		l.held++
-	default: // the first one, or several were filled before Append could make a spare
-		s.uses = make([]events.Use, 0, l.cfg.BatchUses)
-		l.held++
-	}
-	s.first = l.next
-	l.cur = s
-	return s
-}
-
-// seal ends the current slab. The caller holds mu.
-func (l *Ledger) seal() {
-	if l.cur != nil {
-		l.queue = append(l.queue, l.cur)
-	}
-	l.cur, l.due, l.urgent = nil, time.Time{}, false
-}
-
-// take returns the oldest slab that is to be stored now, nil for none and how
-// long until there may be one. With all, nothing waits for company.
-//
-// Suppressed uses get their numbers here, when nothing else waits to be stored:
-// while the stream is away they are only counted, and take no place between the
-// others.
-func (l *Ledger) take(now time.Time, all bool) (s *slab, wait time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.queue) == 0 {
-		tallies, uses := l.unknown.wait(now), l.untilDue(now)
-		if all && l.unknown.pending > 0 {
-			tallies = 0
+		i, ok := uint64(0), false
+		if s != nil {
+			i, ok = s.ticket()
 		}
-		if wait = min(tallies, uses); wait > 0 && !(all && l.cur != nil) {
-			return nil, wait
+		if !ok {
+			var err error
+			if s, err = l.next(known); err != nil {
+				return events.UseID{}, err
+			}
+			if s == nil {
+				continue // another decision was faster
+			}
+			i = 0
 		}
-		l.seal()
-		if tallies == 0 {
-			s := &slab{first: l.next, tallies: l.unknown.drain()}
-			l.next += s.count()
-			l.queue = append(l.queue, s)
+		if !known {
+			l.unknown.held.Add(1)
 		}
-	}
-	s = l.queue[0]
-	l.queue[0] = nil
-	l.queue = l.queue[1:]
-	return s, 0
-}
-
-// untilDue returns how long the current slab waits for company. The caller holds
-// mu.
-func (l *Ledger) untilDue(now time.Time) time.Duration {
-	if l.cur == nil {
-		return time.Hour
-	}
-	if l.due.IsZero() {
-		l.due = now.Add(l.cfg.FlushEvery)
-	}
-	if l.urgent || len(l.cur.uses) == cap(l.cur.uses) {
-		return 0
-	}
-	return max(l.due.Sub(now), 0)
-}
-
-// settle notes that s is on the record and takes it back for reuse.
-func (l *Ledger) settle(s *slab, spoiled bool) {
-	clear(s.uses) // Run alone has it: not under the lock
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.durable = s.first + s.count() - 1
-	close(l.changed)
-	l.changed = make(chan struct{})
-	if spoiled {
-		l.spoiled = append(l.spoiled, span{s.first, l.durable})
-		if n := len(l.spoiled) - keepSpoiled; n > 0 {
-			l.doubted = l.spoiled[n-1].last
-			l.spoiled = append(l.spoiled[:0], l.spoiled[n:]...)
+		id := events.UseID{Node: l.cfg.Node, Epoch: l.epoch, N: s.put(i, u)}
+		switch {
+		case s.lost != nil:
+			return id, ErrLedgerFull
+		case i == uint64(len(s.slots)-1)/2:
+			l.spare()
 		}
-	}
-	if cap(s.uses) > 0 {
-		l.held--
-		l.unknown.held -= s.unknown
-		if len(l.free) < keepSlabs {
-			*s = slab{uses: s.uses[:0]}
-			l.free = append(l.free, s)
-		}
+		return id, nil
 	}
 }
 
@@ -337,7 +226,7 @@ func (l *Ledger) progress(n uint64) (stored bool, changed <-chan struct{}, err e
 	if n <= l.durable {
 		return true, nil, nil
 	}
-	if l.cur != nil && n >= l.cur.first {
+	if s := l.cur.Load(); s != nil && n >= s.first {
 		l.urgent = true
 	}
 	return false, l.changed, nil
@@ -368,5 +257,25 @@ func (l *Ledger) Ready() error {
 func (l *Ledger) Buffered() uint64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.next - 1 - l.durable + l.unknown.pending
+	return l.buffered()
+}
+
+// buffered is Buffered. The caller holds mu.
+func (l *Ledger) buffered() uint64 {
+	return l.numberedTo() - 1 - l.durable + l.unknown.pending()
+}
+
+// nextNumber returns the number that the next decision gets.
+func (l *Ledger) nextNumber() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.numberedTo()
+}
+
+// numberedTo is nextNumber. The caller holds mu.
+func (l *Ledger) numberedTo() uint64 {
+	if s := l.cur.Load(); s != nil {
+		return s.first + s.taken()
+	}
+	return l.end
 }

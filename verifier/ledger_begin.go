@@ -156,9 +156,10 @@ func (l *Ledger) ended(err error) error {
 	err = fmt.Errorf("%w: node %s since %s: give each process a node id of its own", events.ErrFenced, l.cfg.Node, since)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.open, l.fenced = false, err
+	l.setOpenLocked(false)
+	l.fenced = err
 	return fmt.Errorf("ledger: %w; this process answers nothing more, and the %d decisions that it held are in the gap that the other one recorded",
-		err, l.next-1-l.durable+l.unknown.pending)
+		err, l.buffered())
 }
 
 func (l *Ledger) epochNow() int64 {

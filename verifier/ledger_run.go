@@ -78,29 +78,34 @@ func (l *Ledger) Run(ctx context.Context) error {
 
 // store puts one slab on the record and settles it.
 func (l *Ledger) store(ctx context.Context, s *slab) error {
+	if err := s.wait(ctx); err != nil {
+		return err
+	}
+	l.collect(s)
 	b := l.batch(events.BatchUses, s.first)
-	b.Uses = s.uses
+	b.Uses = l.uses
 	if len(s.tallies) > 0 {
 		b.Kind, b.Tallies = events.BatchSuppressed, s.tallies
 	}
-	if s.lost > 0 {
-		b.Kind, b.Count, b.Note, b.Since, b.Until = events.BatchGap, s.lost, "the buffer was full", s.since, s.until
+	if s.lost != nil {
+		b.Kind, b.Count, b.Note = events.BatchGap, s.n, "the buffer was full"
+		b.Since, b.Until = events.Time(s.lost.since.Load()), events.Time(s.lost.until.Load())
 		l.gaps.Add(1)
 		l.cfg.Logger.ErrorContext(ctx, "uses were counted and lost: the buffer was full",
-			slog.Uint64("first", s.first), slog.Uint64("count", s.lost))
+			slog.Uint64("first", s.first), slog.Uint64("count", s.n))
 	}
 	encoded, err := l.publish(ctx, &b)
 	if err == nil {
-		l.published.Add(uint64(len(s.uses)))
+		l.published.Add(uint64(len(b.Uses)))
 	} else if !encoded {
 		// A fault of ours: what cannot be encoded must still be accounted for.
 		l.cfg.Logger.ErrorContext(ctx, "a batch of uses cannot be encoded and becomes a gap",
-			slog.Uint64("first", s.first), slog.Int("count", len(s.uses)), slog.Any("err", err))
+			slog.Uint64("first", s.first), slog.Int("count", len(b.Uses)), slog.Any("err", err))
 		l.gaps.Add(1)
-		l.lost.Add(s.count())
+		l.lost.Add(s.n)
+		since, until := s.times(b.Uses)
 		b = l.batch(events.BatchGap, s.first)
-		b.Count, b.Note = s.count(), "the batch could not be encoded"
-		b.Since, b.Until = s.span()
+		b.Count, b.Note, b.Since, b.Until = s.n, "the batch could not be encoded", since, until
 		_, err = l.publish(ctx, &b)
 		l.settleIf(err == nil, s, true)
 		return err
@@ -189,15 +194,3 @@ func (l *Ledger) setEpoch(epoch int64) {
 
 func (l *Ledger) admit() { l.setOpen(true) }
 func (l *Ledger) shut()  { l.setOpen(false) }
-
-func (l *Ledger) setOpen(open bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.open = open
-}
-
-func (l *Ledger) nextNumber() uint64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.next
-}

@@ -346,7 +346,7 @@ func TestLedgerMakesSlabsAhead(t *testing.T) {
 				t.Fatalf("slab %d is nearly full and no empty one is there", i)
 			}
 			mustAppend(t, l, 1)
-			if len(l.free) != 0 || len(l.cur.uses) != 1 {
+			if len(l.free) != 0 || l.cur.Load().taken() != 1 {
 				t.Fatalf("slab %d: the empty one was not taken", i)
 			}
 		}
@@ -358,8 +358,8 @@ func TestLedgerMakesSlabsAhead(t *testing.T) {
 			t.Errorf("%d slabs are kept, want %d", len(l.free), keepSlabs)
 		}
 		for _, s := range l.free {
-			for _, u := range s.uses[:cap(s.uses)] {
-				if u != (events.Use{}) {
+			for i := range s.slots {
+				if s.slots[i].use != (events.Use{}) || s.slots[i].written.Load() != 0 {
 					t.Fatal("a kept slab holds a use")
 				}
 			}

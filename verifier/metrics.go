@@ -2,6 +2,7 @@ package verifier
 
 import (
 	"math"
+	"sync"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -9,33 +10,70 @@ import (
 	"github.com/keytrail/keytrail/events"
 )
 
-// metrics counts in atomics; the collectors read them when they are scraped.
+// metrics are the node's. A request counts nothing that others count too: decisions are
+// counted by the ledger, where they are stored, and the collectors ask it.
 type metrics struct {
-	decisions     [events.LastReason + 1]atomic.Uint64
+	decisions     decisionCount
 	verify, batch prometheus.Observer
 	gateway       map[string]prometheus.Observer // by Ask.Endpoint
 	collectors    []prometheus.Collector
 }
 
+// decisionCount tells how many answers there were, by reason: what the ledger counts, but
+// for answers that were not recorded as they were given. It implements
+// prometheus.Collector.
+type decisionCount struct {
+	ledger  *Ledger
+	desc    *prometheus.Desc
+	amended [reasons]atomic.Int64 // answers without a record, and of another reason than their record's
+
+	mu   sync.Mutex
+	told [reasons]uint64 // a counter never falls, though an amendment may be seen before its decision; guarded by mu
+}
+
+// answered notes an answer; recorded is the reason on its record, ReasonNone if it has none.
+func (c *decisionCount) answered(recorded, given events.Reason) {
+	if recorded == given {
+		return // the ledger counts it
+	}
+	if recorded != events.ReasonNone {
+		c.amended[recorded].Add(-1)
+	}
+	c.amended[given].Add(1)
+}
+
+// Describe implements prometheus.Collector.
+func (c *decisionCount) Describe(to chan<- *prometheus.Desc) { to <- c.desc }
+
+// Collect implements prometheus.Collector.
+func (c *decisionCount) Collect(to chan<- prometheus.Metric) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	by := c.ledger.decided()
+	for _, r := range events.Reasons() {
+		if n := int64(by[r]) + c.amended[r].Load(); n > int64(c.told[r]) {
+			c.told[r] = uint64(n)
+		}
+		to <- prometheus.MustNewConstMetric(c.desc, prometheus.CounterValue, float64(c.told[r]), r.String())
+	}
+}
+
 func (m *metrics) init(n *Node) {
 	add := func(c prometheus.Collector) { m.collectors = append(m.collectors, c) }
-	for _, r := range events.Reasons() {
-		add(prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "keytrail_verifier_decisions_total", Help: "Decisions by reason.",
-			ConstLabels: prometheus.Labels{"reason": r.String()},
-		}, func() float64 { return float64(m.decisions[r].Load()) }))
-	}
-	latency := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "keytrail_verifier_request_seconds", Help: "Time from the request's headers to its answer, by endpoint. Answers come from memory: above a millisecond the node is short of CPU.",
-		Buckets: []float64{20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 20e-3, 100e-3, 1, 5},
-	}, []string{"endpoint"})
-	add(latency)
+	m.decisions.ledger = n.cfg.Ledger
+	m.decisions.desc = prometheus.NewDesc("keytrail_verifier_decisions_total", "Decisions by reason.", []string{"reason"}, nil)
+	add(&m.decisions)
+	gateways := []string{"authorize", "protect", "envoy"}
+	requests := newLatency("keytrail_verifier_request_seconds",
+		"Time from the request's headers to its answer, by endpoint. Answers come from memory: above a millisecond the node is short of CPU.",
+		append(gateways, "verify", "batch")...)
+	add(requests)
 	m.collectors = append(m.collectors, n.faults.collectors()...)
 	m.collectors = append(m.collectors, n.limits.Collectors()...)
-	m.verify, m.batch = latency.WithLabelValues("verify"), latency.WithLabelValues("batch")
+	m.verify, m.batch = requests.endpoints["verify"], requests.endpoints["batch"]
 	m.gateway = make(map[string]prometheus.Observer)
-	for _, endpoint := range []string{"authorize", "protect", "envoy"} {
-		m.gateway[endpoint] = latency.WithLabelValues(endpoint)
+	for _, endpoint := range gateways {
+		m.gateway[endpoint] = requests.endpoints[endpoint]
 	}
 
 	l := n.cfg.Ledger
@@ -67,7 +105,10 @@ func (m *metrics) init(n *Node) {
 	counter("keytrail_verifier_ledger_published_total", "Uses stored in the use stream.", &l.published)
 	counter("keytrail_verifier_ledger_retries_total", "Publishes that had to be tried again.", &l.retries)
 	counter("keytrail_verifier_ledger_gaps_total", "Gap records written. Each one is a loss of evidence: find out why.", &l.gaps)
-	counter("keytrail_verifier_ledger_lost_total", "Uses that were counted and lost.", &l.lost)
+	add(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "keytrail_verifier_ledger_lost_total", Help: "Uses that were counted and lost."}, func() float64 {
+		l.decided()
+		return float64(l.lost.Load())
+	}))
 	for _, r := range events.Reasons() {
 		if r.Allowed() {
 			continue
@@ -75,7 +116,7 @@ func (m *metrics) init(n *Node) {
 		add(prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "keytrail_verifier_ledger_suppressed_total", Help: "Uses of keys that are not known, beyond the node's budget: counted on the record by reason, and not recorded one by one. When it grows someone tries keys, or floods the ledger.",
 			ConstLabels: prometheus.Labels{"reason": r.String()},
-		}, func() float64 { return float64(l.suppressed[r].Load()) }))
+		}, func() float64 { return float64(l.unknown.suppressed(r)) }))
 	}
 }
 

@@ -204,9 +204,12 @@ func (n *Node) await(ctx context.Context, j *judgement) {
 // wait for, or the process was paused. It waits for nothing: it comes last, right
 // before the answer. req is nil for a decision that was acted on before.
 func (n *Node) settle(j *judgement, req *Request) {
-	err := j.recorded
-	if errors.Is(err, ErrSuppressed) {
+	err, recorded := j.recorded, j.Reason
+	switch {
+	case errors.Is(err, ErrSuppressed):
 		err = nil // it stays the refusal that it is
+	case j.Use.N == 0:
+		recorded = events.ReasonNone
 	}
 	old := false
 	if req != nil && j.Allowed() {
@@ -218,7 +221,7 @@ func (n *Node) settle(j *judgement, req *Request) {
 		j.Reason, j.Limit.RetryAfter = events.ReasonVerifierStale, 0
 	}
 	j.Status = statusOf(j.rules, j.Reason)
-	n.metrics.decisions[j.Reason].Add(1)
+	n.metrics.decisions.answered(recorded, j.Reason)
 }
 
 func (n *Node) sync(ctx context.Context, use uint64) error {
