@@ -41,6 +41,7 @@ type world struct {
 	ledger *verifier.Ledger
 	node   *verifier.Node
 	logged lockedBuffer
+	level  slog.LevelVar // of what is logged; debug
 	now    time.Time
 	stop   func() error
 	made   byte
@@ -65,7 +66,8 @@ func (l *lockedBuffer) String() string {
 
 func newWorld(t testing.TB) *world {
 	w := &world{t: t, log: logtest.New(t), view: projections.NewKeys(), now: time.Now()}
-	logger := slog.New(slog.NewJSONHandler(&w.logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	w.level.Set(slog.LevelDebug)
+	logger := slog.New(slog.NewJSONHandler(&w.logged, &slog.HandlerOptions{Level: &w.level}))
 	w.ledger = verifier.NewLedger(verifier.LedgerConfig{Sink: w.log, Node: "node-1", Log: w.log.ID(), Logger: logger})
 	w.node = verifier.NewNode(verifier.NodeConfig{View: w.view, Ledger: w.ledger, Leases: w.log, Log: w.log.ID(), Logger: logger,
 		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Now: func() time.Time { return w.now }})
