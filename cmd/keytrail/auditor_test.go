@@ -24,7 +24,7 @@ func TestAuditorBeforeClickHouseAnswers(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := &node{logger: logger, group: &parts.Group{Logger: logger}, server: server}
-	au := n.auditor("clickhouse://keytrail:hunter2@127.0.0.1:1/keytrail", true)
+	au := n.auditor(fixedDSN("clickhouse://keytrail:hunter2@127.0.0.1:1/keytrail"), true)
 
 	families, err := server.Registry.Gather()
 	if err != nil {

@@ -171,7 +171,7 @@ func (n *node) exactLimits() bool {
 // endpoint answers 503 until it is up, and the writer catches up exactly. A copy that
 // cannot go on ends the process only when it is alone: beside a verifier and
 // control, the endpoint says so and they go on.
-func (n *node) auditor(dsn string, alone bool) *auditor {
+func (n *node) auditor(dsn waitDSN, alone bool) *auditor {
 	au := &auditor{node: n, dsn: dsn, attach: audit.Open, alone: alone, metrics: audit.NewWriterMetrics()}
 	n.server.Registry.MustRegister(au.metrics.Collectors()...)
 	n.group.Go("audit lag", func(ctx context.Context) error { return au.metrics.Watch(ctx, n.log, n.log.Reads(), n.log) })
@@ -181,10 +181,18 @@ func (n *node) auditor(dsn string, alone bool) *auditor {
 	return au
 }
 
+// waitDSN returns the DSN of ClickHouse once it is known, or an error when ctx ends.
+type waitDSN func(ctx context.Context) (string, error)
+
+// fixedDSN is one that the operator has named.
+func fixedDSN(dsn string) waitDSN {
+	return func(context.Context) (string, error) { return dsn, nil }
+}
+
 // auditor opens the store when it can and runs the writer on it.
 type auditor struct {
 	node   *node
-	dsn    string
+	dsn    waitDSN
 	attach func(context.Context, audit.StoreConfig) (*audit.Store, error)
 	alone  bool
 
@@ -273,7 +281,7 @@ func (au *auditor) copy(ctx context.Context) error {
 // its tables, and knows nothing before. A fault of the store never ends control:
 // keys must be revocable without it.
 func (n *node) lastUsedFrom(dsn string) func(context.Context, []events.KeyID) (map[events.KeyID]events.Time, error) {
-	au := &auditor{node: n, dsn: dsn, attach: audit.Attach}
+	au := &auditor{node: n, dsn: fixedDSN(dsn), attach: audit.Attach}
 	n.group.Go("last used", func(ctx context.Context) error {
 		store, err := au.open(ctx)
 		if err == nil {
@@ -291,8 +299,12 @@ func (n *node) lastUsedFrom(dsn string) func(context.Context, []events.KeyID) (m
 // open waits for ClickHouse, and for its tables, with a growing pause. Only what
 // waiting cannot mend is an error.
 func (au *auditor) open(ctx context.Context) (*audit.Store, error) {
+	dsn, err := au.dsn(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-		store, err := au.attach(ctx, audit.StoreConfig{DSN: au.dsn, Logger: au.node.logger})
+		store, err := au.attach(ctx, audit.StoreConfig{DSN: dsn, Logger: au.node.logger})
 		if err == nil {
 			if err = store.CheckLog(ctx, au.node.log.ID()); err == nil {
 				return store, nil

@@ -204,7 +204,7 @@ func (a *app) auditorCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			n.auditor(dsn, true)
+			n.auditor(fixedDSN(dsn), true)
 			return a.serve(c.Context(), "auditor", n)
 		}}
 	r.register(c, "ctrl", "127.0.0.1:7072")

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -71,7 +72,8 @@ the local engine is fetched once, by npm, into the user's cache (170 MB).`,
 }
 
 // up is the main job. What it relies on comes first: directory, log, root key, then the
-// node. The engine starts beside them, since neither needs the other.
+// node. The engine starts beside them: until it is there keys are verified and changed,
+// and only the record waits.
 func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 	trusted, err := prefixes("--trusted-proxy", cfg.Trusted)
 	if err == nil {
@@ -128,14 +130,10 @@ func (a *app) up(ctx context.Context, cfg upConfig, logger *slog.Logger) error {
 		return err
 	}
 	n.server.Warn("log disk", srv.Space)
-	dsn := cfg.ClickHouse
-	if dsn == "" {
-		started, err := eng.started()
-		if err != nil {
-			return err
-		}
-		n.group.Go("clickhouse engine", started.Run)
-		dsn = started.DSN()
+	dsn := fixedDSN(cfg.ClickHouse)
+	if eng != nil {
+		n.group.Go("clickhouse engine", eng.run)
+		dsn = eng.dsn
 	}
 	au := n.auditor(dsn, false)
 	cfg.Checkpoint.file = dir.Sub(checkpointKeyFile)
@@ -171,22 +169,51 @@ func startEngine(ctx context.Context, cfg engine.Config) *ownEngine {
 	e := &ownEngine{cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(e.done)
-		e.engine, e.err = engine.Start(ctx, cfg)
+		if e.engine, e.err = engine.Start(ctx, cfg); e.err != nil && ctx.Err() != nil {
+			e.err = ctx.Err() // what it was broken off at is nobody's fault
+		}
 	}()
 	return e
 }
 
-// started waits for the start.
-func (e *ownEngine) started() (*engine.Engine, error) {
-	<-e.done
+// started waits for the start, until ctx ends.
+func (e *ownEngine) started(ctx context.Context) (*engine.Engine, error) {
+	select {
+	case <-e.done:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if errors.Is(e.err, context.Canceled) { // the process was asked to stop, and its parts will be
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	return e.engine, e.err
+}
+
+// run waits for the start, and watches over the engine until ctx ends.
+func (e *ownEngine) run(ctx context.Context) error {
+	started, err := e.started(ctx)
+	if err != nil {
+		return err
+	}
+	return started.Run(ctx)
+}
+
+// dsn returns the engine's DSN once it answers. A start that fails is for run to tell.
+func (e *ownEngine) dsn(ctx context.Context) (string, error) {
+	started, err := e.started(ctx)
+	if err != nil {
+		<-ctx.Done()
+		return "", ctx.Err()
+	}
+	return started.DSN(), nil
 }
 
 // close ends the engine, also one that is still starting.
 func (e *ownEngine) close() {
 	e.cancel()
-	if eng, err := e.started(); err == nil {
-		eng.Close()
+	if <-e.done; e.err == nil {
+		e.engine.Close()
 	}
 }
 
