@@ -31,7 +31,7 @@ var arrows = map[string][]string{
 	"internal/api":            {"events", "events/input", "events/keyspace", "github.com/go-json-experiment/"},
 	"internal/files":          {},
 	"internal/flight":         {},
-	"internal/loadtest":       {}, // for benchmarks only
+	"internal/loadtest":       {"golang.org/x/sync/errgroup"}, // for benchmarks only
 	"internal/parts":          {},
 	"projections":             {"events", "events/input", "events/keyspace", "events/tree", "github.com/gaissmai/bart", "github.com/go-json-experiment/"},
 	"projections/checkpoint":  {"events", "events/tree", "internal/api", "internal/files"},

@@ -1,23 +1,18 @@
 package verifier
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/keytrail/keytrail/internal/api"
 	"github.com/keytrail/keytrail/internal/loadtest"
@@ -128,70 +123,16 @@ func BenchmarkEndpoints(b *testing.B) {
 
 // answerOf asks once and returns what a handler wrote: net/http adds the other headers.
 func answerOf(b *testing.B, url string, request []byte) (http.Header, []byte) {
-	c := dialRaw(b, strings.TrimPrefix(url, "http://"))
-	answer, body, err := c.ask(request)
+	c, err := loadtest.Dial(strings.TrimPrefix(url, "http://"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	answer, body, err := c.Ask(request)
 	if err != nil || answer.StatusCode != 200 {
 		b.Fatalf("%v %v %s", err, answer, body)
 	}
 	answer.Header.Del("Date")
 	answer.Header.Del("Content-Length")
 	return answer.Header, body
-}
-
-// rawConn is a client that writes bytes and reads one answer.
-type rawConn struct {
-	c net.Conn
-	r *bufio.Reader
-}
-
-func dialRaw(tb testing.TB, address string) *rawConn {
-	c, err := net.Dial("tcp", address)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { c.Close() })
-	return &rawConn{c, bufio.NewReaderSize(c, 64<<10)}
-}
-
-func (c *rawConn) ask(request []byte) (*http.Response, []byte, error) {
-	if _, err := c.c.Write(request); err != nil {
-		return nil, nil, err
-	}
-	resp, err := http.ReadResponse(c.r, nil)
-	if err != nil {
-		return nil, nil, err
-	}
-	body, err := io.ReadAll(resp.Body)
-	return resp, body, err
-}
-
-// playHTTP returns the clients of BenchmarkEndpoints.
-func playHTTP() func(*loadtest.Load) error {
-	open := map[string][]*rawConn{}
-	return func(l *loadtest.Load) error {
-		for len(open[l.Address]) < l.Conns {
-			c, err := net.Dial("tcp", l.Address)
-			if err != nil {
-				return err
-			}
-			open[l.Address] = append(open[l.Address], &rawConn{c, bufio.NewReaderSize(c, 64<<10)})
-		}
-		var next atomic.Int64
-		var g errgroup.Group
-		for _, c := range open[l.Address][:l.Conns] {
-			g.Go(func() error {
-				for {
-					i := int(next.Add(1)) - 1
-					if i >= len(l.Messages) {
-						return nil
-					}
-					answer, body, err := c.ask(l.Messages[i])
-					if err != nil || answer.StatusCode != 200 {
-						return fmt.Errorf("%w %v %s", err, answer, body)
-					}
-				}
-			})
-		}
-		return g.Wait()
-	}
 }

@@ -23,7 +23,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	loadtest.Main(playHTTP())
+	loadtest.Main(loadtest.HTTP())
 	goleak.VerifyTestMain(logtest.Settled(m), goleak.Cleanup(os.Exit))
 }
 

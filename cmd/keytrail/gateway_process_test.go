@@ -54,10 +54,11 @@ var gatewayKinds = []gatewayKind{
 type gateway struct {
 	kind gatewayKind
 	url  string
+	pid  int
 }
 
 // installed returns the path of the gateway's program, and logs its version.
-func (k gatewayKind) installed(t *testing.T) string {
+func (k gatewayKind) installed(t testing.TB) string {
 	t.Helper()
 	path, err := exec.LookPath(k.name)
 	if err != nil {
@@ -89,7 +90,7 @@ var unhurried = strings.NewReplacer(
 
 // startGateway runs the shipped configuration on other ports and without hurry: that,
 // and what change says, is all that differs. Without echo the shipped upstream stays out.
-func startGateway(t *testing.T, k gatewayKind, keytrail, api, mirror string, echo bool, change ...string) *gateway {
+func startGateway(t testing.TB, k gatewayKind, keytrail, api, mirror string, echo bool, change ...string) *gateway {
 	t.Helper()
 	program := k.installed(t)
 	// Not t.TempDir: nginx started as root has workers that are not, and they keep
@@ -176,7 +177,7 @@ func startGateway(t *testing.T, k gatewayKind, keytrail, api, mirror string, ech
 		}
 		return ""
 	})
-	return &gateway{kind: k, url: "http://" + listen}
+	return &gateway{kind: k, url: "http://" + listen, pid: c.Process.Pid}
 }
 
 // upstream is the API behind the gateways. It keeps what reached it, and says

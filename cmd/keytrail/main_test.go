@@ -27,6 +27,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/keytrail/keytrail/audit/engine"
+	"github.com/keytrail/keytrail/internal/loadtest"
 )
 
 // asMain makes the test binary be keytrail itself, so that the tests run the
@@ -35,6 +36,7 @@ const asMain = "KEYTRAIL_TEST_AS_MAIN"
 
 func TestMain(m *testing.M) {
 	engine.ChildMain()
+	loadtest.Main(loadtest.HTTP())
 	if os.Getenv(asMain) != "" {
 		main()
 	}
