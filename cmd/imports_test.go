@@ -42,7 +42,7 @@ var arrows = map[string][]string{
 	"verifier/embed":          {"verifier", "events", "events/eventlog", "events/eventlog/dial", "events/input", "projections", "projections/snapshots", "internal/parts"},
 	"verifier/limits":         {"events", "events/keyspace", "github.com/go-json-experiment/"},
 	"verifier/extauthz": {"verifier", "events/input", "internal/api", "github.com/envoyproxy/go-control-plane/envoy/",
-		"google.golang.org/grpc/", "google.golang.org/protobuf/proto", "google.golang.org/genproto/googleapis/rpc/status"},
+		"google.golang.org/grpc", "google.golang.org/grpc/", "google.golang.org/genproto/googleapis/rpc/status"},
 	"audit": {"events", "events/input", "events/keyspace", "events/tree", "internal/api", "schemas/clickhouse", "github.com/ClickHouse/",
 		"github.com/pressly/goose/v3", "github.com/go-json-experiment/", "github.com/oklog/ulid/v2", "golang.org/x/sync/errgroup"},
 	"audit/engine": {"internal/files", "github.com/ebitengine/purego", "golang.org/x/sys/unix"},

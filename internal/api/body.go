@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"mime"
@@ -137,14 +138,16 @@ func (b *requestBody) release() {
 	*b = requestBody{}
 }
 
-// ReadBody reads the body of a request that is not JSON, at an endpoint that takes no
-// operator key: at most MaxBody bytes, which are counted with all other bodies. The
-// error is a *Problem. The caller calls release, whatever was returned, when nothing of
-// the body is used any more.
-func ReadBody(r *http.Request) (body []byte, release func(), err error) {
+// HoldBody reads the body of a request at an endpoint that takes no operator key,
+// for a handler that reads it without bounds: at most MaxBody bytes, which are
+// counted with all other bodies. What the handler reads is in memory then. The
+// error is a *Problem; release is called at the end of the request.
+func HoldBody(r *http.Request) (release func(), err error) {
 	b := new(requestBody)
-	err = b.read(r, &bodies.open)
-	return b.text, b.release, err
+	if err = b.read(r, &bodies.open); err == nil {
+		r.Body = io.NopCloser(bytes.NewReader(b.text))
+	}
+	return b.release, err
 }
 
 func tooLarge() *Problem {

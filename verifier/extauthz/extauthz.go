@@ -19,25 +19,27 @@
 //
 // A fault in the configuration is an answer and not a failed call, because Envoy's
 // failure_mode_allow lets failed calls through.
-//
-// call.go speaks the gRPC that this one method needs, on the server's HTTP/2.
 package extauthz
 
 import (
 	"context"
 	"log/slog"
 	"maps"
+	"mime"
 	"net/http"
 	"net/netip"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/keytrail/keytrail/events/input"
@@ -50,18 +52,43 @@ const Path = authv3.Authorization_Check_FullMethodName
 
 // Routes adds the endpoint. The server must speak HTTP/2, without TLS if Envoy does.
 func Routes(mux *http.ServeMux, node *verifier.Node, logger *slog.Logger) {
-	mux.HandleFunc("POST "+Path, (&endpoint{node: node, logger: logger}).serve)
+	s := grpc.NewServer(grpc.MaxRecvMsgSize(api.MaxBody))
+	authv3.RegisterAuthorizationServer(s, &endpoint{node: node, logger: logger})
+	mux.HandleFunc("POST "+Path, func(w http.ResponseWriter, r *http.Request) {
+		// The gRPC server would refuse these too, in words of its own.
+		if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/grpc" && t != "application/grpc+proto" {
+			api.Write(w, r, api.Errorf(http.StatusUnsupportedMediaType, "unsupported_media_type", "this endpoint is Envoy's and speaks gRPC; for HTTP there is /v1/authorize/{keyspace}"))
+			return
+		}
+		if r.ProtoMajor != 2 {
+			api.Write(w, r, api.Errorf(http.StatusBadRequest, "http2_required", "gRPC needs HTTP/2: give Envoy's cluster http2_protocol_options"))
+			return
+		}
+		// The gRPC server takes in what a call sends, as fast as it comes, and keeps it
+		// until the message is whole; anybody may open any number of calls.
+		release, err := api.HoldBody(r)
+		defer release()
+		if err != nil {
+			h := w.Header() // a gRPC answer of its status alone
+			h.Set("Content-Type", "application/grpc")
+			h.Set("Grpc-Status", strconv.Itoa(int(codes.ResourceExhausted)))
+			h.Set("Grpc-Message", err.Error())
+			return
+		}
+		s.ServeHTTP(w, r)
+	})
 }
 
 type endpoint struct {
+	authv3.UnimplementedAuthorizationServer
 	node   *verifier.Node
 	logger *slog.Logger
 }
 
-// check answers one request that Envoy holds. The id is the one that the server's
-// middleware gave to the call.
-func (d *endpoint) check(ctx context.Context, id string, req *authv3.CheckRequest) (resp *authv3.CheckResponse, err error) {
-	defer func() { // the stream would end without a status
+// Check answers one request that Envoy holds.
+func (d *endpoint) Check(ctx context.Context, req *authv3.CheckRequest) (resp *authv3.CheckResponse, err error) {
+	id := requestID(ctx)
+	defer func() { // gRPC would let a panic end the process
 		if p := recover(); p != nil {
 			d.logger.ErrorContext(ctx, "envoy's request failed", "request_id", id, "panic", p, "stack", string(debug.Stack()))
 			resp, err = nil, status.Error(codes.Internal, "an internal error; request "+id)
@@ -73,6 +100,14 @@ func (d *endpoint) check(ctx context.Context, id string, req *authv3.CheckReques
 		return response(d.node.Malformed(ctx, ask, faults)), nil
 	}
 	return response(d.node.Answer(ctx, ask)), nil
+}
+
+// requestID returns the id that the server's middleware gave to the call.
+func requestID(ctx context.Context) string {
+	if ids := metadata.ValueFromIncomingContext(ctx, api.RequestIDHeader); len(ids) > 0 {
+		return ids[0]
+	}
+	return ""
 }
 
 // question reads what Envoy asks for. With faults, only the endpoint is told.

@@ -3,13 +3,11 @@ package extauthz
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"io"
 	"log/slog"
 	"net/http"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -346,46 +344,6 @@ func TestCallersOfOtherKinds(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
-// A body that is not one plain message is an error of the call, with a status and words
-// of its own, and so is a message that cannot be read.
-func TestBodiesThatAreNoMessage(t *testing.T) {
-	w := newWorld(t)
-	w.heartbeat()
-	_, url := w.serve()
-	var h2c http.Protocols
-	h2c.SetUnencryptedHTTP2(true)
-	transport := &http.Transport{Protocols: &h2c}
-	defer transport.CloseIdleConnections()
-	message, err := proto.Marshal(held{route: scribe(), header: http.Header{"Authorization": bearer("plain")}}.check(false))
-	if err != nil {
-		t.Fatal(err)
-	}
-	framed := string(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message)))) + string(message)
-	for body, want := range map[string]codes.Code{
-		framed: codes.OK, "\x01" + framed[1:]: codes.Unimplemented, "\x02" + framed[1:]: codes.Internal, framed + "\x00": codes.Internal,
-		framed[:len(framed)-1]: codes.Internal, framed[:4]: codes.Internal, framed + framed: codes.Internal, "": codes.Internal,
-		"\x00\x00\x00\x00\x02{}": codes.Internal, "\x00\xff\xff\xff\xff": codes.Internal,
-	} {
-		for _, contentType := range []string{"application/grpc", "application/grpc+proto", "application/grpc; charset=utf-8"} {
-			r, err := http.NewRequest("POST", url+Path, strings.NewReader(body))
-			if err != nil {
-				t.Fatal(err)
-			}
-			r.Header.Set("Content-Type", contentType)
-			resp, err := transport.RoundTrip(r)
-			if err != nil {
-				t.Fatal(err)
-			}
-			answer, err := io.ReadAll(resp.Body)
-			resp.Body.Close()
-			got := resp.Header.Get("Grpc-Status") + resp.Trailer.Get("Grpc-Status")
-			if err != nil || resp.StatusCode != 200 || got != strconv.Itoa(int(want)) || (len(answer) > 0) != (want == codes.OK) || (resp.Header.Get("Grpc-Message") == "") != (want == codes.OK) {
-				t.Errorf("%.10q as %s: %v, %d bytes, status %q, want %d", body, contentType, err, len(answer), got, want)
-			}
-		}
-	}
-}
-
 // TestCallsHoldBoundedMemory: calls whose message does not end hold no more than the
 // bodies of all other endpoints may, and the others are told so. Then a call of the
 // usual size is still answered.
@@ -472,7 +430,7 @@ func TestRefusalOfGRPC(t *testing.T) {
 func TestPanicIsOneCallsError(t *testing.T) {
 	var logged bytes.Buffer
 	d := &endpoint{logger: slog.New(slog.NewJSONHandler(&logged, nil))} // without a node
-	resp, err := d.check(t.Context(), "", held{route: scribe(), header: http.Header{"Authorization": bearer("plain")}}.check(false))
+	resp, err := d.Check(t.Context(), held{route: scribe(), header: http.Header{"Authorization": bearer("plain")}}.check(false))
 	if resp != nil || status.Code(err) != codes.Internal || !strings.Contains(logged.String(), "nil pointer") {
 		t.Errorf("%v %v %s", resp, err, &logged)
 	}
@@ -500,7 +458,7 @@ func FuzzCheck(f *testing.F) {
 			h.header["X-Forwarded-For"] = []string{forwarded}
 			h.header["X-Forwarded-Proto"] = []string{forwarded}
 		}
-		resp, err := d.check(t.Context(), "", h.check(raw))
+		resp, err := d.Check(t.Context(), h.check(raw))
 		if err != nil { // Envoy may let a failed call through
 			t.Fatal(err)
 		}
