@@ -22,7 +22,6 @@ import (
 	"github.com/keytrail/keytrail/commands"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/keyspace"
-	"github.com/keytrail/keytrail/internal/files"
 )
 
 // The bounds of a bench: it is a load on real verifiers and on their ledger.
@@ -150,28 +149,6 @@ func (f *benchFlags) check() error {
 		return usageError{fmt.Errorf("want at most %d --clients and at most %s of --time", maxBenchClients, maxBenchTime)}
 	}
 	return nil
-}
-
-// benchOwn is bench on a deployment of its own, which is gone afterwards.
-func (a *app) benchOwn(c *cobra.Command, f *benchFlags, nodes int, faults bool, measure func(ctx context.Context, b *bench) (benchReport, error)) (err error) {
-	if err := f.check(); err != nil {
-		return err
-	}
-	own, err := a.startNodes(c.Context(), nodes)
-	defer func() { err = errors.Join(err, own.close()) }()
-	if err != nil {
-		return err
-	}
-	key, err := files.ReadSecret(own.rootKey())
-	if err != nil {
-		return err
-	}
-	b := &bench{benchFlags: *f, app: a, space: keyspaceFor(f.mode), own: own, faults: faults, tenant: "own",
-		control: &client.Client{Base: own.controls[0].url, UserAgent: "keytrail-cli", Key: events.NewSecret(key)}}
-	for _, v := range own.verifiers {
-		b.verifiers = append(b.verifiers, v.url)
-	}
-	return b.run(c.Context(), measure)
 }
 
 // run makes the keyspace, runs measure, removes what can be removed, and shows the report.

@@ -19,8 +19,12 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spf13/cobra"
+
+	"github.com/keytrail/keytrail/cmd/client"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/eventlog/server"
+	"github.com/keytrail/keytrail/internal/files"
 )
 
 // maxBenchNodes bounds a deployment of a bench's own: each node is a process.
@@ -101,6 +105,28 @@ func (a *app) startNodes(ctx context.Context, n int) (d *ownNodes, err error) {
 		d.verifiers = append(d.verifiers, v)
 	}
 	return d, nil
+}
+
+// benchOwn is bench on a deployment of its own, which is gone afterwards.
+func (a *app) benchOwn(c *cobra.Command, f *benchFlags, nodes int, faults bool, measure func(ctx context.Context, b *bench) (benchReport, error)) (err error) {
+	if err := f.check(); err != nil {
+		return err
+	}
+	own, err := a.startNodes(c.Context(), nodes)
+	defer func() { err = errors.Join(err, own.close()) }()
+	if err != nil {
+		return err
+	}
+	key, err := files.ReadSecret(own.rootKey())
+	if err != nil {
+		return err
+	}
+	b := &bench{benchFlags: *f, app: a, space: keyspaceFor(f.mode), own: own, faults: faults, tenant: "own",
+		control: &client.Client{Base: own.controls[0].url, UserAgent: "keytrail-cli", Key: events.NewSecret(key)}}
+	for _, v := range own.verifiers {
+		b.verifiers = append(b.verifiers, v.url)
+	}
+	return b.run(c.Context(), measure)
 }
 
 func nodeOf(i int) events.NodeID { return events.NodeID(fmt.Sprint("bench-", i+1)) }

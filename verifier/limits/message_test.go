@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"reflect"
 	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
 
 	"github.com/keytrail/keytrail/events"
 )
@@ -77,4 +80,34 @@ func TestMessagesReadBack(t *testing.T) {
 	if a, err := decodeAnswer(encode(&sampleAnswer)); err != nil || !reflect.DeepEqual(a, sampleAnswer) {
 		t.Errorf("%+v, %v", a, err)
 	}
+}
+
+// FuzzHandover: an account that is read never makes a bucket that gives more than a burst.
+func FuzzHandover(f *testing.F) {
+	dir := &oneKey{id: events.KeyID{15: 1}}
+	dir.limit.PerMinute, dir.limit.Burst = 60, 10
+	a := newAllocator(dir, 0, 0)
+	a.floor = 1
+	a.serve("n1", &ask{Instance: events.InstanceID{1}, Number: 1, Buckets: []askBucket{{ID: dir.id0(), Want: 4}}}, 0)
+	data, err := json.Marshal(a.account(events.InstanceID{2}, 0))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
+	f.Add([]byte(`{"allocator":"00000000000000000000000001","after":0,"served":0,"buckets":[{"key":"","per_minute":0,"burst":-1,"owed":-5}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		h, err := decodeHandover(data)
+		if err != nil {
+			if err != errHandover {
+				t.Errorf("%v: it may repeat what was read", err)
+			}
+			return
+		}
+		a := resume(dir, h, time.Second)
+		a.floor = 1
+		r, ok, _ := a.serve("n1", &ask{Instance: events.InstanceID{1}, Number: 1, Buckets: []askBucket{{ID: dir.id0(), Want: maxNumber}}}, time.Second)
+		if !ok || len(r.Buckets) != 1 || r.Buckets[0].Tokens < 0 || r.Buckets[0].Tokens > 10 || !r.valid() {
+			t.Errorf("%s is answered %+v", data, r)
+		}
+	})
 }
