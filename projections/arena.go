@@ -1,6 +1,9 @@
 package projections
 
-import "sync/atomic"
+import (
+	"math"
+	"sync/atomic"
+)
 
 // arena is a growing array with one writer and any number of readers that take no
 // lock. It grows by chunks, so an element never moves, and growth copies nothing but
@@ -12,6 +15,9 @@ type arena[T any] struct {
 }
 
 const chunkLen = 1024
+
+// mostOfAKind leaves room for all that one event can bring.
+const mostOfAKind = math.MaxUint32 - 1<<16
 
 // at returns element i, of those that add has returned.
 func (a *arena[T]) at(i uint32) *T { return &(*a.chunks.Load())[i/chunkLen][i%chunkLen] }

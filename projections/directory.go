@@ -67,8 +67,8 @@ func (l *spaceLists) of(tenant events.TenantID) []*entry {
 // NewDirectory returns the view of an empty log.
 func NewDirectory() *Directory {
 	return &Directory{
-		ids:     &table[entry]{hash: func(e *entry) uint64 { return hashID(&e.key.Load().id) }},
-		digests: &table[entry]{hash: func(e *entry) uint64 { return hashDigest(&e.key.Load().digest) }},
+		ids:     &table[entry]{hash: func(e *entry) uint64 { return hashKeyID(&e.key.Load().id) }},
+		digests: &table[entry]{hash: func(e *entry) uint64 { return hashWhole(&e.key.Load().digest) }},
 		lists:   map[events.KeyspaceID]*spaceLists{},
 		names:   new(names),
 		spaces:  map[events.KeyspaceID]*events.Keyspace{},
@@ -111,11 +111,11 @@ func (d *Directory) entry(id events.KeyID) *entry {
 }
 
 func (d *Directory) byID(id *events.KeyID) *entry {
-	return d.ids.find(hashID(id), func(e *entry) bool { return e.key.Load().id == *id })
+	return d.ids.find(hashKeyID(id), func(e *entry) bool { return e.key.Load().id == *id })
 }
 
 func (d *Directory) byDigest(digest *events.Digest) *entry {
-	return d.digests.find(hashDigest(digest), func(e *entry) bool { return e.key.Load().digest == *digest })
+	return d.digests.find(hashWhole(digest), func(e *entry) bool { return e.key.Load().digest == *digest })
 }
 
 // Digest returns the key that owns the secret with the digest (P6).

@@ -77,8 +77,8 @@
 // read them looks whether the record still names them; terms themselves never change,
 // and stay for as long as somebody holds them.
 //
-// Scopes are numbered in each keyspace from the first event that names them, and a set
-// of scopes is a bit set of those numbers. A version of the definition has for each
+// Scopes are numbered in each keyspace as long as anything names them (numbering.go), and
+// a set of scopes is a bit set of those numbers. A version of the definition has for each
 // scope the set of all that imply it, so a key holds a scope if that set and its own,
 // or that of its roles, have a bit in common and its type's ceiling has the scope.
 //
@@ -88,7 +88,7 @@
 // carry the tree over the log, in their snapshots too: Expect compares its root with
 // that of a floor, and Scrubber the whole log with it.
 //
-// Read on in this order: keys.go, key.go, record.go, keyspace.go, terms.go, pool.go,
+// Read on in this order: keys.go, key.go, record.go, keyspace.go, numbering.go, terms.go, pool.go,
 // arena.go, index.go, directory.go, table.go, names.go,
 // follower.go, history.go, heads.go, memory.go, snapwrite.go, snapshot.go,
 // directory_snapshot.go, directory_timers.go, marks.go, scrub.go, receive.go; then package snapshots.

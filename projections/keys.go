@@ -61,11 +61,8 @@ type kindRef struct {
 // NewKeys returns the view of an empty log.
 func NewKeys() *Keys {
 	v := &Keys{undefined: map[events.KeyspaceID]*Keyspace{}, kindsBy: map[kindRef]uint32{}, shared: newShared()}
-	v.digests.hash = func(slot uint32) uint64 { return v.records.at(slot).digest[0] }
-	v.ids.hash = func(slot uint32) uint64 {
-		id := v.records.at(slot).keyID()
-		return hashID(&id)
-	}
+	v.digests.hash = func(slot uint32) uint64 { return hashDigest(&v.records.at(slot).digest) }
+	v.ids.hash = func(slot uint32) uint64 { return hashID(&v.records.at(slot).id) }
 	v.tenantsBy.hash = func(i uint32) uint64 {
 		t := v.tenants.at(i)
 		return hashTenant(t.space, t.ID)
@@ -202,6 +199,9 @@ func (v *Keys) Holds(p events.Position) bool {
 }
 
 func (v *Keys) apply(r *events.Recorded) error {
+	if max(v.records.n, v.tenants.n, v.roles.n, v.scopeSets.values.n) > mostOfAKind {
+		return fmt.Errorf("event %d is past what a view can hold: some 4 billion keys, tenants or roles", r.Seq)
+	}
 	switch r.Aggregate.Kind {
 	case events.KindKey:
 		return v.applyKey(r)
@@ -270,7 +270,7 @@ func (v *Keys) kind(space *Keyspace, keyType, environment string) uint32 {
 	if !ok {
 		var k *Kind
 		n, k = v.kinds.add()
-		of := number(space.types, keyType)
+		of := space.types.hold(keyType)
 		*k = Kind{space, of.name, strings.Clone(environment), of.number}
 		v.kindsBy[kindRef{space, k.KeyType, k.Environment}] = n
 	}

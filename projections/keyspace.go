@@ -18,37 +18,28 @@ type Keyspace struct {
 
 	// Owned by the writer.
 	state  events.Keyspace
-	named  bool                // by an event of its own, of a tenant or of a key
-	scopes map[string]numbered // every scope that a definition, a role or a key ever named
-	types  map[string]numbered // and every type of key
-}
-
-// numbered is a name, once for all who use it, and its number in the keyspace.
-type numbered struct {
-	name   string
-	number uint32
-}
-
-func number(names map[string]numbered, name string) numbered {
-	n, ok := names[name]
-	if !ok {
-		n = numbered{strings.Clone(name), uint32(len(names))}
-		names[n.name] = n
-	}
-	return n
-}
-
-// scope returns the keyspace's own copy of the name and its number. Writer only.
-func (s *Keyspace) scope(name string) (string, uint32) {
-	n := number(s.scopes, name)
-	return n.name, n.number
+	named  bool      // by an event of its own, of a tenant or of a key
+	scopes numbering // of the definition, of roles and of keys
+	types  numbering // of the definition and of kinds, which stay
 }
 
 func newKeyspace(id events.KeyspaceID) *Keyspace {
-	s := &Keyspace{ID: id, scopes: map[string]numbered{}, types: map[string]numbered{}}
+	s := &Keyspace{ID: id}
 	s.formal.Store(true) // no key yet
 	s.rules.Store(s.compile(0))
 	return s
+}
+
+// rule puts the rules, which s has compiled, into force.
+func (s *Keyspace) rule(r *Rules) {
+	old := s.rules.Load()
+	s.rules.Store(r)
+	for i := range old.Definition.Scopes {
+		s.scopes.drop(old.Definition.Scopes[i].Name)
+	}
+	for i := range old.Definition.KeyTypes {
+		s.types.drop(old.Definition.KeyTypes[i].Name)
+	}
 }
 
 // Rules returns the current definition, made ready for use; never nil.
@@ -78,7 +69,7 @@ func (s *Keyspace) define(r *events.Recorded) error {
 	if !rules.Checksums || !sameForms(s.Definition(), &rules.Definition) {
 		s.formal.Store(false)
 	}
-	s.rules.Store(rules)
+	s.rule(rules)
 	return nil
 }
 
@@ -126,8 +117,7 @@ func (s *Keyspace) compile(version uint64) *Rules {
 	implied := map[string][]string{}
 	for i := range r.Definition.Scopes {
 		d := &r.Definition.Scopes[i]
-		_, n := s.scope(d.Name)
-		r.scopes[d.Name] = &scopeRule{name: d.Name, level: r.ScopeLevel(d.Name), number: n}
+		r.scopes[d.Name] = &scopeRule{name: d.Name, level: r.ScopeLevel(d.Name), number: s.scopes.hold(d.Name).number}
 		implied[d.Name] = d.Implies
 	}
 	for _, by := range r.scopes {
@@ -146,7 +136,7 @@ func (s *Keyspace) compile(version uint64) *Rules {
 	slices.SortFunc(r.sorted, func(a, b *scopeRule) int { return strings.Compare(a.name, b.name) })
 	for i := range r.Definition.KeyTypes {
 		d := &r.Definition.KeyTypes[i]
-		n := number(s.types, d.Name).number
+		n := s.types.hold(d.Name).number
 		for int(n) >= len(r.types) {
 			r.types = append(r.types, typeRule{})
 		}

@@ -110,7 +110,7 @@ func (v *Keys) Still(version uint64, k *Key) bool {
 // byDigest returns the slot of the key whose secret has the digest.
 func (v *Keys) byDigest(d *events.Digest) (uint32, bool) {
 	want := words(d)
-	for at := v.digests.probe(want[0]); ; {
+	for at := v.digests.probe(hashDigest(&want)); ; {
 		slot, ok := at.next()
 		if !ok || v.records.at(slot).digest == want {
 			return slot, ok
@@ -121,7 +121,7 @@ func (v *Keys) byDigest(d *events.Digest) (uint32, bool) {
 // byID returns the slot of the key with the id.
 func (v *Keys) byID(id *events.KeyID) (uint32, bool) {
 	want := idWords(id)
-	for at := v.ids.probe(hashID(id)); ; {
+	for at := v.ids.probe(hashID(&want)); ; {
 		slot, ok := at.next()
 		if !ok || v.records.at(slot).id == want {
 			return slot, ok
@@ -231,8 +231,7 @@ func (v *Keys) update(slot uint32, old *whole, was, is *events.Key) {
 	kept.rev, kept.head, kept.turned = uint32(is.Rev), [11]byte(is.Head[:11]), !is.RotatedTo.IsZero()
 	r := v.records.at(slot)
 	if is.ExpiresAt != was.ExpiresAt {
-		r.expires.Store(int64(is.ExpiresAt))
-		return
+		r.expires.Store(int64(is.ExpiresAt)) // and nothing below, by events.Key.Next
 	}
 	before := termsOf(old.state)
 	now := before

@@ -122,7 +122,7 @@ func (d *keysDecoder) keyspace() {
 		return
 	}
 	s.named = true
-	s.rules.Store(s.compile(uint64(s.state.Seq)))
+	s.rule(s.compile(uint64(s.state.Seq)))
 	d.spaces = append(d.spaces, s)
 	if s.state.Exists() {
 		d.view.publish(s)

@@ -158,7 +158,7 @@ func (r roleRef) compare(s roleRef) int {
 // byShard orders keys as the table's shards are ordered, so that a view loads them
 // in the order in which it stores them.
 func byShard(a, b whole) int {
-	if c := cmp.Compare(hashDigest(&a.digest), hashDigest(&b.digest)); c != 0 {
+	if c := cmp.Compare(words(&a.digest)[0], words(&b.digest)[0]); c != 0 {
 		return c
 	}
 	return cmp.Or(bytes.Compare(a.digest[:], b.digest[:]), bytes.Compare(a.id[:], b.id[:]))

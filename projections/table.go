@@ -3,6 +3,7 @@ package projections
 import (
 	"encoding/binary"
 	"math/bits"
+	"math/rand/v2"
 	"sync/atomic"
 
 	"github.com/keytrail/keytrail/events"
@@ -31,6 +32,7 @@ type table[R any] struct {
 const (
 	shardBits  = 10
 	shardCount = 1 << shardBits
+	shardMask  = (shardCount - 1) << (64 - shardBits) // of a hash
 	lineSlots  = 7
 )
 
@@ -41,12 +43,37 @@ type line[R any] struct {
 	records [lineSlots]atomic.Pointer[R]
 }
 
-// hashDigest takes the digest's own first bits: SHA-256 is uniform.
-func hashDigest(d *events.Digest) uint64 { return binary.LittleEndian.Uint64(d[:8]) }
+// hashSeed is drawn by each process. Digests come from outside: an import names them, and
+// the id follows from the digest. Who does not know the seed cannot choose many that
+// collide, which would slow down every view.
+var hashSeed = [4]uint64{rand.Uint64(), rand.Uint64(), rand.Uint64(), rand.Uint64()}
 
-// hashID mixes a ULID, whose bits are a clock and often a counter.
-func hashID(id *events.KeyID) uint64 {
-	hi, lo := bits.Mul64(binary.LittleEndian.Uint64(id[:8])^0x9e3779b97f4a7c15, binary.LittleEndian.Uint64(id[8:])^0xbf58476d1ce4e5b9)
+// hashDigest mixes the words of a digest that a record has. The shard is still the
+// digest's own first bits: so a snapshot has the keys in the order of the shards of every
+// process (P10). All keys in one shard cost a pause when it grows, and no more.
+func hashDigest(d *[3]uint64) uint64 {
+	h := spread(fold64(d[0]^hashSeed[0], d[1]^hashSeed[1]) ^ fold64(d[2]^hashSeed[2], hashSeed[3]))
+	return d[0]&shardMask | h&^shardMask
+}
+
+// hashWhole is hashDigest of all of a digest.
+func hashWhole(d *events.Digest) uint64 {
+	w := words(d)
+	return hashDigest(&w) ^ spread(fold64(binary.LittleEndian.Uint64(d[24:])^hashSeed[2], hashSeed[0]))&^shardMask
+}
+
+func hashID(id *[2]uint64) uint64 { return spread(fold64(id[0]^hashSeed[0], id[1]^hashSeed[1])) }
+
+func hashKeyID(id *events.KeyID) uint64 {
+	w := idWords(id)
+	return hashID(&w)
+}
+
+// spread breaks the pattern that one multiplication makes of numbers in a row.
+func spread(h uint64) uint64 { return fold64(h, 0x9e3779b97f4a7c15) }
+
+func fold64(a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a, b)
 	return hi ^ lo
 }
 

@@ -13,7 +13,7 @@ func TestTable(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, spread := range []uint64{1 << 63, 7} { // uniform; or a handful of hashes for all
 		table := &table[events.Digest]{}
-		table.hash = func(k *events.Digest) uint64 { return hashDigest(k) % spread }
+		table.hash = func(k *events.Digest) uint64 { return hashWhole(k) % spread }
 		find := func(k *events.Digest) *events.Digest {
 			if p := table.slot(table.hash(k), func(o *events.Digest) bool { return *o == *k }); p != nil {
 				return p.Load()
@@ -57,7 +57,7 @@ func TestHashID(t *testing.T) {
 	var id events.KeyID
 	for i := range 100 * shardCount {
 		id[13], id[14], id[15] = byte(i>>16), byte(i>>8), byte(i)
-		counts[shardOf(hashID(&id))]++
+		counts[shardOf(hashKeyID(&id))]++
 	}
 	for i, n := range counts {
 		if n < 40 || n > 200 {

@@ -279,18 +279,20 @@ func (v *Keys) scopeSet(space *Keyspace, names []string) *scopeSet {
 	}
 	own := &scopeSet{space: space, names: make([]string, len(names))}
 	for i, name := range names {
-		var number uint32
-		own.names[i], number = space.scope(name)
-		own.bits.add(number)
+		n := space.scopes.hold(name)
+		own.names[i] = n.name
+		own.bits.add(n.number)
 	}
 	own.n = v.scopeSets.add(own)
 	return own
 }
 
 // dropScopes takes back one use of the set, which may be nil.
-func (v *Keys) dropScopes(s *scopeSet) {
-	if s != nil {
-		v.scopeSets.drop(s.n)
+func (s *shared) dropScopes(set *scopeSet) {
+	if set != nil && s.scopeSets.drop(set.n) {
+		for _, name := range set.names {
+			set.space.scopes.drop(name)
+		}
 	}
 }
 
@@ -379,9 +381,7 @@ func (s *shared) release(n uint32) {
 	if !s.terms.drop(n) {
 		return
 	}
-	if t.scopes != nil {
-		s.scopeSets.drop(t.scopes.n)
-	}
+	s.dropScopes(t.scopes)
 	if t.roles != nil && s.roleSets.drop(t.roles.n) {
 		for _, r := range t.roles.list {
 			*r.in = slices.DeleteFunc(*r.in, func(in *roleSet) bool { return in == t.roles })

@@ -490,6 +490,29 @@ func checkPools(t rapid.TB, v *Keys) {
 			}
 		}
 	}
+	for _, s := range *v.spaces.Load() {
+		scopes, types := map[string]uint32{}, map[string]uint32{}
+		for i := range s.Definition().Scopes {
+			scopes[s.Definition().Scopes[i].Name]++
+		}
+		for i := range s.Definition().KeyTypes {
+			types[s.Definition().KeyTypes[i].Name]++
+		}
+		for ref := range v.kindsBy {
+			if ref.space == s {
+				types[ref.keyType]++
+			}
+		}
+		for _, set := range v.scopeSets.all {
+			if set.space == s {
+				for _, name := range set.names {
+					scopes[name]++
+				}
+			}
+		}
+		sameNames(t, "scopes", s.scopes, scopes)
+		sameNames(t, "types", s.types, types)
+	}
 	sameUse(t, "sets of scopes", v.scopeSets, sets)
 	sameUse(t, "sets of roles", v.roleSets, roleSets)
 	sameUse(t, "resources", v.resources, lists)
@@ -509,4 +532,17 @@ func sameUse[V any](t rapid.TB, what string, p *pool[V], want map[uint32]int) {
 	if p.len() != len(want) {
 		t.Fatalf("%s: %d, want %d", what, p.len(), len(want))
 	}
+}
+
+func sameNames(t rapid.TB, what string, m numbering, want map[string]uint32) {
+	t.Helper()
+	got, numbers := map[string]uint32{}, map[uint32]bool{}
+	for name, n := range m.names {
+		got[name], numbers[n.number] = n.uses, true
+	}
+	for _, n := range m.free {
+		numbers[n] = true
+	}
+	equal(t, what, got, want)
+	equal(t, "numbers of "+what, len(numbers), len(m.names)+len(m.free))
 }
