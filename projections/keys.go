@@ -13,6 +13,7 @@ import (
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/input"
 	"github.com/keytrail/keytrail/events/keyspace"
+	"github.com/keytrail/keytrail/internal/seam"
 )
 
 // Keys is the verifier's view: every key there ever was by its digest, in some 110
@@ -239,6 +240,7 @@ func (v *Keys) applyKeyspace(r *events.Recorded) error {
 		delete(v.undefined, id)
 		v.publish(s)
 	}
+	seam.At()
 	v.version.Add(1)
 	return nil
 }
@@ -319,6 +321,7 @@ func (v *Keys) applyRole(r *events.Recorded) error {
 	}
 	own.chain, own.deleted = next.Chain, next.Deleted
 	v.give(own, v.scopeSet(space, next.Scopes))
+	seam.At()
 	v.version.Add(1)
 	return nil
 }
@@ -352,6 +355,7 @@ func (v *Keys) applyTenant(r *events.Recorded) error {
 	}
 	t.state = &next
 	t.limit.Store(next.Limit)
+	seam.At()
 	v.version.Add(1)
 	return nil
 }

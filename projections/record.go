@@ -7,6 +7,7 @@ import (
 	"unsafe"
 
 	"github.com/keytrail/keytrail/events"
+	"github.com/keytrail/keytrail/internal/seam"
 )
 
 // record is what the view holds of one key and a reader needs: one cache line without
@@ -68,8 +69,11 @@ func (v *Keys) read(slot uint32, k *Key) {
 	r := v.records.at(slot)
 	for {
 		k.state = r.state.Load()
+		seam.At()
 		k.ExpiresAt = events.Time(r.expires.Load())
+		seam.At()
 		k.terms = v.terms.get(termsOf(k.state))
+		seam.At()
 		if r.state.Load() == k.state {
 			break // so the number of the terms still meant these
 		}
@@ -80,8 +84,11 @@ func (v *Keys) read(slot uint32, k *Key) {
 	k.Whole = v.tenants.at(tenant)
 	k.Tenant = k.Whole.ID
 	k.Slot, k.TenantSlot = Slot(slot), Slot(tenant)
+	seam.At()
 	k.given = k.terms.given()
+	seam.At()
 	k.Rules = k.Space.Rules()
+	seam.At()
 }
 
 // Version counts the events applied of keyspaces, roles and tenants: of what keys share.
@@ -98,12 +105,14 @@ func (v *Keys) Version() uint64 { return v.version.Load() }
 // it belongs to the moment when k was read, and what was read after it to the moment of
 // this call, if k is the same by now.
 func (v *Keys) Still(version uint64, k *Key) bool {
+	seam.At()
 	if k.Exists() {
 		r := v.records.at(uint32(k.Slot))
 		if r.state.Load() != k.state || events.Time(r.expires.Load()) != k.ExpiresAt {
 			return false
 		}
 	}
+	seam.At()
 	return v.version.Load() == version
 }
 
@@ -244,6 +253,7 @@ func (v *Keys) update(slot uint32, old *whole, was, is *events.Key) {
 		return
 	}
 	r.state.Store(newState(now, old.state>>statusBits+1, status))
+	seam.At()
 	if now != before {
 		v.release(before)
 	}

@@ -3,6 +3,7 @@ package verifier
 import (
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/keyspace"
+	"github.com/keytrail/keytrail/internal/seam"
 	"github.com/keytrail/keytrail/projections"
 )
 
@@ -16,6 +17,7 @@ func (n *Node) recheck(req *Request, granted *events.Principal) error {
 	var g *keyspace.Compiled
 	for {
 		version := n.cfg.View.Version()
+		seam.At()
 		g, d.Reason = find(n.cfg.View, nil, req, &d.Key)
 		switch key := &d.Key; {
 		case n.stale(&b, req, g.Staleness, now):

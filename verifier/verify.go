@@ -8,6 +8,7 @@ import (
 
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/keyspace"
+	"github.com/keytrail/keytrail/internal/seam"
 	"github.com/keytrail/keytrail/projections"
 )
 
@@ -75,7 +76,9 @@ func decide(d *Decision, view *projections.Keys, buckets *Buckets, req *Request,
 	var v verdict
 	for {
 		version := view.Version()
+		seam.At()
 		d.Seq = view.At()
+		seam.At()
 		g, reason := find(view, buckets, req, &d.Key)
 		if d.Key.Exists() {
 			m.find(buckets, g, &d.Key)
@@ -136,6 +139,7 @@ func find(view *projections.Keys, buckets *Buckets, req *Request, key *projectio
 	if req.Keyspace != "" {
 		if space = view.Keyspace(req.Keyspace); space != nil {
 			rules := space.Rules()
+			seam.At()
 			if g = &rules.Compiled; secret != "" && space.WrongChecksum(rules, secret) {
 				return g, events.ReasonKeyMalformed
 			}
@@ -144,6 +148,7 @@ func find(view *projections.Keys, buckets *Buckets, req *Request, key *projectio
 	if secret == "" {
 		return g, events.ReasonKeyMissing
 	}
+	seam.At()
 	if slot, ok := view.Find(req.Secret.Digest()); ok {
 		if buckets != nil {
 			buckets.keys.touch(slot)
@@ -236,6 +241,7 @@ func checkInOrder(g *keyspace.Compiled, key *projections.Key, req *Request, now 
 func holds(view *projections.Keys, req *Request, now events.Time) bool {
 	for {
 		version := view.Version()
+		seam.At()
 		var key projections.Key
 		g, _ := find(view, nil, req, &key)
 		ok := key.Exists() && !(req.Insecure && g.HTTPSOnly) && state(&key, now) == events.ReasonOK &&
