@@ -3,6 +3,7 @@ package projections
 import (
 	"math"
 	"sync/atomic"
+	"unsafe"
 )
 
 // arena is a growing array with one writer and any number of readers that take no
@@ -11,10 +12,16 @@ import (
 // reader has its number from a place that was stored after the element was.
 type arena[T any] struct {
 	chunks atomic.Pointer[[]*[chunkLen]T]
-	n      uint32 // elements; owned by the writer
+
+	// Owned by the writer.
+	n     uint32        // elements
+	spare [][chunkLen]T // chunks of the last block that are not in use yet
 }
 
 const chunkLen = 1024
+
+// manyBytes is how large a block of chunks is at least that large pages are worth.
+const manyBytes = 256 << 10
 
 // mostOfAKind leaves room for all that one event can bring.
 const mostOfAKind = math.MaxUint32 - 1<<16
@@ -30,10 +37,29 @@ func (a *arena[T]) add() (uint32, *T) {
 			chunks = *old
 		}
 		// No reader looks behind the end that it knows.
-		chunks = append(chunks, new([chunkLen]T))
+		if len(a.spare) == 0 {
+			a.block(min(len(chunks)/4, 64))
+		}
+		chunks = append(chunks, &a.spare[0])
+		a.spare = a.spare[1:]
 		a.chunks.Store(&chunks)
 	}
 	i := a.n
 	a.n++
 	return i, a.at(i)
+}
+
+// reserve makes room for n elements more. Writer only.
+func (a *arena[T]) reserve(n int) {
+	if len(a.spare) == 0 {
+		a.block((n + chunkLen - 1) / chunkLen)
+	}
+}
+
+// block makes chunks that lie side by side, one at least.
+func (a *arena[T]) block(chunks int) {
+	a.spare = make([][chunkLen]T, max(chunks, 1))
+	if size := uintptr(len(a.spare)) * unsafe.Sizeof(a.spare[0]); size >= manyBytes {
+		adviseHuge(unsafe.Pointer(&a.spare[0]), size)
+	}
 }

@@ -1,6 +1,9 @@
 package projections
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+	"unsafe"
+)
 
 // index is a hash index with one writer and any number of readers that take no lock
 // (P1): from a hash to the numbers of the elements of an arena that have it.
@@ -21,6 +24,7 @@ type index struct {
 	shards [shardCount]atomic.Pointer[[]atomic.Uint64]
 	counts [shardCount]uint32          // owned by the writer
 	hash   func(element uint32) uint64 // what the table is ordered by; writer only
+	spare  []atomic.Uint64             // of the last block of words; owned by the writer
 }
 
 // word is what the index holds of an element: the low 31 bits of its hash as a tag and
@@ -85,7 +89,7 @@ func seat(words []atomic.Uint64, h uint64, element uint32) {
 
 // grow publishes the shard with room for more.
 func (x *index) grow(n uint64, room int) []atomic.Uint64 {
-	bigger := make([]atomic.Uint64, room)
+	bigger := x.words(room)
 	if s := x.shards[n].Load(); s != nil {
 		for i := range *s {
 			if w := (*s)[i].Load(); w != 0 {
@@ -95,6 +99,21 @@ func (x *index) grow(n uint64, room int) []atomic.Uint64 {
 	}
 	x.shards[n].Store(&bigger)
 	return bigger
+}
+
+// words returns so many free words. Shards that are large lie side by side, 64 together:
+// those grow at about the same time, so the block does not stay long after that.
+func (x *index) words(n int) []atomic.Uint64 {
+	if n*8*64 < manyBytes {
+		return make([]atomic.Uint64, n)
+	}
+	if len(x.spare) < n {
+		x.spare = make([]atomic.Uint64, n*64)
+		adviseHuge(unsafe.Pointer(&x.spare[0]), uintptr(len(x.spare))*8)
+	}
+	words := x.spare[:n:n]
+	x.spare = x.spare[n:]
+	return words
 }
 
 // reserve makes room for n elements, and for the shards that get more than their share.

@@ -61,3 +61,25 @@ func TestIndex(t *testing.T) {
 		}
 	}
 }
+
+// An arena keeps every element where it is, over all sizes of its blocks.
+func TestArena(t *testing.T) {
+	var a arena[uint64]
+	var places []*uint64
+	for i := range uint32(400 * chunkLen) {
+		if i == 100*chunkLen {
+			a.reserve(50*chunkLen + 1)
+		}
+		n, e := a.add()
+		if n != i || *e != 0 {
+			t.Fatalf("element %d is the next after %d, and holds %d", n, i, *e)
+		}
+		*e = uint64(i) + 1
+		places = append(places, e)
+	}
+	for i, e := range places {
+		if a.at(uint32(i)) != e || *e != uint64(i)+1 {
+			t.Fatalf("element %d is elsewhere, or another's", i)
+		}
+	}
+}

@@ -105,9 +105,21 @@ func (k *Key) AllowsResource(r events.Resource) bool {
 	if k.terms.resources == nil || r.IsZero() {
 		return true
 	}
-	_, ok := slices.BinarySearchFunc(k.terms.resources.list, r, events.CompareResources)
+	list := k.terms.resources.list
+	if len(list) <= fewResources {
+		for i := range list {
+			if list[i].ID == r.ID && list[i].Kind == r.Kind {
+				return true
+			}
+		}
+		return false
+	}
+	_, ok := slices.BinarySearchFunc(list, r, events.CompareResources)
 	return ok
 }
+
+// fewResources is up to where comparing one by one is faster than to search.
+const fewResources = 8
 
 // AllowsAddr reports whether the key may be used from a. Without an allowlist it
 // may be used from anywhere, even from an unknown address; with one, an invalid

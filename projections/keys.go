@@ -16,7 +16,7 @@ import (
 	"github.com/keytrail/keytrail/internal/seam"
 )
 
-// Keys is the verifier's view: every key there ever was by its digest, in some 110
+// Keys is the verifier's view: every key there ever was by its digest, in some 120
 // bytes a key, with reads that take no lock (P1). What a key shares with no other (the
 // only key of its tenant, a role, restriction or allowlist of its own) comes on top,
 // some 70 to 200 bytes each. It implements events.Follower; Apply and Fresh belong to

@@ -368,3 +368,26 @@ func TestMetrics(t *testing.T) {
 		"keytrail_snapshot_age_seconds": 0, "keytrail_snapshot_position": 2, "keytrail_snapshot_failures_total": 0,
 	})
 }
+
+// A key reaches just the resources that are listed, however many there are.
+func TestAllowsResource(t *testing.T) {
+	for n := range 2*fewResources + 2 {
+		var list []events.Resource
+		for i := range n {
+			list = append(list, events.Resource{Kind: []string{"division", "project"}[i%2], ID: fmt.Sprint("r", i)})
+		}
+		slices.SortFunc(list, events.CompareResources)
+		k := &Key{terms: &terms{}}
+		if n > 0 {
+			k.terms.resources = &resources{list: list}
+		}
+		for i := range 2*fewResources + 3 {
+			for at, kind := range []string{"division", "project"} {
+				want := n == 0 || i < n && i%2 == at
+				if got := k.AllowsResource(events.Resource{Kind: kind, ID: fmt.Sprint("r", i)}); got != want {
+					t.Errorf("of %d resources a key reaches %s r%d: %v", n, kind, i, got)
+				}
+			}
+		}
+	}
+}

@@ -88,6 +88,7 @@ func (d *keysDecoder) decode(log events.LogID) error {
 		case recKey:
 			d.key()
 			if v := d.view; v.Len() == firstReserved { // growing step by step would cost a third of the load
+				v.records.reserve(int(min(keys, mostReserved)) - firstReserved)
 				v.digests.reserve(int(min(keys, mostReserved)))
 				v.ids.reserve(int(min(keys, mostReserved)))
 			}

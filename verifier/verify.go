@@ -149,7 +149,9 @@ func find(view *projections.Keys, buckets *Buckets, req *Request, key *projectio
 		return g, events.ReasonKeyMissing
 	}
 	seam.At()
-	if slot, ok := view.Find(req.Secret.Digest()); ok {
+	slot, ok := view.Find(req.Secret.Digest())
+	seam.At()
+	if ok {
 		if buckets != nil {
 			buckets.keys.touch(slot)
 		}
