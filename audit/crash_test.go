@@ -130,7 +130,7 @@ func (p pureUses) batch(seq events.Seq) (events.UseBatch, events.Time) {
 		b.Kind = events.BatchSuppressed
 		for left := epochCount(j); left > 0; {
 			n := min(left, uint64(7))
-			b.Tallies = append(b.Tallies, events.Tally{Time: stored - events.Time(left), Keyspace: "ks-1", Reason: events.ReasonKeyUnknown, Count: n})
+			b.Tallies = append(b.Tallies, events.Tally{Time: stored - events.Time(left), Until: stored, Block: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2}), 24), Keyspace: "ks-1", Reason: events.ReasonKeyUnknown, Count: n})
 			left -= n
 		}
 	case 39:
@@ -463,7 +463,7 @@ func checkTruth(t *testing.T, conn driver.Conn, seed uint64) {
 		n := uint64(len(b.Uses)) + b.Count
 		for _, c := range b.Tallies {
 			n += c.Count
-			wantTallies = append(wantTallies, line(seq, int64(stored), b.Node, b.Epoch, int64(c.Time), c.Keyspace, c.Reason, c.Count))
+			wantTallies = append(wantTallies, line(seq, int64(stored), b.Node, b.Epoch, int64(c.Time), int64(c.Until), "::ffff:"+c.Block.Addr().String(), 96+c.Block.Bits(), c.Keyspace, c.Reason, c.Count))
 		}
 		wantBatches = append(wantBatches, line(seq, int64(stored), b.Node, b.Epoch, []string{"", "uses", "open", "close", "gap", "suppressed"}[b.Kind], b.First, n, b.Note))
 		for i, u := range b.Uses {
@@ -503,7 +503,7 @@ func checkTruth(t *testing.T, conn driver.Conn, seed uint64) {
 	compare(t, conn, "use_batches", wantBatches, `SELECT arrayStringConcat([toString(seq), toString(toUnixTimestamp64Milli(stored)), node, toString(epoch), toString(kind),
 		toString(first), toString(count), note], char(1)) FROM use_batches ORDER BY seq`)
 	compare(t, conn, "use_suppressed", wantTallies, `SELECT arrayStringConcat([toString(seq), toString(toUnixTimestamp64Milli(stored)), node, toString(epoch),
-		toString(toUnixTimestamp64Milli(time)), keyspace, reason, toString(n)], char(1)) FROM use_suppressed ORDER BY seq, time`)
+		toString(toUnixTimestamp64Milli(time)), toString(toUnixTimestamp64Milli(until)), toString(block), toString(block_bits), keyspace, reason, toString(n)], char(1)) FROM use_suppressed ORDER BY seq, time`)
 	var wantEvents []string
 	for _, stream := range []events.Stream{events.Lifecycle, events.Reads} {
 		for _, r := range newPureLog(seed, stream).records {

@@ -33,10 +33,11 @@
 //	A8  Reading the record is on the record first: a read that cannot be written
 //	    down in the log is refused.
 //	A9  Every use counts in every rollup, so the rollups add up to the raw rows.
+//	    Uses of unknown keys that a node only counted are in use_suppressed, which
+//	    the counts per hour and day add, and the blocks; a listing of uses says how many
+//	    more there are.
 //	A10 An answer about uses says what the ledger lacks in the time asked for.
 //	A11 How an export ended is on the record before its last byte.
-//	    Uses of unknown keys that a node only counted are in use_suppressed, which
-//	    the counts per hour and day add.
 //	A12 The copy carries a head: the tree over all events that were copied stands on
 //	    the last row of each insert. It is compared, at the start and from then on,
 //	    with what the process has followed by itself, and that with the floor. So an

@@ -67,6 +67,13 @@ func (s *Store) NewExport(ctx context.Context, scope Scope, f *Filter, format Fo
 		e.Notes, err = s.Notes(ctx, scope, f)
 	}
 	if err == nil && f.kind == KindUses {
+		var note string
+		if note, err = s.countedNote(ctx, scope, f); err != nil {
+			return nil, err
+		}
+		if note != "" {
+			e.Notes = append(e.Notes, note)
+		}
 		var g events.Gaps
 		if g, err = s.Gaps(ctx, f); g.Count > 0 {
 			e.Gaps = &g

@@ -24,6 +24,7 @@ const (
 	KindEvents Kind = "events" // the trail
 	KindUses   Kind = "uses"   // the ledger
 	KindUsage  Kind = "usage"  // counts of the ledger
+	KindBlocks Kind = "blocks" // where uses of unknown keys came from
 )
 
 // fields are the filters of each kind, by their names at the endpoint. request_id is
@@ -31,6 +32,7 @@ const (
 var fields = map[Kind][]string{
 	KindEvents: {"actor", "from", "ip", "key", "keyspace", "request_id", "tenant", "to", "type"},
 	KindUses:   {"endpoint", "from", "ip", "key", "keyspace", "node", "outcome", "reason", "request_id", "scope", "tenant", "to"},
+	KindBlocks: {"from", "ip", "keyspace", "node", "reason", "to"},
 	KindUsage:  {"from", "key", "keyspace", "per", "tenant", "to"},
 }
 

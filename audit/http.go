@@ -62,6 +62,7 @@ func (d *Handler) Routes(mux *http.ServeMux, auth api.Authenticator) {
 	question(KindEvents, d.events)
 	question(KindUses, d.uses)
 	question(KindUsage, d.usage)
+	question(KindBlocks, d.blocks)
 	handle(api.Endpoint{Pattern: "POST /v1/audit/exports", Scope: events.ScopeAuditExport, Body: api.RequiredBody}, d.export)
 	handle(api.Endpoint{Pattern: "GET /v1/audit/exports/{id}", Scope: events.ScopeAuditExport}, d.manifest)
 }
@@ -106,6 +107,21 @@ func (d *Handler) uses(w http.ResponseWriter, r *api.Request) error {
 			views[i] = viewUse(&rows[i])
 		}
 		out.Data, out.rows = views, len(views)
+		if err == nil && p.After == nil {
+			err = out.note(d.cfg.Store.countedNote(ctx, scope, f))
+		}
+		return next, err
+	})
+}
+
+func (d *Handler) blocks(w http.ResponseWriter, r *api.Request) error {
+	return d.page(w, r, KindBlocks, func(ctx context.Context, scope Scope, f *Filter, p Page, out *list) (*Cursor, error) {
+		rows, next, err := d.cfg.Store.Blocks(ctx, scope, f, p)
+		views := make([]BlockView, len(rows))
+		for i := range rows {
+			views[i] = viewBlock(&rows[i])
+		}
+		out.Data, out.rows = views, len(views)
 		return next, err
 	})
 }
@@ -127,7 +143,7 @@ func (d *Handler) usage(w http.ResponseWriter, r *api.Request) error {
 	})
 }
 
-// page is what the three questions have in common.
+// page is what the questions have in common.
 func (d *Handler) page(w http.ResponseWriter, r *api.Request, kind Kind,
 	read func(context.Context, Scope, *Filter, Page, *list) (*Cursor, error)) error {
 	who := &r.Who
@@ -168,9 +184,11 @@ func (d *Handler) page(w http.ResponseWriter, r *api.Request, kind Kind,
 		out.Gaps = &g
 	}
 	if p.After == nil && out.rows == 0 {
-		if out.Notes, err = d.cfg.Store.Notes(ctx, scope, &f); err != nil {
+		notes, err := d.cfg.Store.Notes(ctx, scope, &f)
+		if err != nil {
 			return err
 		}
+		out.Notes = append(out.Notes, notes...)
 	}
 	if next != nil {
 		next.walk = walk

@@ -173,6 +173,16 @@ func TestEndpoint(t *testing.T) {
 		t.Errorf("usage: %+v", a)
 	}
 
+	a = get("root", "/v1/audit/blocks?limit=2")
+	for _, b := range a.Data {
+		if b["count"] == 0.0 || b["recorded"] != b["count"] || b["block"] == nil || b["first"] == nil || b["last"] == nil {
+			t.Errorf("block: %v", b)
+		}
+	}
+	if len(a.Data) == 0 {
+		t.Error("no blocks")
+	}
+
 	// Reading is on the record, first things first, one history per reader; pages
 	// after the first are of the same walk.
 	var kinds []string
@@ -183,7 +193,7 @@ func TestEndpoint(t *testing.T) {
 		}
 		kinds = append(kinds, d.Kind)
 	}
-	if want := []string{"events", "uses", "usage"}; !slices.Equal(kinds, want) {
+	if want := []string{"events", "uses", "usage", "blocks"}; !slices.Equal(kinds, want) {
 		t.Errorf("recorded %v, want %v", kinds, want)
 	}
 
@@ -231,8 +241,8 @@ func TestEndpoint(t *testing.T) {
 			t.Errorf("%s %s %s: %d %v, want %d %v\n%s", c.method, c.path, c.body, resp.StatusCode, names, c.status, c.fields, body)
 		}
 	}
-	if n := len(f.log.Reads().Records()); n != before+3 {
-		t.Errorf("%d questions that were refused are on the record as asked", n-before-3)
+	if n := len(f.log.Reads().Records()); n != before+4 {
+		t.Errorf("%d questions that were refused are on the record as asked", n-before-4)
 	}
 }
 
@@ -453,7 +463,7 @@ func downStore(t testing.TB) *Store {
 func TestEndpointWhenClickHouseIsDown(t *testing.T) {
 	log := logtest.New(t)
 	srv := serveEndpoint(t, downStore(t), log)
-	for _, c := range [][3]string{{"GET", "/v1/audit/events", ""}, {"GET", "/v1/audit/uses", ""}, {"GET", "/v1/audit/usage", ""},
+	for _, c := range [][3]string{{"GET", "/v1/audit/events", ""}, {"GET", "/v1/audit/uses", ""}, {"GET", "/v1/audit/usage", ""}, {"GET", "/v1/audit/blocks", ""},
 		{"POST", "/v1/audit/exports", `{"kind":"events","format":"jsonl"}`}} {
 		resp, body := call(t, srv, "root", c[0], c[1], c[2])
 		if resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" || strings.Contains(body, "hunter2") {

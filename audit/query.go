@@ -87,10 +87,14 @@ func (q *query) filtered(f *Filter) *query {
 	if f.RequestID != "" {
 		q.and("request_id = {request_id:String}", "request_id", f.RequestID)
 	}
-	if f.IP.IsValid() {
+	switch {
+	case f.IP.IsValid() && q.table == suppressed:
+		q.fromBlocks(f.IP)
+	case f.IP.IsValid():
 		q.from(f.IP)
-	}
-	if f.IPUnknown {
+	case f.IPUnknown && q.table == suppressed:
+		q.and("(NOT block_known OR block_bits = 0)")
+	case f.IPUnknown:
 		q.and("NOT ip_known")
 	}
 	switch f.Outcome {

@@ -439,9 +439,9 @@ func TestSuppressedUsesAreCounted(t *testing.T) {
 	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchUses, First: 1, Uses: []events.Use{
 		use(start, "scribe", "acme", keyID(1), events.ReasonOK, ""), use(start, "scribe", "", events.KeyID{}, events.ReasonKeyUnknown, "")}})
 	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchSuppressed, First: 3, Tallies: []events.Tally{
-		{Time: start, Keyspace: "scribe", Reason: events.ReasonKeyUnknown, Count: 1000},
-		{Time: start.Add(time.Hour), Keyspace: "scribe", Reason: events.ReasonKeyUnknown, Count: 30},
-		{Time: start, Reason: events.ReasonKeyMissing, Count: 7}}})
+		{Time: start, Until: start, Keyspace: "scribe", Reason: events.ReasonKeyUnknown, Count: 1000},
+		{Time: start.Add(time.Hour), Until: start.Add(time.Hour), Keyspace: "scribe", Reason: events.ReasonKeyUnknown, Count: 30},
+		{Time: start, Until: start, Reason: events.ReasonKeyMissing, Count: 7}}})
 	waitCopied(t, s, log)
 	for _, c := range []struct {
 		who   *events.Principal

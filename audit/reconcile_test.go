@@ -1,8 +1,10 @@
 package audit
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 
@@ -13,7 +15,8 @@ import (
 func TestReconcileFinds(t *testing.T) {
 	f := newFixture(t)
 	publish(t, f.log, events.UseBatch{Node: f.node, Epoch: 7, Kind: events.BatchSuppressed, First: f.n, Tallies: []events.Tally{
-		{Time: f.clock.get(), Keyspace: "scribe", Reason: events.ReasonKeyUnknown, Count: 5}, {Time: f.clock.get(), Reason: events.ReasonKeyMissing, Count: 6}}})
+		{Time: f.clock.get(), Until: f.clock.get().Add(9 * time.Millisecond), Keyspace: "scribe", Reason: events.ReasonKeyUnknown, Block: netip.MustParsePrefix("198.51.100.0/24"), Count: 5},
+		{Time: f.clock.get(), Until: f.clock.get(), Reason: events.ReasonKeyMissing, Block: events.AnyBlock, Count: 6}}})
 	publish(t, f.log, events.UseBatch{Node: f.node, Epoch: 7, Kind: events.BatchClose, First: f.n + 11})
 	waitCopied(t, f.store, f.log)
 	if r := mustReconcile(t, f.store, f.log); r.Uses != uint64(len(f.uses)) || r.Events != uint64(len(f.log.Records())) || r.Reads != uint64(len(f.log.Reads().Records())) {
@@ -39,6 +42,7 @@ func TestReconcileFinds(t *testing.T) {
 		{"ALTER TABLE uses UPDATE reason = 'ok' WHERE seq = 3 AND n = 32", "uses", "seq 3"},
 		{"DELETE FROM uses WHERE seq = 5 AND n = 100", "uses", "seq 5"},
 		{"ALTER TABLE use_batches UPDATE note = 'x' WHERE seq = 7", "use_batches", "seq 7"},
+		{"ALTER TABLE use_suppressed UPDATE block_bits = 112 WHERE keyspace = 'scribe'", "use_suppressed", "seq 12"},
 		{"ALTER TABLE use_suppressed UPDATE n = 4 WHERE keyspace = 'scribe'", "use_suppressed", "seq 12"},
 		{"INSERT INTO use_hour (keyspace, tenant, hour, reason, month, n, cost, max_seq) SELECT keyspace, tenant, hour, reason, month, 1, 1, 1 FROM use_hour LIMIT 1", "use_hour", "cell"},
 		{"INSERT INTO use_day_key (keyspace, tenant, key_id, day, reason, month, n, cost, max_seq) VALUES ('ks', 't', 'k', '2026-01-31', 'ok', 202601, 1, 1, 1)", "use_day_key", "('ks','t','k'"},

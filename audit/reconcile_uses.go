@@ -1,12 +1,14 @@
 package audit
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"math"
+	"net/netip"
 	"slices"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
@@ -72,7 +74,8 @@ type tallyRow struct {
 	seq, stored uint64
 	node        string
 	epoch       int64
-	time        int64
+	time, until int64
+	block       netip.Prefix
 	keyspace    string
 	reason      string
 	n           uint64
@@ -105,7 +108,7 @@ func (r *Report) compareUses(ctx context.Context, s *Store, log *events.Lineage,
 			wantUses = append(wantUses, UseRow{Use: u, ID: events.UseID{Node: b.Node, Epoch: b.Epoch, N: b.First + uint64(i)}, Seq: m.Seq, Stored: m.Stored})
 		}
 		for _, t := range b.Tallies {
-			wantTallies = append(wantTallies, tallyRow{uint64(m.Seq), uint64(m.Stored), string(b.Node), b.Epoch, int64(t.Time), string(t.Keyspace), t.Reason.String(), t.Count})
+			wantTallies = append(wantTallies, tallyRow{uint64(m.Seq), uint64(m.Stored), string(b.Node), b.Epoch, int64(t.Time), int64(t.Until), t.Block, string(t.Keyspace), t.Reason.String(), t.Count})
 		}
 	}
 	slices.SortFunc(wantTallies, compareTallies)
@@ -149,12 +152,16 @@ func (r *Report) compareUses(ctx context.Context, s *Store, log *events.Lineage,
 	batches.end()
 	q = in("use_suppressed")
 	tallies := matcher[tallyRow]{report: r, table: "use_suppressed", want: wantTallies, seq: func(t *tallyRow) events.Seq { return events.Seq(t.seq) }}
-	err = s.each(ctx, q.selects("seq, toUnixTimestamp64Milli(stored), node, epoch, toUnixTimestamp64Milli(time), keyspace, reason, n", " ORDER BY seq, keyspace, reason, time, n"), q.args,
+	err = s.each(ctx, q.selects("seq, toUnixTimestamp64Milli(stored), node, epoch, toUnixTimestamp64Milli(time), toUnixTimestamp64Milli(until), block, block_bits, block_known, keyspace, reason, n",
+		" ORDER BY seq, keyspace, reason, block_known, block, block_bits, time, until, n"), q.args,
 		func(rows driver.Rows) error {
 			var t tallyRow
 			var stored int64
-			err := rows.Scan(&t.seq, &stored, &t.node, &t.epoch, &t.time, &t.keyspace, &t.reason, &t.n)
-			t.stored = uint64(stored)
+			var ip netip.Addr
+			var bits uint8
+			var known bool
+			err := rows.Scan(&t.seq, &stored, &t.node, &t.epoch, &t.time, &t.until, &ip, &bits, &known, &t.keyspace, &t.reason, &t.n)
+			t.stored, t.block = uint64(stored), blockOf(ip, bits, known)
 			tallies.next(t, err)
 			return nil
 		})
@@ -167,7 +174,16 @@ func (r *Report) compareUses(ctx context.Context, s *Store, log *events.Lineage,
 
 // compareTallies is the order of the rows that are read.
 func compareTallies(a, b tallyRow) int {
-	return cmp.Or(cmp.Compare(a.seq, b.seq), cmp.Compare(a.keyspace, b.keyspace), cmp.Compare(a.reason, b.reason), cmp.Compare(a.time, b.time), cmp.Compare(a.n, b.n))
+	place := func(p netip.Prefix) [18]byte {
+		if !p.IsValid() {
+			return [18]byte{}
+		}
+		ip := p.Addr().As16()
+		return [18]byte(append(append([]byte{1}, ip[:]...), mappedBits(p)))
+	}
+	pa, pb := place(a.block), place(b.block)
+	return cmp.Or(cmp.Compare(a.seq, b.seq), cmp.Compare(a.keyspace, b.keyspace), cmp.Compare(a.reason, b.reason), bytes.Compare(pa[:], pb[:]),
+		cmp.Compare(a.time, b.time), cmp.Compare(a.until, b.until), cmp.Compare(a.n, b.n))
 }
 
 // matcher compares rows in order with what should be there. Of each message it

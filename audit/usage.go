@@ -28,10 +28,6 @@ type usageSource struct {
 
 const msOfTime = "toUnixTimestamp64Milli(time)"
 
-// suppressed are the uses of unknown keys that were only counted. A count stands
-// at the time of its first use.
-const suppressed = "(SELECT keyspace, '' AS tenant, '' AS key_id, time, reason, n FROM use_suppressed)"
-
 // usageSources returns where the counts of the time that the filter asks for come
 // from: rollups for the cells that lie in it whole, and the uses themselves for the
 // edges that From and To cut. A key's hours come from its uses alone: a rollup per

@@ -50,6 +50,28 @@ type UsageView struct {
 	Count   uint64        `json:"count"`
 }
 
+// BlockView is one block as the endpoint shows it.
+type BlockView struct {
+	Block    string            `json:"block"`             // a network; "unknown" = the address is not known; "other" = not told apart
+	Keyspace events.KeyspaceID `json:"keyspace,omitzero"` // absent when the requests named none
+	Reason   events.Reason     `json:"reason"`
+	Count    uint64            `json:"count"`
+	Recorded uint64            `json:"recorded"` // those of them that GET /v1/audit/uses shows
+	First    events.Time       `json:"first"`
+	Last     events.Time       `json:"last"`
+}
+
+func viewBlock(b *Block) BlockView {
+	v := BlockView{Block: b.Block.String(), Keyspace: b.Keyspace, Reason: b.Reason, Count: b.Count, Recorded: b.Recorded, First: b.First, Last: b.Last}
+	switch b.Block {
+	case netip.Prefix{}:
+		v.Block = unknownIP
+	case events.AnyBlock:
+		v.Block = "other"
+	}
+	return v
+}
+
 // list is api.List with how far the copy was.
 type list struct {
 	Data       any          `json:"data"`
@@ -59,4 +81,12 @@ type list struct {
 	Notes      []string     `json:"notes,omitempty"`       // sentences for people, when there is something to know about the answer
 	LastUsedAt events.Time  `json:"last_used_at,omitzero"` // usage of one key only
 	rows       int
+}
+
+// note adds a sentence, unless it is empty.
+func (l *list) note(s string, err error) error {
+	if s != "" {
+		l.Notes = append(l.Notes, s)
+	}
+	return err
 }

@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/ClickHouse/ch-go/proto"
@@ -262,7 +263,11 @@ type useBlock struct {
 	batches              proto.Input
 
 	tSeq, tN           proto.ColUInt64
-	tStored, tTime     proto.ColDateTime64
+	tStored            proto.ColDateTime64
+	tTime, tUntil      proto.ColDateTime64
+	tBlock             proto.ColIPv6
+	tBits              proto.ColUInt8
+	tKnown             proto.ColBool
 	tEpoch             proto.ColInt64
 	tNode, tKeys, tWhy *proto.ColLowCardinality[string]
 	tallies            proto.Input
@@ -272,7 +277,7 @@ type useBlock struct {
 
 func newUseBlock() *useBlock {
 	b := new(useBlock)
-	for _, t := range []*proto.ColDateTime64{&b.storedAt, &b.time, &b.bStored, &b.bSince, &b.bUntil, &b.tStored, &b.tTime} {
+	for _, t := range []*proto.ColDateTime64{&b.storedAt, &b.time, &b.bStored, &b.bSince, &b.bUntil, &b.tStored, &b.tTime, &b.tUntil} {
 		t.WithPrecision(proto.PrecisionMilli)
 	}
 	for _, p := range []**proto.ColLowCardinality[string]{&b.node, &b.keyspace, &b.tenant, &b.reason, &b.scope, &b.resource, &b.endpoint, &b.bNode, &b.tNode, &b.tKeys, &b.tWhy} {
@@ -293,7 +298,9 @@ func newUseBlock() *useBlock {
 	}
 	b.tallies = proto.Input{
 		{Name: "seq", Data: &b.tSeq}, {Name: "stored", Data: &b.tStored}, {Name: "node", Data: b.tNode}, {Name: "epoch", Data: &b.tEpoch},
-		{Name: "time", Data: &b.tTime}, {Name: "keyspace", Data: b.tKeys}, {Name: "reason", Data: b.tWhy}, {Name: "n", Data: &b.tN},
+		{Name: "time", Data: &b.tTime}, {Name: "until", Data: &b.tUntil},
+		{Name: "block", Data: &b.tBlock}, {Name: "block_bits", Data: &b.tBits}, {Name: "block_known", Data: &b.tKnown},
+		{Name: "keyspace", Data: b.tKeys}, {Name: "reason", Data: b.tWhy}, {Name: "n", Data: &b.tN},
 	}
 	return b
 }
@@ -348,10 +355,25 @@ func (b *useBlock) tally(m *events.UseMessage, batch *events.UseBatch) {
 		b.tNode.Append(string(batch.Node))
 		b.tEpoch.Append(batch.Epoch)
 		b.tTime.AppendRaw(proto.DateTime64(t.Time))
+		b.tUntil.AppendRaw(proto.DateTime64(t.Until))
+		b.tBlock.Append(ipv6(t.Block.Addr()))
+		b.tBits.Append(mappedBits(t.Block))
+		b.tKnown.Append(t.Block.IsValid())
 		b.tKeys.Append(string(t.Keyspace))
 		b.tWhy.Append(t.Reason.String())
 		b.tN.Append(t.Count)
 	}
+}
+
+// mappedBits is the length of a prefix as the tables hold its address; 0 for none.
+func mappedBits(p netip.Prefix) uint8 {
+	switch {
+	case !p.IsValid():
+		return 0
+	case p.Addr().Is4():
+		return uint8(96 + p.Bits())
+	}
+	return uint8(p.Bits())
 }
 
 // idText is the text of a key's or a request's id, "" for the zero id, without

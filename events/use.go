@@ -188,7 +188,8 @@ const (
 	BatchClose BatchKind = 3 // the epoch ended in order; First-1 is its last number
 	BatchGap   BatchKind = 4 // Count decisions from number First on were made and lost; 0 = an unknown number, up to the epoch's end
 	// BatchSuppressed says of decisions on keys that are not known how many were
-	// made, by keyspace and reason: beyond its budget a node counts them only.
+	// made, by second, block of addresses, keyspace and reason: beyond its budget a
+	// node counts them only.
 	BatchSuppressed BatchKind = 5
 )
 
@@ -206,15 +207,6 @@ type UseBatch struct {
 	Uses  []Use  // BatchUses only
 
 	Tallies []Tally // BatchSuppressed only: their counts together are the numbers from First on
-}
-
-// Tally counts decisions that were alike and have no record of their own: denials
-// of keys that are not known.
-type Tally struct {
-	Time     Time       // of the first of them
-	Keyspace KeyspaceID // the keyspace that the requests named, "" for none
-	Reason   Reason
-	Count    uint64
 }
 
 // Len returns how many numbers of the epoch the batch accounts for.
@@ -245,7 +237,11 @@ func (b *UseBatch) LastTime() Time {
 	case BatchGap:
 		return b.Until
 	case BatchSuppressed:
-		return b.Tallies[len(b.Tallies)-1].Time
+		last := Time(0)
+		for i := range b.Tallies {
+			last = max(last, b.Tallies[i].Until)
+		}
+		return last
 	}
 	return 0
 }

@@ -38,7 +38,7 @@ const (
 	fResourceKind   protowire.Number = 16
 	fAddr4          protowire.Number = 17
 	fAddr6          protowire.Number = 18
-	fTimes          protowire.Number = 19 // the tallies: fTime, fHolder and fReason beside it
+	fTimes          protowire.Number = 19 // the tallies: fTime, fHolder, fReason and fAddr beside it
 	fTime           protowire.Number = 20 // fTime..fSeq: the uses
 	fHolder         protowire.Number = 21
 	fReason         protowire.Number = 22
@@ -53,16 +53,19 @@ const (
 	fRequestID       protowire.Number = 30
 	fRequestEndpoint protowire.Number = 31
 
-	fSince    protowire.Number = 32
-	fUntil    protowire.Number = 33
-	numFields                  = 34
+	fSince protowire.Number = 32
+	fUntil protowire.Number = 33
+
+	fBlockBits protowire.Number = 34 // fBlockBits, fSpan: of the tallies, with fAddr
+	fSpan      protowire.Number = 35
+	numFields                   = 36
 )
 
 var useFieldNames = [numFields]string{"", "log", "node", "epoch", "kind", "first", "count", "note",
 	"keyspaces", "tenants", "scopes", "kinds", "holder_key", "holder_keyspace", "holder_tenant",
 	"resource_id", "resource_kind", "addr4", "addr6", "times",
 	"time", "holder", "reason", "scope", "resource", "addr", "extra_cost", "seq",
-	"endpoints", "request_row", "request_id", "request_endpoint", "since", "until"}
+	"endpoints", "request_row", "request_id", "request_endpoint", "since", "until", "block_bits", "span"}
 
 // tableFields are the fields that stand once per entry instead of once.
 const tableFields = 1<<fKeyspaces | 1<<fTenants | 1<<fScopes | 1<<fKinds | 1<<fResourceID | 1<<fEndpoints
@@ -113,16 +116,6 @@ func (b *UseBatch) validate() error {
 	}
 	if n := len(b.Uses); (n > 0) != (b.Kind == BatchUses) || n > MaxUsesPerBatch {
 		return fmt.Errorf("%d uses: want 1 to %d on a batch of uses, none on others", n, MaxUsesPerBatch)
-	}
-	return nil
-}
-
-func (t *Tally) validate() error {
-	if t.Reason.Allowed() {
-		return fmt.Errorf("reason %s: want a denial", t.Reason)
-	}
-	if t.Count == 0 || t.Count > MaxTally {
-		return fmt.Errorf("count %d: want 1 to %d", t.Count, uint64(MaxTally))
 	}
 	return nil
 }

@@ -79,7 +79,12 @@ var tallies = rapid.Custom(func(t *rapid.T) Tally {
 	if u.Reason.Allowed() {
 		u.Reason = ReasonKeyUnknown
 	}
-	return Tally{Time: u.Time, Keyspace: u.Keyspace, Reason: u.Reason, Count: rapid.Uint64Range(1, MaxTally).Draw(t, "count")}
+	block := BlockOf(u.IP)
+	if rapid.IntRange(0, 3).Draw(t, "any block") == 0 {
+		block = AnyBlock
+	}
+	return Tally{Time: u.Time, Until: Time(rapid.Int64Range(int64(u.Time), int64(maxTime)).Draw(t, "until")),
+		Keyspace: u.Keyspace, Reason: u.Reason, Block: block, Count: rapid.Uint64Range(1, MaxTally).Draw(t, "count")}
 })
 
 func drawULID(t *rapid.T, label string) (id [16]byte) {
@@ -125,7 +130,7 @@ func goodBatch() UseBatch {
 // suppressed is a batch of 10 suppressed uses.
 func suppressed() UseBatch {
 	return UseBatch{Log: LogID{15: 1}, Node: "node-1", Epoch: 1, Kind: BatchSuppressed, First: 7,
-		Tallies: []Tally{{Time: 1, Keyspace: "scribe-sight", Reason: ReasonKeyUnknown, Count: 10}}}
+		Tallies: []Tally{{Time: 1, Until: 9, Keyspace: "scribe-sight", Reason: ReasonKeyUnknown, Block: netip.MustParsePrefix("192.0.2.0/24"), Count: 10}}}
 }
 
 func TestEncodeUsesRefuses(t *testing.T) {
@@ -164,6 +169,14 @@ func TestEncodeUsesRefuses(t *testing.T) {
 		"tally 0: reaso": func(b *UseBatch) { *b = suppressed(); b.Tallies[0].Reason = 0 },
 		"tally 0: keysp": func(b *UseBatch) { *b = suppressed(); b.Tallies[0].Keyspace = "No" },
 		"tally 0: time":  func(b *UseBatch) { *b = suppressed(); b.Tallies[0].Time = -1 },
+		"tally 0: until": func(b *UseBatch) { *b = suppressed(); b.Tallies[0].Until = 0 },
+		"0: until: want": func(b *UseBatch) { *b = suppressed(); b.Tallies[0].Until = maxTime + 1 },
+		"192.0.2.7/24":   func(b *UseBatch) { *b = suppressed(); b.Tallies[0].Block = netip.MustParsePrefix("192.0.2.7/24") },
+		"block ::ffff":   func(b *UseBatch) { *b = suppressed(); b.Tallies[0].Block = netip.MustParsePrefix("::ffff:0:0/96") },
+		"block invalid": func(b *UseBatch) {
+			*b = suppressed()
+			b.Tallies[0].Block = netip.PrefixFrom(netip.IPv6Unspecified(), 129)
+		},
 	} {
 		b := goodBatch()
 		if _, err := EncodeUses(&b); err != nil {
@@ -238,8 +251,10 @@ func TestDecodeUsesRefuses(t *testing.T) {
 		want string
 		data []byte
 	}{
-		{"field 34 is unknown", number(34, 1)},
-		{"times: want them on suppressed uses only", column(fTimes, 1)},
+		{"field 36 is unknown", number(36, 1)},
+		{"span: want them on suppressed uses only", column(fTimes, 1)},
+		{"span: want them on suppressed uses only", column(fBlockBits, 1)},
+		{"span: want them on suppressed uses only", column(fSpan, 1)},
 		{"field first stands twice", protowire.AppendVarint(protowire.AppendTag(bytes.Clone(data), fFirst, protowire.VarintType), 1)},
 		{"field node: wire type", set(fNode, protowire.VarintType, []byte{1})},
 		{"field time: wire type", set(fTime, protowire.VarintType, []byte{2})}, // unpacked
@@ -298,14 +313,22 @@ func TestDecodeUsesRefuses(t *testing.T) {
 		{"want at most 1048576", make([]byte, MaxUseBatchBytes+1)},
 		{"more than 65536", column(fTime, bytes.Repeat([]byte{1}, 65537)...)},
 		{"log: want", nil},
-		{"time and times differ", tally(fTimes)},
-		{"time and times differ", tally(fTimes, 1, 1)},
+		{"span differ", tally(fTimes)},
+		{"span differ", tally(fTimes, 1, 1)},
+		{"span differ", tally(fBlockBits, 24, 24)},
+		{"span differ", tally(fSpan, 1, 1)},
+		{"span out of range", tally(fSpan, over64...)},
+		{"until: want", tally(fSpan, protowire.AppendVarint(nil, uint64(maxTime))...)},
+		{"block_bits 33: want at most 32", tally(fBlockBits, 33)},
+		{"block_bits 18446744073709551615", tally(fBlockBits, over64...)},
+		{"no row refers to", tally(fAddr, 0)},
+		{"block 192.0.2.0/16", tally(fBlockBits, 16)},
 		{"time and holder differ", tally(fTime)},
 		{"count 0", tally(fTimes, 0)},
 		{"count 18446744073709551615", tally(fTimes, over64...)},
 		{"want a time, a keyspace", tally(fExtraCost, 1)},
 		{"want a time, a keyspace", tally(fSeq, 2)},
-		{"want a time, a keyspace", append(tally(fAddr, 1), protowire.AppendBytes(protowire.AppendTag(nil, fAddr4, protowire.BytesType), []byte{1, 2, 3, 4})...)},
+		{"block 1.2.3.4/24", tally(fAddr4, 1, 2, 3, 4)},
 	} {
 		if got, err := DecodeUses(c.data); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("want %q, got %v, %+v", c.want, err, got)

@@ -269,29 +269,6 @@ func (d *useDecoder) requests() error {
 	return nil
 }
 
-// tallies turns the rows of suppressed uses into tallies.
-func (d *useDecoder) tallies() error {
-	b, times := &d.batch, &d.columns[fTimes]
-	if b.Kind != BatchSuppressed {
-		if d.seen&(1<<fTimes) != 0 {
-			return fmt.Errorf("times: want them on suppressed uses only")
-		}
-		return nil
-	}
-	if !times.has(len(b.Uses)) || len(b.Uses) == 0 {
-		return fmt.Errorf("the columns time and times differ in length")
-	}
-	b.Tallies = make([]Tally, len(b.Uses))
-	for i, u := range b.Uses {
-		b.Tallies[i] = Tally{Time: u.Time, Keyspace: u.Keyspace, Reason: u.Reason, Count: times.next()}
-		if u != (Use{Time: u.Time, Keyspace: u.Keyspace, Reason: u.Reason, Cost: 1}) {
-			return fmt.Errorf("tally %d: want a time, a keyspace, a reason and a count only", i)
-		}
-	}
-	b.Uses = nil
-	return nil
-}
-
 // addr returns the address that a reference means; ok is false for none such.
 func (d *useDecoder) addr(ref uint64) (a netip.Addr, ok bool) {
 	switch four, six := &d.columns[fAddr4].b, &d.columns[fAddr6].b; {

@@ -135,23 +135,6 @@ func (e *useEncoder) addRequest(u *Use) error {
 	return err
 }
 
-// addTally appends a row that stands for many uses: its other columns are absent.
-func (e *useEncoder) addTally(t *Tally) error {
-	if err := checkRow(&Use{Time: t.Time, Reason: t.Reason, Cost: 1}); err != nil {
-		return err
-	}
-	holder, err := ref(e.holders, holder{keyspace: t.Keyspace}, e.addHolder)
-	if err != nil {
-		return err
-	}
-	e.put(fTime, protowire.EncodeZigZag(int64(t.Time)-e.time))
-	e.put(fHolder, holder)
-	e.put(fReason, uint64(t.Reason))
-	e.put(fTimes, t.Count)
-	e.time = int64(t.Time)
-	return nil
-}
-
 // checkRow checks what stands in the row itself, not in a table.
 func checkRow(u *Use) error {
 	if u.Time <= 0 || u.Time > maxTime {
@@ -274,7 +257,7 @@ func (e *useEncoder) finish(b *UseBatch) []byte {
 		switch c := e.columns[f]; {
 		case tableFields&(1<<f) != 0:
 			out = append(out, c...)
-		case (f >= fTime && f <= fSeq || f == fRequestEndpoint) && allZero(c): // an absent column
+		case (f >= fTime && f <= fSeq || f == fRequestEndpoint || f == fBlockBits || f == fSpan) && allZero(c): // an absent column
 		default:
 			bytes(f, c)
 		}

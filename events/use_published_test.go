@@ -144,7 +144,11 @@ func naiveBatch(m *dynamicpb.Message) UseBatch {
 			u.IP = addrs[a-3]
 		}
 		if b.Kind == BatchSuppressed {
-			b.Tallies = append(b.Tallies, Tally{u.Time, u.Keyspace, u.Reason, get("times").List().Get(i).Uint()})
+			c := Tally{Time: u.Time, Until: u.Time + Time(col("span", i)), Keyspace: u.Keyspace, Reason: u.Reason, Count: get("times").List().Get(i).Uint()}
+			if u.IP.IsValid() {
+				c.Block = netip.PrefixFrom(u.IP, int(col("block_bits", i)))
+			}
+			b.Tallies = append(b.Tallies, c)
 			continue
 		}
 		b.Uses = append(b.Uses, u)

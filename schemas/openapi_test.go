@@ -239,7 +239,7 @@ func TestRoutes(t *testing.T) {
 		PUT_/v1/keyspaces/{keyspace}/tenants/{tenant}/roles/{role} GET_/v1/keyspaces/{keyspace}/tenants/{tenant}/roles/{role}
 		DELETE_/v1/keyspaces/{keyspace}/tenants/{tenant}/roles/{role}
 		POST_/v1/verify POST_/v1/verify/batch ANY_/v1/authorize/{keyspace}
-		GET_/v1/audit/events GET_/v1/audit/uses GET_/v1/audit/usage POST_/v1/audit/exports
+		GET_/v1/audit/events GET_/v1/audit/uses GET_/v1/audit/usage GET_/v1/audit/blocks POST_/v1/audit/exports
 		GET_/healthz GET_/readyz GET_/metrics GET_/openapi.json`) {
 		if !slices.Contains(routes, strings.Replace(want, "_", " ", 1)) {
 			t.Errorf("%s is not described", want)

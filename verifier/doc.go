@@ -79,7 +79,7 @@
 //	no epoch of the ledger is open                  verifier_stale, not recorded: no key is allowed
 //	ledger sync, and the use is not durable in time 503 to the caller; the decision is recorded as it was made
 //	ledger async, and its buffer is full            answered; the number becomes part of a gap record
-//	the key is not known, and the budget is used up refused; the decision is counted, by keyspace and reason
+//	the key is not known, and the budget is used up refused; the decision is counted, by block of addresses, keyspace, reason
 //	a name that the keyspace does not declare       denied; at a gateway's endpoint with 503, and told to the operator
 //	the client's address cannot be told             denied where the key has an allowlist: no peer, a trusted proxy
 //	                                                that names no client, headers that disagree or cannot be read
@@ -112,7 +112,8 @@
 //	    4 KiB: a list of scopes that is too long is left out whole, and said to be.
 //	G4  No answer of 2xx refuses, and no refusal waits for a body of the client's.
 //	L1  Every decision of an open epoch is accounted for by one number; the numbers
-//	    are 1..n without a hole.
+//	    are 1..n without a hole. A use takes one number, a gap or a tally as many as it
+//	    counts: so the counts of all messages of an epoch add up to n.
 //	L2  An epoch on the stream reads: open; uses, gaps and counts of suppressed uses
 //	    that account for each number once, in order; then close, or a gap of
 //	    unknown length written by the next start.
@@ -122,9 +123,11 @@
 //	    node's last. So that one says where the node's record ends.
 //	L5  An epoch is greater than every epoch of the node before it.
 //	L6  Uses of keys that are not known are recorded one by one within a budget per
-//	    second, node and block of addresses, and counted exactly beyond it. They
-//	    never take the number, the record or the place in the buffer of a known
-//	    key's use.
+//	    second, node and block of addresses: the first ones. The others are counted
+//	    exactly, by second, block, keyspace and reason; the blocks and keyspaces that
+//	    are named in a second are bounded, and the rest is counted by reason. A record
+//	    stands for one use and is in no count. None takes the number, the record or
+//	    the place in the buffer of a known key's use, of which none is ever left out.
 //	L7  Two processes with one name never write into one epoch: the second ends the
 //	    epoch of the first with a gap from the first number that is not stored, and
 //	    the next append of the first fails. It then answers nothing more.
@@ -138,6 +141,6 @@
 //	    leaves no hole (ledger_slab.go).
 //
 // Read on in this order: verify.go, limit.go, buckets.go, lease.go, prompts.go, freshness.go, node.go, ledger.go,
-// ledger_slab.go, ledger_queue.go, ledger_begin.go, ledger_run.go, closer.go, unknown.go, gateway.go, client.go, fault.go, grpc.go, program.go.
+// ledger_slab.go, ledger_queue.go, ledger_begin.go, ledger_run.go, closer.go, unknown.go, unknown_second.go, gateway.go, client.go, fault.go, grpc.go, program.go.
 // Package verifier/embed runs a node.
 package verifier

@@ -25,7 +25,7 @@ type LedgerConfig struct {
 	MaxUses int
 	// UnknownPerSecond is how many uses of keys that are not known are recorded one
 	// by one in a second, default 100; a quarter of them, at most, from one block of
-	// addresses (/24, /48). The others are counted by keyspace and reason.
+	// addresses (/24, /48). The others are counted by block, keyspace and reason.
 	UnknownPerSecond int
 	// BatchUses is how many decisions make a full message, default 1536: 32 to 64
 	// KiB on the wire. More than 2000 may exceed the stream's largest message.

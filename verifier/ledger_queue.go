@@ -109,7 +109,7 @@ func (l *Ledger) take(now time.Time, all bool) (s *slab, wait time.Duration) {
 		}
 		l.seal()
 		if tallies == 0 {
-			l.numberTallies()
+			l.numberTallies(now)
 		}
 		if len(l.queue) == 0 {
 			return nil, 0
@@ -139,8 +139,8 @@ func (l *Ledger) untilDue(now time.Time) time.Duration {
 
 // numberTallies gives the suppressed uses that are due their numbers. The caller holds mu,
 // and has sealed the current slab.
-func (l *Ledger) numberTallies() {
-	s := &slab{first: l.end, tallies: l.unknown.drain()}
+func (l *Ledger) numberTallies(now time.Time) {
+	s := &slab{first: l.end, tallies: l.unknown.drain(now)}
 	for i := range s.tallies {
 		s.n += s.tallies[i].Count
 	}

@@ -17,12 +17,18 @@ import (
 
 // epochRecord is what the use stream says about one epoch.
 type epochRecord struct {
-	epoch  int64
-	uses   map[uint64]events.Use
-	gaps   []events.UseBatch
-	counts map[tallied]uint64 // suppressed uses
-	closed bool
-	end    uint64 // last number accounted for
+	epoch   int64
+	uses    map[uint64]events.Use
+	gaps    []events.UseBatch
+	counts  map[reasonOf]uint64 // suppressed uses, of all blocks
+	tallies []events.Tally
+	closed  bool
+	end     uint64 // last number accounted for
+}
+
+type reasonOf struct {
+	keyspace events.KeyspaceID
+	reason   events.Reason
 }
 
 // readLedger reads the node's whole record and fails the test unless each epoch
@@ -65,7 +71,7 @@ func readLedger(t testing.TB, src events.UseSource, node events.NodeID) []*epoch
 				if n := len(all); n > 0 && all[n-1].epoch >= b.Epoch {
 					t.Fatalf("message %d: epoch %d does not follow %d", m.Seq, b.Epoch, all[n-1].epoch)
 				}
-				all, ended = append(all, &epochRecord{epoch: b.Epoch, uses: map[uint64]events.Use{}, counts: map[tallied]uint64{}}), false
+				all, ended = append(all, &epochRecord{epoch: b.Epoch, uses: map[uint64]events.Use{}, counts: map[reasonOf]uint64{}}), false
 				continue
 			}
 			if ended {
@@ -87,7 +93,8 @@ func readLedger(t testing.TB, src events.UseSource, node events.NodeID) []*epoch
 				ended = b.Count == 0
 			case events.BatchSuppressed:
 				for _, c := range b.Tallies {
-					e.counts[tallied{c.Keyspace, c.Reason}] += c.Count
+					e.counts[reasonOf{c.Keyspace, c.Reason}] += c.Count
+					e.tallies = append(e.tallies, c)
 					e.end += c.Count
 				}
 			case events.BatchClose:

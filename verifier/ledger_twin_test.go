@@ -23,7 +23,7 @@ type naiveLedger struct {
 	kept    map[uint64]events.Use
 	lost    map[uint64]events.Use
 	spoiled map[uint64]bool
-	counted map[tallied]uint64
+	counted map[reasonOf]uint64
 	last    uint64
 }
 
@@ -51,7 +51,7 @@ func (n *naiveLedger) appended(u events.Use, id events.UseID, err error) (fault 
 	case err == nil:
 		n.kept[id.N] = u
 	case errors.Is(err, ErrSuppressed) && u.Key.IsZero():
-		n.counted[tallied{u.Keyspace, u.Reason}]++
+		n.counted[reasonOf{u.Keyspace, u.Reason}]++
 	case errors.Is(err, ErrLedgerFull) && !u.Key.IsZero():
 		n.lost[id.N] = u
 	default:
@@ -144,7 +144,7 @@ func twinRun(t bubbled, plan []string, end string, batch int) (fault string) {
 		}
 	}
 	l := testLedger(log, config)
-	naive := &naiveLedger{kept: map[uint64]events.Use{}, lost: map[uint64]events.Use{}, spoiled: map[uint64]bool{}, counted: map[tallied]uint64{}}
+	naive := &naiveLedger{kept: map[uint64]events.Use{}, lost: map[uint64]events.Use{}, spoiled: map[uint64]bool{}, counted: map[reasonOf]uint64{}}
 	first := testUse(1)
 	id, err := l.Append(&first)
 	if fault := naive.appended(first, id, err); fault != "" {

@@ -249,7 +249,7 @@ func record(d *Decision, req *Request) events.Use {
 	if req.Endpoint != "" && events.ValidEndpoint(req.Endpoint) == nil {
 		u.Endpoint = req.Endpoint
 	}
-	if u.Endpoint != "" || !u.Reason.Allowed() {
+	if req.RequestID != "" && (u.Endpoint != "" || !u.Reason.Allowed()) {
 		u.RequestID, _ = events.ParseRequestID(req.RequestID)
 	}
 	return u

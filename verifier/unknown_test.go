@@ -47,7 +47,7 @@ func TestUnknownKeysAreRecordedWithinABudget(t *testing.T) {
 				_, err := l.Append(&u)
 				switch {
 				case err == nil && u.Key.IsZero():
-					recorded[blockOf(u.IP)]++
+					recorded[events.BlockOf(u.IP)]++
 				case errors.Is(err, ErrSuppressed) && u.Key.IsZero():
 					from[u.Reason]++
 				case err != nil:
@@ -68,7 +68,7 @@ func TestUnknownKeysAreRecordedWithinABudget(t *testing.T) {
 		if !e.closed || e.end != seconds*flood || len(e.gaps) != 0 || len(e.uses) != known+seconds*100 {
 			t.Fatalf("closed %v, %d numbers, gaps %v, %d uses of which %d known", e.closed, e.end, e.gaps, len(e.uses), known)
 		}
-		unknown, missing := e.counts[tallied{"acme", events.ReasonKeyUnknown}], e.counts[tallied{"", events.ReasonKeyMissing}]
+		unknown, missing := e.counts[reasonOf{"acme", events.ReasonKeyUnknown}], e.counts[reasonOf{"", events.ReasonKeyMissing}]
 		if len(e.counts) != 2 || int(unknown) != from[events.ReasonKeyUnknown] || int(missing) != from[events.ReasonKeyMissing] || missing != seconds*(flood/10-25) {
 			t.Fatalf("counts %v, want %v", e.counts, from)
 		}
@@ -121,38 +121,49 @@ func TestUnknownKeysPushNobodyOut(t *testing.T) {
 				known++
 			}
 		}
-		counted := e.counts[tallied{"acme", events.ReasonKeyUnknown}]
+		counted := e.counts[reasonOf{"acme", events.ReasonKeyUnknown}]
 		if known != minutes*each || len(e.gaps) != 0 || !e.closed || int(counted)+len(e.uses)-known != flood || e.end != uint64(known+flood) {
 			t.Fatalf("%d of known keys, gaps %v, %d counted, %d numbers", known, e.gaps, counted, e.end)
 		}
 	})
 }
 
-// A client may name any keyspace: what is told apart is bounded, and the counts
-// stay exact.
+// A client may name any keyspace, and come from any address: what is told apart is
+// bounded, and the counts stay exact.
 func TestTalliesAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		log := logtest.New(t)
-		l := testLedger(log, func(c *LedgerConfig) { c.UnknownPerSecond = 1 })
-		stop := run(t, l)
-		synctest.Wait()
-		for i := range 10_001 {
-			u := unknownUse(0)
-			u.Keyspace = events.KeyspaceID(fmt.Sprint("k", i))
-			l.Append(&u)
-		}
-		if err := stop(); err != nil {
-			t.Fatal(err)
-		}
-		e := readLedger(t, log, testNode)[0]
-		total := uint64(0)
-		for _, n := range e.counts {
-			total += n
-		}
-		if total != 10_000 || len(e.counts) != maxTallies+1 || e.end != 10_001 {
-			t.Fatalf("%d counted in %d tallies, %d numbers", total, len(e.counts), e.end)
-		}
-	})
+	for name, c := range map[string]struct {
+		change func(u *events.Use, i int)
+		want   int // tallies
+	}{
+		"keyspaces": {func(u *events.Use, i int) { u.Keyspace = events.KeyspaceID(fmt.Sprint("k", i)) }, maxBlockTallies + maxRestKeyspaces + 1},
+		"blocks":    {func(u *events.Use, i int) { u.IP = netip.AddrFrom4([4]byte{10, byte(i), byte(i >> 8), 1}) }, maxTallies + 1},
+		"both": {func(u *events.Use, i int) {
+			u.IP, u.Keyspace = netip.AddrFrom4([4]byte{10, byte(i), byte(i >> 8), 1}), events.KeyspaceID(fmt.Sprint("k", i))
+		}, maxTallies + maxRestKeyspaces + 1},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			log := logtest.New(t)
+			l := testLedger(log, func(c *LedgerConfig) { c.UnknownPerSecond = 1 })
+			stop := run(t, l)
+			synctest.Wait()
+			for i := range 10_001 {
+				u := unknownUse(0)
+				c.change(&u, i)
+				l.Append(&u)
+			}
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			e := readLedger(t, log, testNode)[0]
+			total := uint64(0)
+			for _, c := range e.tallies {
+				total += c.Count
+			}
+			if total != 10_000 || len(e.tallies) != c.want || e.end != 10_001 {
+				t.Fatalf("%s: %d counted in %d tallies, want %d; %d numbers", name, total, len(e.tallies), c.want, e.end)
+			}
+		})
+	}
 }
 
 // An answer about a key that is not known stays the refusal that it is when its
@@ -190,7 +201,7 @@ func TestSuppressedUsesAreRefusalsStill(t *testing.T) {
 		if !strings.Contains(string(scrape(t, w.node)), `keytrail_verifier_ledger_suppressed_total{reason="key_unknown"} 975`) {
 			t.Error("the metric does not say 975")
 		}
-		if e := w.end()[0]; e.end != 1001 || e.counts[tallied{scribe, events.ReasonKeyUnknown}] != 975 {
+		if e := w.end()[0]; e.end != 1001 || e.counts[reasonOf{scribe, events.ReasonKeyUnknown}] != 975 {
 			t.Errorf("%d numbers, counts %v", e.end, e.counts)
 		}
 	})
