@@ -23,7 +23,7 @@ func (a *app) auditCmd() *cobra.Command {
 	c := &cobra.Command{Use: "audit", Short: "Ask the record, and take copies of it",
 		Long: `Ask the record. Reading it is itself recorded: each question and each export
 appends audit.queried or audit.exported with your key as its actor.`}
-	c.AddCommand(a.auditEvents(), a.auditUses(), a.auditUsage(), a.auditExport())
+	c.AddCommand(a.auditEvents(), a.auditUses(), a.auditUsage(), a.auditBlocks(), a.auditExport())
 	return c
 }
 
@@ -113,6 +113,35 @@ func (a *app) auditUsage() *cobra.Command {
 			})
 		}}
 	f.register(c, "keyspace", "tenant", "key", "from", "to", "per")
+	return c
+}
+
+func (a *app) auditBlocks() *cobra.Command {
+	var f filterFlags
+	var page pageFlags
+	type blockView struct {
+		Block    string `json:"block"`
+		Keyspace string `json:"keyspace"`
+		Reason   string `json:"reason"`
+		Count    uint64 `json:"count"`
+		Recorded uint64 `json:"recorded"`
+		First    string `json:"first"`
+		Last     string `json:"last"`
+	}
+	c := &cobra.Command{Use: "blocks", Short: "Who guesses keys: uses of unknown keys by block of addresses, the most first", Args: none,
+		Long: `Who guesses keys: uses of unknown keys by block of addresses (/24, /48), the most
+first. A verifier records the first ones of a second one by one (RECORDED; audit
+uses shows them) and counts the others; COUNT is all of them. "other" are those of
+blocks that a node did not tell apart: it names 64 a second.`,
+		Example: "  keytrail audit blocks --from 2026-01-01T00:00:00Z --keyspace scribe-sight",
+		RunE: func(c *cobra.Command, _ []string) error {
+			return table(c.Context(), a, "KEYTRAIL_AUDIT_URL", "/v1/audit/blocks", page.query(f.query()), page.all,
+				"BLOCK\tKEYSPACE\tREASON\tCOUNT\tRECORDED\tFIRST\tLAST", func(b *blockView) string {
+					return cells(b.Block, dash(b.Keyspace), b.Reason, fmt.Sprint(b.Count), fmt.Sprint(b.Recorded), b.First, b.Last)
+				})
+		}}
+	f.register(c, "keyspace", "reason", "ip", "node", "from", "to")
+	page.register(c)
 	return c
 }
 

@@ -83,6 +83,8 @@ func TestTheRecordSaysWhatHappened(t *testing.T) {
 		}
 	}
 
+	floodIsCounted(t, p)
+
 	// Killed: how many uses are lost is not known, and every answer says so.
 	p.kill()
 	p = up(t, dir)
@@ -99,6 +101,54 @@ func TestTheRecordSaysWhatHappened(t *testing.T) {
 		t.Errorf("a gap an hour before it: %s", errs)
 	}
 	patient{t, p.url, p.root}.eventuallySays(nil, "healthy", "note ledger")
+}
+
+// floodIsCounted guesses keys at full rate from many blocks of addresses: the record
+// has each guess once, in a bounded number of rows.
+func floodIsCounted(t *testing.T, p *proc) {
+	t.Helper()
+	const batches, each, blocks = 60, 100, 500
+	began := time.Now()
+	asked := map[string]uint64{} // by block
+	for i := range batches {
+		var requests []map[string]any
+		for j := range each {
+			n := (i*each + j) * 7 % blocks
+			requests = append(requests, map[string]any{"key": fmt.Sprintf("guess_%016d", i*each+j), "ip": fmt.Sprintf("10.%d.%d.%d", n/256, n%256, j)})
+			asked[fmt.Sprintf("10.%d.%d.0/24", n/256, n%256)]++
+		}
+		if status, ans := p.do(t, "POST", "/v1/verify/batch", nil, map[string]any{"requests": requests}); status != http.StatusOK {
+			t.Fatal(status, ans)
+		}
+	}
+	seconds := uint64(time.Since(began)/time.Second) + 2 // that it can have touched
+	eventually(t, func() string {
+		var count, recorded, other uint64
+		for _, b := range rows[struct {
+			Block           string
+			Count, Recorded uint64
+		}](t, p.must(t, "--json", "audit", "blocks", "--reason", "key_unknown", "--ip", "10.0.0.0/8", "--all", "--limit", "100")) {
+			count, recorded = count+b.Count, recorded+b.Recorded
+			if b.Block == "other" {
+				other += b.Count
+			} else if b.Count > asked[b.Block] {
+				t.Errorf("%s: %d guesses of %d", b.Block, b.Count, asked[b.Block])
+			}
+		}
+		switch {
+		case count > batches*each:
+			t.Errorf("%d guesses on the record of %d", count, batches*each)
+		case count < batches*each:
+			return fmt.Sprintf("%d guesses on the record of %d", count, batches*each)
+		case recorded == 0 || recorded > 100*seconds || other == 0:
+			t.Errorf("%d rows in %d seconds, %d not told apart", recorded, seconds, other)
+		}
+		return ""
+	})
+	out, errs, code := p.cli(t, "audit", "uses", "--reason", "key_unknown", "--limit", "1")
+	if code != 0 || !strings.Contains(errs, " more uses of unknown keys match and were only counted: keytrail audit blocks") {
+		t.Errorf("exit %d %s%s", code, out, errs)
+	}
 }
 
 // TestExportThroughNginx takes exports through a real nginx, which drops trailers:

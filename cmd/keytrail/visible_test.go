@@ -102,7 +102,7 @@ func TestNothingIsPrintedRaw(t *testing.T) {
 	commands := [][]string{
 		{"key", "get", id}, {"key", "list", "--keyspace", "k"}, {"key", "list", "--keyspace", "k", "--all"}, {"key", "history", id}, {"key", "disable", id},
 		{"keyspace", "list"}, {"keyspace", "get", "k"}, {"role", "list", "--keyspace", "k", "--tenant", "t"}, {"role", "get", "r", "--keyspace", "k", "--tenant", "t"},
-		{"tenant", "get", "t", "--keyspace", "k"}, {"audit", "events"}, {"audit", "uses"}, {"audit", "usage"},
+		{"tenant", "get", "t", "--keyspace", "k"}, {"audit", "events"}, {"audit", "uses"}, {"audit", "usage"}, {"audit", "blocks"},
 		{"key", "create", "--keyspace", "k", "--tenant", "t", "--name", "n"}, {"key", "rotate", id}, {"doctor"},
 	}
 	for _, status = range []int{200, 422} {
