@@ -181,7 +181,7 @@ func TestUnknownTalliesWhileTheStreamIsAway(t *testing.T) {
 			for b := range blocks + 1 {
 				u := unknownUse(0)
 				u.Time = first + events.Time(1000*s)
-				u.Keyspace = "a-keyspace-with-a-name-as-long-as-it-may-be" + events.KeyspaceID(fmt.Sprint("-", s))
+				u.Keyspace = events.KeyspaceID(fmt.Sprintf("a-keyspace-with-a-name-that-is-nearly-as-long-as-it-may-be%d", s*(blocks+1)+b)) // for the bound of a message
 				u.IP = netip.AddrFrom16([16]byte{0x20, 1, 0xd, byte(s), byte(s >> 8), byte(b)})
 				l.Append(&u)
 				l.Append(&u)
