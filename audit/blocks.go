@@ -13,7 +13,7 @@ import (
 // Block counts the uses of unknown keys that came from one block of addresses, in
 // one keyspace and with one reason.
 type Block struct {
-	Block       netip.Prefix      // a /24 or /48; zero = the address is not known; events.AnyBlock = not told apart by the node
+	Block       netip.Prefix      // a /24 or /48; zero = the address is not known; events.AnyBlock() = not told apart by the node
 	Keyspace    events.KeyspaceID // that the requests named, "" for none
 	Reason      events.Reason
 	Count       uint64      // all of them

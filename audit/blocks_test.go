@@ -56,7 +56,7 @@ func publishFlood(t *testing.T, log *logtest.MemLog, r *rand.Rand) (all []*flood
 				ip, space, reason := where()
 				c := events.Tally{Time: at + events.Time(r.IntN(500)), Keyspace: space, Reason: reason, Block: events.BlockOf(ip), Count: uint64(1 + r.IntN(1000))}
 				if i < 5 {
-					c.Block = events.AnyBlock
+					c.Block = events.AnyBlock()
 				}
 				c.Until = c.Time + events.Time(r.IntN(500))
 				batch.Tallies = append(batch.Tallies, c)
@@ -99,7 +99,7 @@ func naiveBlocks(all []*flood, f *Filter, sees func(events.KeyspaceID) bool) []B
 			}
 		}
 		for _, c := range fl.many {
-			any := c.Block == events.AnyBlock
+			any := c.Block == events.AnyBlock()
 			from := (!f.IP.IsValid() || any || c.Block.IsValid() && f.IP.Overlaps(c.Block)) && (!f.IPUnknown || any || !c.Block.IsValid())
 			add(c.Time, c.Until, id{c.Block, c.Keyspace, c.Reason}, from, false, c.Count)
 		}

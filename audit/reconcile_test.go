@@ -16,7 +16,7 @@ func TestReconcileFinds(t *testing.T) {
 	f := newFixture(t)
 	publish(t, f.log, events.UseBatch{Node: f.node, Epoch: 7, Kind: events.BatchSuppressed, First: f.n, Tallies: []events.Tally{
 		{Time: f.clock.get(), Until: f.clock.get().Add(9 * time.Millisecond), Keyspace: "scribe", Reason: events.ReasonKeyUnknown, Block: netip.MustParsePrefix("198.51.100.0/24"), Count: 5},
-		{Time: f.clock.get(), Until: f.clock.get(), Reason: events.ReasonKeyMissing, Block: events.AnyBlock, Count: 6}}})
+		{Time: f.clock.get(), Until: f.clock.get(), Reason: events.ReasonKeyMissing, Block: events.AnyBlock(), Count: 6}}})
 	publish(t, f.log, events.UseBatch{Node: f.node, Epoch: 7, Kind: events.BatchClose, First: f.n + 11})
 	waitCopied(t, f.store, f.log)
 	if r := mustReconcile(t, f.store, f.log); r.Uses != uint64(len(f.uses)) || r.Events != uint64(len(f.log.Records())) || r.Reads != uint64(len(f.log.Reads().Records())) {

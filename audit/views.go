@@ -66,7 +66,7 @@ func viewBlock(b *Block) BlockView {
 	switch b.Block {
 	case netip.Prefix{}:
 		v.Block = unknownIP
-	case events.AnyBlock:
+	case events.AnyBlock():
 		v.Block = "other"
 	}
 	return v

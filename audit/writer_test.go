@@ -42,7 +42,7 @@ func TestWriterCopies(t *testing.T) {
 	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchUses, First: 14, Uses: []events.Use{
 		use(c.get(), "scribe", "acme", ref.Key, events.ReasonKeyRevoked, "203.0.113.7")}})
 	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchSuppressed, First: 15, Tallies: []events.Tally{
-		{Time: c.get(), Until: c.get(), Keyspace: "scribe", Reason: events.ReasonKeyUnknown, Block: events.AnyBlock, Count: 70}, {Time: c.get() + 5, Until: c.get() + 9, Reason: events.ReasonKeyMissing, Count: 5}}})
+		{Time: c.get(), Until: c.get(), Keyspace: "scribe", Reason: events.ReasonKeyUnknown, Block: events.AnyBlock(), Count: 70}, {Time: c.get() + 5, Until: c.get() + 9, Reason: events.ReasonKeyMissing, Count: 5}}})
 	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchClose, First: 90})
 	waitCopied(t, s, log)
 	if r := mustReconcile(t, s, log); r.Events != 4 || r.Uses != 4 || r.UsesFrom != 1 || r.UsesTo != 6 || r.Epochs != 1 {

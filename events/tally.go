@@ -15,13 +15,13 @@ type Tally struct {
 	Until    Time         // of the last: in the same second, except after the use stream was away for minutes
 	Keyspace KeyspaceID   // the keyspace that the requests named, "" for none
 	Reason   Reason       // why they were denied
-	Block    netip.Prefix // where they came from, as BlockOf has it; AnyBlock = several blocks or keyspaces, not told apart
+	Block    netip.Prefix // where they came from, as BlockOf has it; AnyBlock() = several blocks or keyspaces, not told apart
 	Count    uint64       // at least 1, at most MaxTally
 }
 
-// AnyBlock is every address. A tally of it counts what a node did not tell apart:
+// AnyBlock returns the block of every address. A tally of it counts what a node did not tell apart:
 // it names a bounded number of blocks and keyspaces a second.
-var AnyBlock = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+func AnyBlock() netip.Prefix { return netip.PrefixFrom(netip.IPv6Unspecified(), 0) }
 
 // The length of a block's prefix, by family: about what one client commonly has.
 const (

@@ -81,7 +81,7 @@ var tallies = rapid.Custom(func(t *rapid.T) Tally {
 	}
 	block := BlockOf(u.IP)
 	if rapid.IntRange(0, 3).Draw(t, "any block") == 0 {
-		block = AnyBlock
+		block = AnyBlock()
 	}
 	return Tally{Time: u.Time, Until: Time(rapid.Int64Range(int64(u.Time), int64(maxTime)).Draw(t, "until")),
 		Keyspace: u.Keyspace, Reason: u.Reason, Block: block, Count: rapid.Uint64Range(1, MaxTally).Draw(t, "count")}

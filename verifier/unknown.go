@@ -204,7 +204,7 @@ func blockID(ip netip.Addr) uint64 {
 	return 0
 }
 
-// anyBlock is the blockID of events.AnyBlock.
+// anyBlock is the blockID of events.AnyBlock().
 const anyBlock = 3 << 62
 
 // blockFor returns the block of addresses that a blockID stands for.
@@ -215,7 +215,7 @@ func blockFor(id uint64) netip.Prefix {
 	case 2:
 		return netip.PrefixFrom(netip.AddrFrom16([16]byte{byte(id >> 40), byte(id >> 32), byte(id >> 24), byte(id >> 16), byte(id >> 8), byte(id)}), events.BlockBits6)
 	case 3:
-		return events.AnyBlock
+		return events.AnyBlock()
 	}
 	return netip.Prefix{}
 }

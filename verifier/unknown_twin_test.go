@@ -86,7 +86,7 @@ func TestUnknownCountsAreExact(t *testing.T) {
 			}
 			got[askedFrom{c.Block, c.Reason, c.Time / 1000}] += c.Count
 			gotByReason[askedFrom{reason: c.Reason, second: c.Time / 1000}] += c.Count
-			rest = rest || c.Block == events.AnyBlock
+			rest = rest || c.Block == events.AnyBlock()
 		}
 		if e.end != uint64(len(flood)) || !maps.Equal(gotByReason, byReason) {
 			rt.Fatalf("%d numbers of %d: %v, want %v", e.end, len(flood), gotByReason, byReason)
@@ -95,7 +95,7 @@ func TestUnknownCountsAreExact(t *testing.T) {
 			rt.Fatalf("%d kinds of uses, and some are not told apart", len(told))
 		}
 		for k, n := range got {
-			if k.block != events.AnyBlock && (n > want[k] || n < want[k] && !rest) {
+			if k.block != events.AnyBlock() && (n > want[k] || n < want[k] && !rest) {
 				rt.Fatalf("%v: %d, want %d", k, n, want[k])
 			}
 		}
@@ -227,7 +227,7 @@ func TestBlockIDIsTheBlock(t *testing.T) {
 			t.Fatalf("%v: %v, want %v", ip, got, want)
 		}
 	})
-	if blockFor(anyBlock) != events.AnyBlock {
+	if blockFor(anyBlock) != events.AnyBlock() {
 		t.Error(blockFor(anyBlock))
 	}
 }
