@@ -100,3 +100,20 @@ func shown(t *testing.T, c prometheus.Collector) []byte {
 	}
 	return out.Bytes()
 }
+
+// An answer of a node whose ledger is closed has no record, and is counted all the same.
+func TestAnswersWithoutARecordAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := endpointsWorld(t, nil)
+		ask := "> POST /v1/verify\n" + `{"key":"$plain"}`
+		w.ask(ask)
+		w.end()
+		w.ask(ask)
+		text := string(scrape(t, w.node))
+		for _, line := range []string{`{reason="ok"} 1`, `{reason="verifier_stale"} 1`} {
+			if !strings.Contains(text, "keytrail_verifier_decisions_total"+line+"\n") {
+				t.Errorf("no line %s", line)
+			}
+		}
+	})
+}
