@@ -99,6 +99,14 @@ func (c *catalogue) encode(e *Event) (Message, error) { return c.encodeFor(e, ""
 
 // encode prints e, whose data is of the version of s.
 func (s *shape) encode(e *Event) (Message, error) {
+	if b, ok := s.print(e); ok {
+		return Message{Subject: e.Aggregate.Subject(), Data: b}, nil
+	}
+	return s.marshal(e)
+}
+
+// marshal is encode by the JSON package, which the form of a document follows from.
+func (s *shape) marshal(e *Event) (Message, error) {
 	b, err := json.Marshal(&document[body[Data]]{
 		SpecVersion: specVersion, Type: s.name, Source: e.Source, Subject: e.Aggregate.String(), ID: e.ID, Time: e.Time,
 		Rev: e.Rev, Prev: e.Prev, Command: e.Command, MinRelease: s.since,

@@ -60,3 +60,8 @@ func Read(m *Message) (Event, error) {
 func (c Catalogue) Encode(e *Event) (Message, error)               { return c.c.encode(e) }
 func (c Catalogue) EncodeFor(e *Event, r Release) (Message, error) { return c.c.encodeFor(e, r) }
 func (c Catalogue) DecodeStrict(m *Message) (Event, error)         { return c.c.decodeStrict(m) }
+
+// Print and Marshal are the two ways by which Encode prints.
+func Print(e *Event) ([]byte, bool) { return release.newest[e.Type()].print(e) }
+
+func Marshal(e *Event) (Message, error) { return release.newest[e.Type()].marshal(e) }
