@@ -15,8 +15,9 @@ import (
 var startKeys = flag.Int("start-keys", 10_000, "how many keys the log of BenchmarkUpStart has")
 
 // BenchmarkUpStart alternates starts of `keytrail up` on a log with keys with starts on
-// an empty one, until each is ready, and reports what memory a key takes of the process
-// then. -start-keys says how many keys there are.
+// an empty one, until each is ready, and reports what the process computes until then,
+// without the engine, and what memory a key takes of it. -start-keys says how many keys
+// there are.
 func BenchmarkUpStart(b *testing.B) {
 	dirs := []string{filepath.Join(b.TempDir(), "data"), filepath.Join(b.TempDir(), "data")}
 	for i, dir := range dirs {
@@ -26,13 +27,14 @@ func BenchmarkUpStart(b *testing.B) {
 		}
 		p.stop(b)
 	}
-	var took [2]time.Duration
+	var took, computed [2]time.Duration
 	var held [2]int
 	for b.Loop() {
 		for i, dir := range dirs {
 			began := time.Now()
 			p := up(b, dir)
 			took[i] += time.Since(began)
+			computed[i] += cpuOf(b, p)
 			held[i] += peak(b, p)
 			p.stop(b)
 		}
@@ -40,6 +42,8 @@ func BenchmarkUpStart(b *testing.B) {
 	b.ReportMetric(float64(took[0].Milliseconds())/float64(b.N), "ms/start")
 	b.ReportMetric(float64(took[1].Milliseconds())/float64(b.N), "empty-ms/start")
 	b.ReportMetric(float64(took[0])/float64(took[1]), "ratio")
+	b.ReportMetric(float64(computed[0].Milliseconds())/float64(b.N), "cpu-ms/start")
+	b.ReportMetric(float64(computed[1].Milliseconds())/float64(b.N), "empty-cpu-ms/start")
 	b.ReportMetric(float64(held[0]-held[1])*1024/float64(*startKeys*b.N), "B/key")
 	b.ReportMetric(0, "ns/op")
 }
@@ -48,16 +52,22 @@ func BenchmarkUpStart(b *testing.B) {
 func importKeys(b *testing.B, p *proc, n int) {
 	p.data(b, 200, "PUT", "/v1/keyspaces/shop", map[string]any{"key_types": []any{map[string]any{"name": "secret", "prefix": "sk_"}},
 		"scopes": []any{map[string]any{"name": "read"}}})
+	file := keysFile(b, n, "")
+	if out, errs, code := p.cli(b, "key", "import", "--keyspace", "shop", "-f", file, "--from", "the old gateway"); code != 0 {
+		b.Fatalf("import ended with %d\n%s%s", code, out, errs)
+	}
+}
+
+// keysFile returns a file of n keys of 100 tenants, others for each prefix of their names.
+func keysFile(b *testing.B, n int, prefix string) string {
 	var lines strings.Builder
 	for i := range n {
-		sum := sha256.Sum256([]byte(fmt.Sprint("secret ", i)))
-		fmt.Fprintf(&lines, "{\"digest\":%q,\"tenant\":\"t%d\",\"name\":\"key %d\"}\n", hex.EncodeToString(sum[:]), i%100, i)
+		sum := sha256.Sum256([]byte(fmt.Sprint(prefix, "secret ", i)))
+		fmt.Fprintf(&lines, "{\"digest\":%q,\"tenant\":\"t%d\",\"name\":\"%skey %d\"}\n", hex.EncodeToString(sum[:]), i%100, prefix, i)
 	}
 	file := filepath.Join(b.TempDir(), "keys.jsonl")
 	if err := os.WriteFile(file, []byte(lines.String()), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	if out, errs, code := p.cli(b, "key", "import", "--keyspace", "shop", "-f", file, "--from", "the old gateway"); code != 0 {
-		b.Fatalf("import ended with %d\n%s%s", code, out, errs)
-	}
+	return file
 }
