@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test race lint bench fuzz faults gen image containers smoke
+.PHONY: help up test race lint bench fuzz faults soak gen image containers smoke
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -25,6 +25,9 @@ fuzz: ## each fuzzer for 20 s
 faults: ## the fault matrix, ROUNDS rounds in each cell: what was tried, with which seed, and how much was wrong
 	cmd/faults.sh $(ROUNDS)
 
+soak: ## load, changes and faults on a whole deployment for SOAK, 30m: ends in a check of everything
+	go test ./cmd/keytrail -run '^TestSoak$$' -count=1 -v -timeout 4h -args -soak $(SOAK)
+
 gen: ## what is generated: the digests of the published shapes
 	go generate ./...
 
@@ -41,4 +44,5 @@ image: ## the release image: static, non-root, without the local engine
 
 IMAGE ?= keytrail:dev
 ROUNDS ?= 200
+SOAK ?= 30m
 RELEASE ?=
