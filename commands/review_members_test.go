@@ -69,6 +69,7 @@ func TestEveryMemberOfADefinitionIsReviewed(t *testing.T) {
 
 		"credential.header": {func(d *keyspace.Definition) { d.Credential.Header = "X-Api-Key" }, "*credential:credential", ""},
 		"credential.scheme": {func(d *keyspace.Definition) { d.Credential.Scheme = "Token" }, "*credential:credential", ""},
+		"cors.origins":      {func(d *keyspace.Definition) { d.CORS.Origins = []string{"https://a.example"} }, "", words},
 		"https_only":        {func(d *keyspace.Definition) { d.HTTPSOnly = true }, "*https_only:https_only", ""},
 
 		"scopes.name":        {func(d *keyspace.Definition) { d.Scopes[1].Name = "change" }, "scopes[0]:unknown_scope scopes[0]:not_implied", ""},

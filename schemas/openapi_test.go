@@ -238,7 +238,7 @@ func TestRoutes(t *testing.T) {
 		POST_/v1/keys/{id}/rotate POST_/v1/keys/{id}/disable POST_/v1/keys/{id}/enable
 		PUT_/v1/keyspaces/{keyspace}/tenants/{tenant}/roles/{role} GET_/v1/keyspaces/{keyspace}/tenants/{tenant}/roles/{role}
 		DELETE_/v1/keyspaces/{keyspace}/tenants/{tenant}/roles/{role}
-		POST_/v1/verify POST_/v1/verify/batch ANY_/v1/authorize/{keyspace}
+		POST_/v1/verify POST_/v1/verify/batch ANY_/v1/authorize/{keyspace} ANY_/v1/preflight/{keyspace}
 		GET_/v1/audit/events GET_/v1/audit/uses GET_/v1/audit/usage GET_/v1/audit/blocks POST_/v1/audit/exports
 		GET_/healthz GET_/readyz GET_/metrics GET_/openapi.json`) {
 		if !slices.Contains(routes, strings.Replace(want, "_", " ", 1)) {

@@ -14,6 +14,7 @@ type Definition struct {
 	KeyTypes     []KeyType    `json:"key_types"`            // at least one; the first is the default
 	Credential   Credential   `json:"credential,omitzero"`  // where a request carries the secret
 	HTTPSOnly    bool         `json:"https_only,omitzero"`  // a key presented over plain HTTP is refused
+	CORS         CORS         `json:"cors,omitzero"`        // which web pages may send keys and read refusals; absent = none
 	Scopes       []ScopeDef   `json:"scopes,omitempty"`     // the catalogue; a key may hold no scope outside it
 	Grants       GrantRules   `json:"grants,omitzero"`      // how keys hold scopes
 	Resources    []string     `json:"resources,omitempty"`  // kinds that a key may be restricted to

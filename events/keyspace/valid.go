@@ -101,6 +101,7 @@ func (d *Definition) Validate() input.FieldErrors {
 	if s := d.Credential.Scheme; s != "" && !headerRE.MatchString(s) {
 		f.Add("credential.scheme", "invalid", "want the name of an authentication scheme, as Bearer")
 	}
+	f.Merge("cors", d.CORS.validate())
 	for i, k := range d.Resources {
 		if !input.IsWord(k) {
 			f.Add(fmt.Sprintf("resources[%d]", i), "invalid", "want a lower-case letter, then lower-case letters, digits or '_', 32 characters at most")

@@ -166,6 +166,7 @@ func GenDefinition() *rapid.Generator[keyspace.Definition] {
 			Limits: rapid.SampledFrom([]keyspace.LimitsMode{"", keyspace.LimitsLocal, keyspace.LimitsExact, keyspace.LimitsExactElseLocal}).Draw(t, "limits"),
 			Ledger: rapid.SampledFrom([]keyspace.LedgerMode{"", keyspace.LedgerAsync, keyspace.LedgerSync}).Draw(t, "ledger"),
 		}
+		d.CORS.Origins = rapid.SampledFrom([][]string{nil, {keyspace.AnyOrigin}, {"https://app.example.com"}, {"http://localhost:3000", "https://[::1]:8443"}}).Draw(t, "origins")
 		if rapid.Bool().Draw(t, "own header") {
 			d.Credential = keyspace.Credential{Header: rapid.StringMatching(`X-[A-Z][a-z]{2,8}`).Draw(t, "header"), Scheme: rapid.StringMatching(`([A-Z][a-z]{2,6})?`).Draw(t, "scheme")}
 		}

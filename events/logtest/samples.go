@@ -90,6 +90,7 @@ func Samples() []events.Write {
 		},
 		Credential: keyspace.Credential{Header: "X-Api-Key", Scheme: "Key"},
 		HTTPSOnly:  true,
+		CORS:       keyspace.CORS{Origins: []string{"https://app.example.com", "http://localhost:3000"}},
 		Scopes: []keyspace.ScopeDef{
 			{Name: "read", Description: "see"}, {Name: "write", Implies: []string{"read"}}, {Name: "orders:*", Level: "project"},
 		},
