@@ -23,15 +23,12 @@ const (
 //
 //	nginx auth_request, Caddy forward_auth, Traefik forwardAuth, HAProxy lua-auth-request
 func (n *Node) handleAuthorize(w http.ResponseWriter, r *http.Request) {
-	w.Header()["Cache-Control"] = noStore
-	if r.ContentLength != 0 && r.ProtoMajor == 1 {
-		// Some gateways announce the client's body and do not send it. Waiting for it
-		// would hold the request, and the next one on the connection would be read as
-		// the body.
-		w.Header().Set("Connection", "close")
-	}
+	withoutBody(w, r)
 	ask := asked(r, "authorize")
 	ask.into = w.Header()
+	if uri := r.Header["X-Forwarded-Uri"]; len(uri) == 1 && n.trusts(ask.Peer) {
+		ask.Path = uri[0]
+	}
 	var ans *Answer
 	inHeader, fault := demand(r, ask)
 	if fault != nil {
@@ -43,6 +40,31 @@ func (n *Node) handleAuthorize(w http.ResponseWriter, r *http.Request) {
 		ans.toHeader()
 	}
 	ans.write(w)
+}
+
+// handlePreflight answers the preflight that a gateway passes on, as to an upstream. Its
+// path is one of its own, because the answer to a gateway's question must never be a 2xx
+// for a request without a key.
+func (n *Node) handlePreflight(w http.ResponseWriter, r *http.Request) {
+	withoutBody(w, r)
+	ask := asked(r, "preflight")
+	ask.into = w.Header()
+	var f input.FieldErrors
+	if ask.Demand(r.PathValue("keyspace"), "", "", "", &f); len(f) > 0 {
+		n.Malformed(r.Context(), ask, f).write(w)
+		return
+	}
+	n.Preflight(r.Context(), ask).write(w)
+}
+
+// withoutBody begins an answer to a gateway, which sends no body. Some announce the
+// client's: waiting for it would hold the request, and the next one on the connection
+// would be read as the body.
+func withoutBody(w http.ResponseWriter, r *http.Request) {
+	w.Header()["Cache-Control"] = noStore
+	if r.ContentLength != 0 && r.ProtoMajor == 1 {
+		w.Header().Set("Connection", "close")
+	}
 }
 
 // asked returns the part of the question that is in the request itself.

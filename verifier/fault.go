@@ -178,6 +178,6 @@ func (n *Node) malformed(ctx context.Context, ask *Ask, p *api.Problem, why erro
 	n.note(ctx, faultMalformed, ask.Endpoint, ask.RequestID, &Request{}, why)
 	ans := ask.answer()
 	ans.refuse(ask, nil, p)
-	ans.finish(ask)
+	n.finish(ans, ask)
 	return ans
 }

@@ -29,6 +29,8 @@ type Ask struct {
 	// can only ask for a newer view.
 	MinPositionHeader string
 
+	Path string // of the client's request, for {n} in the resource; "" = not known
+
 	Header func(name string) []string // values of a header of the client's request, apart where it came apart
 	Peer   netip.Addr                 // who handed the request over; invalid = not known
 	Secure bool                       // the peer did so over TLS
@@ -45,7 +47,8 @@ func (a *Ask) answer() *Answer {
 }
 
 // Demand sets what is asked for in the keyspace ks; scope, resource (kind/id) and
-// minPositionHeader may be "". What does not follow its grammar is added to f.
+// minPositionHeader may be "". The id {n} is segment n of Path, counted from 1. What does
+// not follow its grammar is added to f.
 func (a *Ask) Demand(ks, scope, resource, minPositionHeader string, f *input.FieldErrors) {
 	a.Keyspace, a.Scope, a.Resource, a.MinPositionHeader = events.KeyspaceID(ks), scope, events.Resource{}, minPositionHeader
 	if minPositionHeader != "" {
@@ -63,7 +66,9 @@ func (a *Ask) Demand(ks, scope, resource, minPositionHeader string, f *input.Fie
 	}
 	if resource != "" {
 		a.Resource.Kind, a.Resource.ID, _ = strings.Cut(resource, "/")
-		if err := a.Resource.Validate(); err != nil {
+		if n, ok := placeholder(a.Resource.ID); ok {
+			a.fill(n, f)
+		} else if err := a.Resource.Validate(); err != nil {
 			f.Add("resource", "invalid", err.Error())
 		}
 	}
@@ -98,15 +103,36 @@ func (n *Node) Answer(ctx context.Context, ask *Ask) *Answer {
 		return n.malformed(ctx, ask, api.SecretFound(secrets), secrets)
 	}
 	ans := n.answer(ctx, ask)
-	ans.finish(ask)
+	n.finish(ans, ask)
 	return ans
 }
 
 // finish gives a refusal the form that the client reads.
-func (a *Answer) finish(ask *Ask) {
-	if !a.Allowed() && ask.isGRPC() {
+func (n *Node) finish(a *Answer, ask *Ask) {
+	if a.Allowed() {
+		return
+	}
+	if ks := n.cfg.View.Keyspace(ask.Keyspace); ks != nil {
+		a.open(ask, &ks.Rules().Compiled)
+	}
+	if ask.isGRPC() {
 		a.grpc()
 	}
+}
+
+// definition returns the definition of the keyspace that is asked for, nil where there is
+// none: then ans refuses.
+func (n *Node) definition(ctx context.Context, ask *Ask, ans *Answer, req *Request) *keyspace.Compiled {
+	if ks := n.cfg.View.Keyspace(ask.Keyspace); ks != nil {
+		return &ks.Rules().Compiled
+	}
+	if n.Ready() != nil {
+		ans.refuse(ask, nil, problem(&Decision{Reason: events.ReasonVerifierStale, Status: http.StatusServiceUnavailable}, req))
+	} else {
+		n.note(ctx, faultKeyspace, ask.Endpoint, ask.RequestID, req, nil)
+		ans.misconfigured(ask, faultKeyspace, nil)
+	}
+	return nil
 }
 
 func (n *Node) answer(ctx context.Context, ask *Ask) *Answer {
@@ -116,25 +142,19 @@ func (n *Node) answer(ctx context.Context, ask *Ask) *Answer {
 		ans.Header.Set(api.RequestIDHeader, ask.RequestID)
 	}
 	req := &Request{Keyspace: ask.Keyspace, Scope: ask.Scope, Resource: ask.Resource, Cost: ask.Cost, RequestID: ask.RequestID}
-	ks := n.cfg.View.Keyspace(ask.Keyspace)
-	if ks == nil {
-		if n.Ready() != nil {
-			ans.refuse(ask, nil, problem(&Decision{Reason: events.ReasonVerifierStale, Status: http.StatusServiceUnavailable}, req))
-		} else {
-			n.note(ctx, faultKeyspace, ask.Endpoint, ask.RequestID, req, nil)
-			ans.misconfigured(ask, faultKeyspace, nil)
-		}
+	rules := n.definition(ctx, ask, ans, req)
+	if rules == nil {
 		return ans
 	}
-	cred := ks.Definition().Credential
+	cred := rules.Credential
 	if strings.EqualFold(ask.MinPositionHeader, cred.HeaderName()) {
 		f := input.FieldErrors{{Field: "min_position_header", Code: "invalid", Message: "want another header than the one in which the keyspace's keys come"}}
 		n.note(ctx, faultMalformed, ask.Endpoint, ask.RequestID, req, f)
-		ans.refuse(ask, &ks.Rules().Compiled, n.unreadable(f))
+		ans.refuse(ask, rules, n.unreadable(f))
 		return ans
 	}
 	if p := ask.position(req); p != nil {
-		ans.refuse(ask, &ks.Rules().Compiled, p)
+		ans.refuse(ask, rules, p)
 		return ans
 	}
 	req.Secret = credential(ask.Header(cred.HeaderName()), cred)
@@ -145,7 +165,7 @@ func (n *Node) answer(ctx context.Context, ask *Ask) *Answer {
 	defer cancel()
 	j := n.judge(waits, req)
 	if j.foreign {
-		ans.refuse(ask, &ks.Rules().Compiled, foreignPosition(""))
+		ans.refuse(ask, rules, foreignPosition(""))
 		return ans
 	}
 	n.await(waits, &j)

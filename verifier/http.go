@@ -26,6 +26,7 @@ const MaxBatch = 100
 //	POST /v1/verify                 one question, one decision
 //	POST /v1/verify/batch           {"requests":[…]} -> {"data":[…]}, up to MaxBatch, in order
 //	ANY  /v1/authorize/{keyspace}   forward-auth for gateways (authorize.go)
+//	ANY  /v1/preflight/{keyspace}   the answer to a web page's preflight, for gateways (cors.go)
 //
 // A decision is always answered with HTTP 200; the decision's own status is a
 // member of it. A question that cannot be read is a 4xx; in a batch it is an
@@ -39,6 +40,9 @@ func (n *Node) Routes(mux *http.ServeMux) {
 	mux.HandleFunc("/v1/authorize/{keyspace}", n.handleAuthorize)
 	mux.HandleFunc("/v1/authorize", n.handleAuthorize)  // a keyspace that the gateway did not fill in
 	mux.HandleFunc("/v1/authorize/", n.handleAuthorize) // or with a slash in it
+	mux.HandleFunc("/v1/preflight/{keyspace}", n.handlePreflight)
+	mux.HandleFunc("/v1/preflight", n.handlePreflight)
+	mux.HandleFunc("/v1/preflight/", n.handlePreflight)
 }
 
 func (n *Node) handleVerify(w http.ResponseWriter, r *api.Request) error {

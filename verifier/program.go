@@ -104,18 +104,15 @@ func PrincipalFrom(ctx context.Context) (*Principal, bool) {
 // different, because it may be the client's text: where no resource can have it, the
 // request is refused like one that is not listed (keyspace.ScopeUnlisted).
 //
-// A preflight of a web page carries no key and is refused too: a handler that answers
-// preflights stands before this one.
+// The preflight of a web page carries no key and is no use. It is answered as the
+// keyspace's definition says (cors), and never reaches the handler, whose own answers say
+// who may read them; refusals can be read by the pages that the definition allows.
 func (n *Node) Protect(ks events.KeyspaceID, demand func(*http.Request) Demand) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			ask := asked(r, "protect")
 			ask.RequestID = events.NewRequestID().String() // the client's own could forge the record
-			var d Demand
-			if demand != nil {
-				d = demand(r)
-			}
-			ans := n.protect(r, ask, ks, &d)
+			ans := n.protect(r, ask, ks, demand)
 			if !ans.Allowed() {
 				if ans.Header.Get(headerGRPCStatus) != "" {
 					ans.Status = http.StatusOK
@@ -155,7 +152,15 @@ func withoutIdentity(h http.Header) http.Header {
 	return h
 }
 
-func (n *Node) protect(r *http.Request, ask *Ask, ks events.KeyspaceID, d *Demand) *Answer {
+func (n *Node) protect(r *http.Request, ask *Ask, ks events.KeyspaceID, demand func(*http.Request) Demand) *Answer {
+	if IsPreflight(r.Method, r.Header.Values) {
+		ask.Keyspace = ks
+		return n.Preflight(r.Context(), ask)
+	}
+	var d Demand
+	if demand != nil {
+		d = demand(r)
+	}
 	scope, resource := d.Scope, ""
 	switch named := d.Resource; {
 	case named.IsZero():

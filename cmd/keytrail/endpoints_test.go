@@ -18,14 +18,15 @@ func TestEveryEndpointOfTheDocumentAnswers(t *testing.T) {
 		method, path, _ := strings.Cut(route, " ")
 		for _, body := range []string{"", "{", "[]", `{"no_such_field":1}`, `{"key":{"a":1}}`, "\xff", `{"a":1,"a":2}`, strings.Repeat(" ", 2<<20) + "{}"} {
 			status, header, raw := p.proved(t, method, fill.Replace(path), nil, body)
-			misconfigured := strings.Contains(path, "/v1/authorize/") && strings.Contains(string(raw), "gateway_misconfigured")
+			gateways := strings.Contains(path, "/v1/authorize/") || strings.Contains(path, "/v1/preflight/")
+			misconfigured := gateways && strings.Contains(string(raw), "gateway_misconfigured")
 			if status >= 500 && !misconfigured { // no such keyspace: for a gateway that is the operator's error
 				t.Errorf("%s with %.20q: %d %s", route, body, status, raw)
 			}
 			if strings.Contains(string(raw), "no such endpoint") || status == 405 {
 				t.Errorf("%s is in the document but not an endpoint: %d %s", route, status, raw)
 			}
-			if status >= 400 && !strings.HasPrefix(header.Get("Content-Type"), "application/problem+json") && !strings.Contains(path, "/v1/authorize/") {
+			if status >= 400 && !strings.HasPrefix(header.Get("Content-Type"), "application/problem+json") && !gateways {
 				t.Errorf("%s with %.20q: %d is no problem document: %s", route, body, status, header.Get("Content-Type"))
 			}
 		}

@@ -11,7 +11,6 @@ import (
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	ext_authzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -25,10 +24,7 @@ import (
 	"github.com/keytrail/keytrail/events/keyspace"
 )
 
-const (
-	filter     = "envoy.filters.http.ext_authz"
-	corsFilter = "envoy.filters.http.cors"
-)
+const filter = "envoy.filters.http.ext_authz"
 
 // unpack decodes a typed_config and checks it as Envoy does.
 func unpack[M interface {
@@ -85,12 +81,10 @@ func TestExampleConfiguration(t *testing.T) {
 	if !hcm.UseRemoteAddress.GetValue() {
 		t.Error("a client could write its own X-Forwarded-Proto")
 	}
-	// A preflight carries no key, and a page reads refusals too: CORS comes first.
-	if n := len(hcm.HttpFilters); n != 3 || hcm.HttpFilters[0].Name != corsFilter || hcm.HttpFilters[1].Name != filter {
+	if n := len(hcm.HttpFilters); n != 2 || hcm.HttpFilters[0].Name != filter {
 		t.Fatalf("the filters are %v", hcm.HttpFilters)
 	}
-	unpack[*corsv3.Cors](t, hcm.HttpFilters[0].GetTypedConfig())
-	if _, err := hcm.HttpFilters[2].GetTypedConfig().UnmarshalNew(); err != nil {
+	if _, err := hcm.HttpFilters[1].GetTypedConfig().UnmarshalNew(); err != nil {
 		t.Error(err)
 	}
 	if u := hcm.UpgradeConfigs; len(u) != 1 || u[0].UpgradeType != "websocket" {
@@ -100,7 +94,7 @@ func TestExampleConfiguration(t *testing.T) {
 	if kb := hcm.MaxRequestHeadersKb.GetValue(); kb == 0 || kb > 60 {
 		t.Errorf("%d KB of headers", kb)
 	}
-	authz := unpack[*ext_authzv3.ExtAuthz](t, hcm.HttpFilters[1].GetTypedConfig())
+	authz := unpack[*ext_authzv3.ExtAuthz](t, hcm.HttpFilters[0].GetTypedConfig())
 	if authz.FailureModeAllow || authz.WithRequestBody != nil || !clusters[authz.GetGrpcService().GetEnvoyGrpc().GetClusterName()] {
 		t.Errorf("the filter is %v", authz)
 	}
@@ -108,7 +102,7 @@ func TestExampleConfiguration(t *testing.T) {
 	for _, p := range authz.AllowedHeaders.GetPatterns() {
 		sent = append(sent, p.GetExact())
 	}
-	for _, want := range []string{keyspace.Credential{}.HeaderName(), "X-Forwarded-For", "X-Forwarded-Proto", "Content-Type"} {
+	for _, want := range []string{keyspace.Credential{}.HeaderName(), "X-Forwarded-For", "X-Forwarded-Proto", "Content-Type", "Origin", "Access-Control-Request-Method"} {
 		if !slices.Contains(sent, strings.ToLower(want)) {
 			t.Errorf("%s is not sent", want)
 		}
@@ -129,15 +123,10 @@ func TestExampleConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	host := hcm.GetRouteConfig().VirtualHosts[0]
-	cors := unpack[*corsv3.CorsPolicy](t, host.TypedPerFilterConfig[corsFilter])
-	if cors.AllowCredentials.GetValue() || cors.ExposeHeaders != "*" || !strings.Contains(cors.AllowHeaders, "Authorization") || !strings.Contains(cors.AllowMethods, "DELETE") ||
-		len(cors.AllowOriginStringMatch) != 1 || cors.AllowOriginStringMatch[0].GetSafeRegex().GetRegex() != ".*" {
-		t.Errorf("the policy of web pages is %v", cors)
-	}
 	general, _ := extensions(t, host.TypedPerFilterConfig)
 	var open []string
-	asked := map[string]string{} // scope by route
-	resources := map[string]events.Resource{}
+	asked := map[string]string{}             // scope by route
+	merged := map[string]map[string]string{} // what a route says to the filter
 	for _, r := range host.Routes {
 		if d := r.GetDirectResponse(); d != nil { // the upstream is not asked
 			if d.Status != 400 {
@@ -158,17 +147,17 @@ func TestExampleConfiguration(t *testing.T) {
 			}
 			continue
 		}
-		merged := maps.Clone(general)
-		maps.Copy(merged, own)
-		ask, faults := question(held{route: merged, header: http.Header{}}.check(authz.EncodeRawHeaders).Attributes)
+		said := maps.Clone(general)
+		maps.Copy(said, own)
+		ask, faults := question(held{route: said, path: "/v1/projects/proj_1", header: http.Header{}}.check(authz.EncodeRawHeaders).Attributes)
 		if len(faults) > 0 {
 			t.Errorf("%s: %v", r.Name, faults)
 			continue
 		}
-		asked[r.Name], resources[r.Name] = ask.Scope, ask.Resource
+		asked[r.Name], merged[r.Name] = ask.Scope, said
 		if string(ask.Keyspace) != regime.Name || !slices.ContainsFunc(regime.Scopes, func(s struct{ Name string }) bool { return s.Name == ask.Scope }) ||
 			!ask.Resource.IsZero() && !slices.Contains(regime.Resources, ask.Resource.Kind) {
-			t.Errorf("%s asks for %v, which the regime does not have", r.Name, merged)
+			t.Errorf("%s asks for %v, which the regime does not have", r.Name, said)
 		}
 	}
 	if !slices.Equal(open, []string{"health"}) || asked["uploads"] != "upload" || asked["everything-else"] != "write" {
@@ -196,14 +185,15 @@ func TestExampleConfiguration(t *testing.T) {
 			t.Errorf("%s takes the route %s", path, r.Name)
 		}
 	}
-	for path, want := range map[string]events.Resource{
-		"GET /v1/projects/proj_1": project, "GET /v1/projects/proj_1/files": project,
-		"GET /v1/projects/proj_2": {Kind: "project", ID: "unreadable"}, "POST /v1/projects/proj_2/files": {Kind: "project", ID: "unreadable"},
-		"GET /v1/projects/proj_10": {Kind: "project", ID: "unreadable"}, "GET /v1/Projects/proj_2": {Kind: "project", ID: "unreadable"},
+	for request, want := range map[string]events.Resource{
+		"GET /v1/projects/proj_1": project, "GET /v1/projects/proj_1/files?a=/b": project, "DELETE /v1/projects/proj_1/": project,
+		"GET /v1/projects/proj_2": {Kind: "project", ID: "proj_2"}, "POST /v1/Projects/proj_2/files": {Kind: "project", ID: "proj_2"},
 		"GET /v1/projects": {}, "GET /v1/documents": {}, "GET /v1/%20%C3%A4": {},
 	} {
-		if r := route(t, host.Routes, path); resources[r.Name] != want {
-			t.Errorf("%s takes the route %s, which asks for %v; want %v", path, r.Name, resources[r.Name], want)
+		r := route(t, host.Routes, request)
+		_, path, _ := strings.Cut(request, " ")
+		if ask, faults := question(held{route: merged[r.Name], path: path}.check(authz.EncodeRawHeaders).Attributes); len(faults) > 0 || ask.Resource != want {
+			t.Errorf("%s takes the route %s, which asks for %v %v; want %v", request, r.Name, ask.Resource, faults, want)
 		}
 	}
 	if last := host.Routes[len(host.Routes)-1].Match; last.GetPathSpecifier().(*routev3.RouteMatch_Prefix).Prefix != "/" {

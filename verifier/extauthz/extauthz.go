@@ -4,8 +4,8 @@
 //	Envoy ─> Check ─> verifier.Node.Answer ─> OkHttpResponse | DeniedHttpResponse
 //
 // What is asked for stands in the route's context_extensions: keyspace, and
-// where needed scope, resource (kind/id) and min_position_header. Nothing that a
-// client sends can change it. The client's part is its credential, the position in the
+// where needed scope, resource (kind/id, or kind/{n} for segment n of the path) and
+// min_position_header. Nothing else that a client sends can change it. The client's part is its credential, the position in the
 // header that min_position_header names, and, where the peer of Envoy is a trusted
 // proxy, what that proxy says in X-Forwarded-For and X-Forwarded-Proto.
 //
@@ -16,6 +16,7 @@
 //	a name that is not defined, node not ready                     denied, as at /v1/authorize
 //	the credential twice, or joined by a comma                     denied, key_malformed
 //	identity that the client forged                                overwritten, or removed where there is none
+//	a web page's preflight                                         denied with 204 and what the definition says of CORS
 //
 // A fault in the configuration is an answer and not a failed call, because Envoy's
 // failure_mode_allow lets failed calls through.
@@ -99,6 +100,9 @@ func (d *endpoint) Check(ctx context.Context, req *authv3.CheckRequest) (resp *a
 	if len(faults) > 0 {
 		return response(d.node.Malformed(ctx, ask, faults)), nil
 	}
+	if verifier.IsPreflight(req.GetAttributes().GetRequest().GetHttp().GetMethod(), ask.Header) {
+		return response(d.node.Preflight(ctx, ask)), nil
+	}
 	return response(d.node.Answer(ctx, ask)), nil
 }
 
@@ -131,7 +135,7 @@ func question(at *authv3.AttributeContext) (*verifier.Ask, input.FieldErrors) {
 		f.Add("request.http", "required", "want a request of Envoy's HTTP filter")
 		return ask, f
 	}
-	ask.Header, ask.Peer = values(r), address(at.GetSource())
+	ask.Header, ask.Peer, ask.Path = values(r), address(at.GetSource()), r.GetPath()
 	var bad input.FieldErrors
 	ask.Demand(ext["keyspace"], ext["scope"], ext["resource"], ext["min_position_header"], &bad)
 	f.Merge("context_extensions", bad)

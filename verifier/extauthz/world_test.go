@@ -2,6 +2,7 @@ package extauthz
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"log/slog"
 	"net/http"
@@ -30,7 +31,8 @@ const (
 	office   = "203.0.113.7" // on the allowlist of the key "office"
 	proxy    = "10.0.0.1"    // trusted
 
-	imported = "legacy,key,with,commas" // of another issuer
+	page     = "https://app.example.com" // whose scripts may call
+	imported = "legacy,key,with,commas"  // of another issuer
 )
 
 // world is a node with some keys, its clock standing still.
@@ -84,6 +86,7 @@ func newWorld(t testing.TB) *world {
 	for name, cred := range map[events.KeyspaceID]keyspace.Credential{"scribe-sight": {}, "other": {Header: "X-Api-Key"}} {
 		w.put(events.KeyspaceAggregate(name), &events.KeyspaceDefined{Definition: keyspace.Definition{
 			Credential: cred,
+			CORS:       keyspace.CORS{Origins: []string{page}},
 			KeyTypes:   []keyspace.KeyType{{Name: "secret", Environments: []string{"live"}, Prefix: "sk_live_"}},
 			Scopes:     []keyspace.ScopeDef{{Name: "read"}, {Name: "write", Implies: []string{"read"}}, {Name: "upload"}},
 			Resources:  []string{"project"},
@@ -168,11 +171,13 @@ type held struct {
 	route  map[string]string // context_extensions
 	peer   string            // "" = a pipe
 	scheme string
+	method string // "" = GET
+	path   string // "" = /v1/documents
 	header http.Header
 }
 
 func (h held) check(raw bool) *authv3.CheckRequest {
-	r := &authv3.AttributeContext_HttpRequest{Id: "1", Method: "GET", Host: "api.example.com", Path: "/v1/documents", Scheme: h.scheme, Protocol: "HTTP/2"}
+	r := &authv3.AttributeContext_HttpRequest{Id: "1", Method: cmp.Or(h.method, "GET"), Host: "api.example.com", Path: cmp.Or(h.path, "/v1/documents"), Scheme: h.scheme, Protocol: "HTTP/2"}
 	if raw {
 		r.HeaderMap = &corev3.HeaderMap{}
 	} else {
