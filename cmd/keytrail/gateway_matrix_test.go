@@ -130,7 +130,7 @@ func testGatewayHops(t *testing.T, k gatewayKind) {
 	}
 	p.data(t, 200, "PUT", "/v1/keyspaces/scribe-sight", map[string]any{
 		"key_types": []any{map[string]any{"name": "secret", "environments": []string{"live"}, "prefix": "sk_live_"}},
-		"scopes":    scopes, "resources": []string{"project"},
+		"scopes":    scopes, "resources": []string{"project"}, "cors": map[string]any{"origins": []string{"https://app.example.com"}},
 	})
 	create := func(body map[string]any) (id string, header http.Header) {
 		t.Helper()
@@ -166,17 +166,18 @@ func testGatewayHops(t *testing.T, k gatewayKind) {
 	})
 
 	t.Run("web pages", func(t *testing.T) {
-		const origin = "https://app.example.com"
-		// A browser asks first, without a key, whether it may send one.
+		const origin, another = "https://app.example.com", "https://other.example.com"
+		// A browser asks first, without a key, whether it may send one. The definition says.
 		for _, method := range []string{"GET", "POST", "DELETE", "PUT", "PATCH"} {
 			for _, path := range []string{"/api/v1/org", "/api/v1/projects/proj_1/files"} {
-				x := send(t, client, "OPTIONS", g.url, path, http.Header{"Origin": {origin}, "Access-Control-Request-Method": {method},
-					"Access-Control-Request-Headers": {"authorization,content-type,ld-api-key"}}, nil)
-				allow := x.header.Get("Access-Control-Allow-Origin")
-				headers := x.header.Get("Access-Control-Allow-Headers")
-				if x.status/100 != 2 || allow != "*" && allow != origin || !strings.Contains(x.header.Get("Access-Control-Allow-Methods"), method) ||
-					!strings.Contains(headers, "Authorization") || !strings.Contains(headers, "*") || x.header.Get("Access-Control-Allow-Credentials") != "" {
-					t.Errorf("a preflight for %s %s: %d %v", method, path, x.status, x.header)
+				for page, allow := range map[string]string{origin: origin, another: ""} {
+					x := send(t, client, "OPTIONS", g.url, path, http.Header{"Origin": {page}, "Access-Control-Request-Method": {method},
+						"Access-Control-Request-Headers": {"authorization,content-type,ld-api-key"}}, nil)
+					headers := x.header.Get("Access-Control-Allow-Headers")
+					if x.status/100 != 2 || strings.Join(x.header.Values("Access-Control-Allow-Origin"), "|") != allow || x.header.Get("Access-Control-Allow-Credentials") != "" ||
+						allow != "" && (!strings.Contains(x.header.Get("Access-Control-Allow-Methods"), method) || !strings.Contains(headers, "Authorization") || !strings.Contains(headers, "*")) {
+						t.Errorf("a preflight of %s for %s %s: %d %v", page, method, path, x.status, x.header)
+					}
 				}
 			}
 		}
@@ -190,7 +191,8 @@ func testGatewayHops(t *testing.T, k gatewayKind) {
 		if n := len(h.take()); n != 0 {
 			t.Errorf("%d preflights reached the API", n)
 		}
-		// Every answer of the gateway's own can be read, and says nothing of pages to others.
+		// A refusal can be read by the pages that the definition allows, an answer of the
+		// gateway's own by all. Neither says anything of pages to others.
 		send(t, client, "GET", g.url, "/api/v1/org", limited, nil)
 		h.take()
 		tooLarge := 40 << 10
@@ -201,16 +203,20 @@ func testGatewayHops(t *testing.T, k gatewayKind) {
 			name, path string
 			header     http.Header
 			status     int
+			own        bool
 		}{
-			{"no key", "/api/v1/org", http.Header{}, 401},
-			{"scope", "/api/v1/projects/proj_2", project, 403},
-			{"limit", "/api/v1/org", limited, 429},
-			{"odd path", "/api/v1//org", reader, 400},
-			{"headers too large", "/api/v1/org", with(reader, "X-Large", strings.Repeat("x", tooLarge)), 431},
+			{"no key", "/api/v1/org", http.Header{}, 401, false},
+			{"scope", "/api/v1/projects/proj_2", project, 403, false},
+			{"limit", "/api/v1/org", limited, 429, false},
+			{"odd path", "/api/v1//org", reader, 400, true},
+			{"headers too large", "/api/v1/org", with(reader, "X-Large", strings.Repeat("x", tooLarge)), 431, true},
 		} {
 			x := send(t, client, "GET", g.url, c.path, with(c.header, "Origin", origin), nil)
 			if why := x.readable(origin); x.status != c.status || why != "" {
 				t.Errorf("%s: %d, %s", c.name, x.status, why)
+			}
+			if x = send(t, client, "GET", g.url, c.path, with(c.header, "Origin", another), nil); x.status != c.status || (x.readable(another) == "") != c.own {
+				t.Errorf("%s, from another page: %d %v", c.name, x.status, x.header)
 			}
 			x = send(t, client, "GET", g.url, c.path, c.header, nil)
 			if v := x.header.Values("Access-Control-Allow-Origin"); x.status != c.status || len(v) != 0 {

@@ -4,6 +4,9 @@
 -- txn.kt_keyspace, txn.kt_scope, txn.kt_resource and txn.kt_min_position_header (empty:
 -- not asked for). Allowed, it sets the identity headers of the request; refused, it sends the regime's own
 -- answer to the client. Anything else is 503: nothing reaches the upstream.
+--
+-- The action http-request lua.keytrail_preflight answers a web page's preflight, as the
+-- keyspace's definition says, and always ends the request.
 
 local verifier = os.getenv("KEYTRAIL_VERIFIER") or "http://127.0.0.1:7070"
 
@@ -19,8 +22,12 @@ local limit = {
 	"ratelimit", "ratelimit-policy", "x-request-id",
 }
 
--- To the client, of a refusal.
-local refusal = { "content-type", "cache-control", "www-authenticate", "retry-after", "grpc-status", "grpc-message" }
+-- To the client, of a refusal and of the answer to a preflight.
+local refusal = {
+	"content-type", "cache-control", "www-authenticate", "retry-after", "grpc-status", "grpc-message", "vary",
+	"access-control-allow-origin", "access-control-expose-headers",
+	"access-control-allow-methods", "access-control-allow-headers", "access-control-max-age",
+}
 for _, name in ipairs(limit) do
 	table.insert(refusal, name)
 end
@@ -48,6 +55,41 @@ local function unavailable(txn)
 	txn:done(reply)
 end
 
+-- The answer of Keytrail at url to the client's headers, nil without one.
+local function ask(txn, url)
+	-- All of them, so that a credential presented twice is seen to be. haproxy.cfg has set
+	-- X-Forwarded-For and X-Forwarded-Proto.
+	local headers = {}
+	for name, values in pairs(txn.http:req_get_headers()) do
+		if not dropped[name] then
+			local list = {}
+			for i = 0, #values do
+				list[i + 1] = values[i]
+			end
+			headers[name] = list
+		end
+	end
+	-- Keytrail answers within 2 s, also where it waits for a position or the ledger.
+	local ok, answer = pcall(function()
+		return core.httpclient():get({ url = url, headers = headers, timeout = 3000 })
+	end)
+	return ok and answer and answer.status and answer or nil
+end
+
+-- Sends Keytrail's answer to the client. Its Access-Control headers stay as they are.
+local function answered(txn, answer, status)
+	txn:set_var("txn.kt_answered", true)
+	local reply = txn:reply({ status = status })
+	for _, name in ipairs(refusal) do
+		local value = first(answer.headers, name)
+		if value then
+			reply:add_header(name, value)
+		end
+	end
+	reply:set_body(answer.body or "")
+	txn:done(reply)
+end
+
 core.register_action("keytrail", { "http-req" }, function(txn)
 	local url = verifier .. "/v1/authorize/" .. (txn:get_var("txn.kt_keyspace") or "")
 	local query = {}
@@ -61,24 +103,8 @@ core.register_action("keytrail", { "http-req" }, function(txn)
 		url = url .. "?" .. table.concat(query, "&")
 	end
 
-	-- The client's headers, so that a credential presented twice is seen to be.
-	-- haproxy.cfg has set X-Forwarded-For and X-Forwarded-Proto.
-	local headers = {}
-	for name, values in pairs(txn.http:req_get_headers()) do
-		if not dropped[name] then
-			local list = {}
-			for i = 0, #values do
-				list[i + 1] = values[i]
-			end
-			headers[name] = list
-		end
-	end
-
-	-- Keytrail answers within 2 s, also where it waits for a position or the ledger.
-	local ok, answer = pcall(function()
-		return core.httpclient():get({ url = url, headers = headers, timeout = 3000 })
-	end)
-	if not ok or not answer or not answer.status then
+	local answer = ask(txn, url)
+	if not answer then
 		return unavailable(txn)
 	end
 
@@ -111,16 +137,16 @@ core.register_action("keytrail", { "http-req" }, function(txn)
 		return unavailable(txn)
 	end
 	-- gRPC has its status in a header, and wants 200.
-	local status = first(answer.headers, "grpc-status") and 200 or answer.status
-	local reply = txn:reply({ status = status })
-	for _, name in ipairs(refusal) do
-		local value = first(answer.headers, name)
-		if value then
-			reply:add_header(name, value)
-		end
+	answered(txn, answer, first(answer.headers, "grpc-status") and 200 or answer.status)
+end)
+
+core.register_action("keytrail_preflight", { "http-req" }, function(txn)
+	local answer = ask(txn, verifier .. "/v1/preflight/" .. (txn:get_var("txn.kt_keyspace") or ""))
+	local id = answer and first(answer.headers, "x-request-id")
+	if not id or id:sub(1, 4) ~= "req_" then
+		return unavailable(txn)
 	end
-	reply:set_body(answer.body or "")
-	txn:done(reply)
+	answered(txn, answer, answer.status)
 end)
 
 -- The limit's headers of an allowed request, instead of the upstream's.
