@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up test race lint bench fuzz faults soak gen image containers smoke
+.PHONY: help up test race lint bench fuzz faults soak gen image containers smoke traefik
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,6 +36,9 @@ containers: ## the contract tests on NATS and ClickHouse in containers (stand-in
 
 smoke: ## the compose deployment brought up, broken and mended
 	deploy/smoke.sh
+
+traefik: ## the Traefik of the gateways' tests, from Go modules, to bin/traefik: about 7 minutes of CPU
+	deploy/gateways/traefik/build.sh bin/traefik
 
 image: ## the release image: static, non-root, without the local engine
 	install -d -m 700 bin/image/data

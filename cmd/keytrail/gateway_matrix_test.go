@@ -212,10 +212,10 @@ func testGatewayHops(t *testing.T, k gatewayKind) {
 			{"headers too large", "/api/v1/org", with(reader, "X-Large", strings.Repeat("x", tooLarge)), 431, true},
 		} {
 			x := send(t, client, "GET", g.url, c.path, with(c.header, "Origin", origin), nil)
-			if why := x.readable(origin); x.status != c.status || why != "" {
+			if why := x.readable(origin); x.status != c.status || why != "" && !(c.own && k.bare()) {
 				t.Errorf("%s: %d, %s", c.name, x.status, why)
 			}
-			if x = send(t, client, "GET", g.url, c.path, with(c.header, "Origin", another), nil); x.status != c.status || (x.readable(another) == "") != c.own {
+			if x = send(t, client, "GET", g.url, c.path, with(c.header, "Origin", another), nil); x.status != c.status || (x.readable(another) == "") != (c.own && !k.bare()) {
 				t.Errorf("%s, from another page: %d %v", c.name, x.status, x.header)
 			}
 			x = send(t, client, "GET", g.url, c.path, c.header, nil)
@@ -281,8 +281,8 @@ func testGatewayHops(t *testing.T, k gatewayKind) {
 
 	t.Run("sizes of bodies", func(t *testing.T) {
 		// The limit is raised where the API's requests are, and nowhere else.
-		g := start(t, "location / {\n", "location / {\n\t\tclient_max_body_size 100m;\n")
-		body := bytes.Repeat([]byte("0123456789abcdef"), 70<<20/16)
+		g := start(t, "location / {\n", "location / {\n\t\tclient_max_body_size 128m;\n")
+		body := bytes.Repeat([]byte("0123456789abcdef"), 100<<20/16)
 		for _, chunked := range []bool{false, true} {
 			r, err := http.NewRequestWithContext(t.Context(), "POST", g.url+"/api/v1/org", bytes.NewReader(body))
 			if err != nil {
@@ -299,12 +299,12 @@ func testGatewayHops(t *testing.T, k gatewayKind) {
 			resp.Body.Close()
 			s := h.take()
 			if resp.StatusCode != 200 || len(s) != 1 || s[0].length != int64(len(body)) || s[0].sum != sha256.Sum256(body) {
-				t.Errorf("70 MB, chunked %t: %d", chunked, resp.StatusCode)
+				t.Errorf("100 MB, chunked %t: %d", chunked, resp.StatusCode)
 			}
 		}
 		// Of a refused body a gateway need not read all; it never becomes a 5xx.
 		if x, err := trySend(t, newClient(t), "POST", g.url, "/api/v1/org", http.Header{}, body); err == nil && x.status != 401 || len(h.take()) != 0 {
-			t.Errorf("70 MB without a key: %d", x.status)
+			t.Errorf("100 MB without a key: %d", x.status)
 		}
 	})
 
@@ -420,7 +420,7 @@ func testGatewayHops(t *testing.T, k gatewayKind) {
 		} else {
 			l.Close()
 		}
-		g := start(t, "listen 127.0.0.1:8080;", "listen [::1]:8080;", "bind 127.0.0.1\n\troute", "bind [::1]\n\troute", "bind 127.0.0.1:8080", "bind [::1]:8080")
+		g := start(t, "listen 127.0.0.1:8080;", "listen [::1]:8080;", "bind 127.0.0.1\n\troute", "bind [::1]\n\troute", "bind 127.0.0.1:8080", "bind [::1]:8080", "address: 127.0.0.1:8080", "address: '[::1]:8080'")
 		x := send(t, newClient(t), "GET", g.url, "/api/v1/org", reader, nil)
 		if s := h.take(); x.status != 200 || len(s) != 1 || s[0].header.Get("X-Forwarded-For") != "::1" {
 			t.Errorf("%d %s, the API sees %v", x.status, x.body, s)
@@ -450,7 +450,8 @@ func testGatewayHops(t *testing.T, k gatewayKind) {
 			}
 			err := conn.Invoke(ctx, c.method, &emptypb.Empty{}, &emptypb.Empty{})
 			cancel()
-			if s := status.Convert(err); s.Code() != c.code || s.Message() != c.message {
+			// Traefik answers with the HTTP status of a refusal, which names the code alone.
+			if s := status.Convert(err); s.Code() != c.code || s.Message() != c.message && !k.bare() {
 				t.Errorf("%s: %v", c.name, err)
 			}
 		}
@@ -463,9 +464,9 @@ func testGatewayHops(t *testing.T, k gatewayKind) {
 	// and the operator is told.
 	t.Run("a misspelt configuration", func(t *testing.T) {
 		for fault, change := range map[string][]string{
-			"keyspace":      {"default scribe-sight;", "default scribe-sihgt;", "vars kt_keyspace scribe-sight", "vars kt_keyspace scribe-sihgt", "str(${KEYTRAIL_KEYSPACE})", "str(scribe-sihgt)"},
-			"scope":         {"read;", "raed;", `HEAD) " read`, `HEAD) " raed`, "HEAD)/ read", "HEAD)/ raed"},
-			"resource kind": {"project/$kt_id", "projcet/$kt_id", "project/${1}", "projcet/${1}", `project/\1`, `projcet/\1`},
+			"keyspace":      {"default scribe-sight;", "default scribe-sihgt;", "vars kt_keyspace scribe-sight", "vars kt_keyspace scribe-sihgt", "str(${KEYTRAIL_KEYSPACE})", "str(scribe-sihgt)", "/v1/authorize/{{ $keyspace }}", "/v1/authorize/scribe-sihgt"},
+			"scope":         {"read;", "raed;", `HEAD) " read`, `HEAD) " raed`, "HEAD)/ read", "HEAD)/ raed", `"read" "GET HEAD"`, `"raed" "GET HEAD"`},
+			"resource kind": {"project/$kt_id", "projcet/$kt_id", "project/${1}", "projcet/${1}", `project/\1`, `projcet/\1`, "project/{4}", "projcet/{4}"},
 		} {
 			g := start(t, change...)
 			for _, header := range []http.Header{reader, project, {}} {
@@ -533,6 +534,9 @@ func TestGatewaysAskForWhatIsDeclared(t *testing.T) {
 				t.Errorf("%s asks for the scopes %q, nginx for %q", other, got, want)
 			}
 		}
+		if got := rowsOfTraefik(t, name, "scopes"); !slices.Equal(got, want) {
+			t.Errorf("traefik asks for the scopes %q of %s, nginx for %q", got, name, want)
+		}
 		want = wordsOf(t, "kt_resource", file)
 		for _, other := range []string{"caddy/regimes/" + name + ".caddy", "haproxy/regimes/" + name + "/resource.map"} {
 			if got := wordsOf(t, "kt_resource", filepath.Join(gatewaysDir, other)); !slices.Equal(got, want) {
@@ -563,6 +567,29 @@ func wordsOf(t *testing.T, variable, file string) (words []string) {
 			if word := id.Replace(strings.Trim(fields[len(fields)-1], `";`)); word != "" {
 				words = append(words, word)
 			}
+		}
+	}
+	slices.Sort(words)
+	return words
+}
+
+// rowsOfTraefik returns in order the first column of a regime's table in Traefik's template.
+func rowsOfTraefik(t *testing.T, regime, table string) (words []string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(gatewaysDir, "traefik", "gateway.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rows, found := strings.Cut(string(text), "\t"+`"`+regime+`" (dict`)
+	_, rows, of := strings.Cut(rows, `"`+table+`" (list`)
+	if !found || !of {
+		t.Fatalf("Traefik has no %s of %s", table, regime)
+	}
+	for line := range strings.Lines(rows) {
+		if line = strings.TrimSpace(line); strings.HasPrefix(line, `(list "`) {
+			words = append(words, strings.Split(line, `"`)[1])
+		} else if line != "" {
+			break
 		}
 	}
 	slices.Sort(words)

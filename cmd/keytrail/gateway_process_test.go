@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"crypto/sha256"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"io/fs"
@@ -48,7 +49,21 @@ var gatewayKinds = []gatewayKind{
 		}
 		return args
 	}},
+	{"traefik", "version", func(dir string, _ bool) []string {
+		return []string{"--configFile=" + filepath.Join(dir, "traefik.yaml")}
+	}},
 }
+
+// traefikProgram names a Traefik that is not on the path, as "make traefik" builds it.
+const traefikProgram = "KEYTRAIL_TEST_TRAEFIK"
+
+// keepsLimits reports whether the headers of an allowed answer reach the upstream alone:
+// Traefik's forwardAuth passes none of them on to the client.
+func (k gatewayKind) keepsLimits() bool { return k.name == "traefik" }
+
+// bare reports whether the gateway's own answers are a status and no more: Traefik can word
+// none without an upstream for it.
+func (k gatewayKind) bare() bool { return k.name == "traefik" }
 
 // gateway is a running one.
 type gateway struct {
@@ -61,12 +76,18 @@ type gateway struct {
 func (k gatewayKind) installed(t testing.TB) string {
 	t.Helper()
 	path, err := exec.LookPath(k.name)
+	if program := os.Getenv(traefikProgram); k.name == "traefik" && program != "" {
+		path, err = exec.LookPath(program)
+	}
 	if err != nil {
 		path, err = exec.LookPath("/usr/sbin/" + k.name) // not on everybody's path
 	}
 	if err != nil {
 		word := fmt.Sprintf("%s is not installed (Debian package %s)", k.name, k.name)
-		if os.Getenv(gatewaysMustRun) != "" {
+		if k.name == "traefik" { // no Debian package
+			word = "no traefik on the path, and " + traefikProgram + " names none: make traefik"
+		}
+		if os.Getenv(gatewaysMustRun) != "" && (k.name != "traefik" || os.Getenv(traefikProgram) != "") {
 			t.Fatal(word)
 		}
 		t.Skip(word)
@@ -86,7 +107,8 @@ var unhurried = strings.NewReplacer(
 	"proxy_connect_timeout 1s;", "proxy_connect_timeout 120s;", "proxy_send_timeout    3s;", "proxy_send_timeout 120s;", "proxy_read_timeout    3s;", "proxy_read_timeout 120s;",
 	"dial_timeout 1s", "dial_timeout 120s", "response_header_timeout 3s", "response_header_timeout 120s",
 	"timeout connect 1s", "timeout connect 120s", "timeout = 3000", "timeout = 120000", "timeout http-request 10s", "timeout http-request 120s",
-	"timeout http-keep-alive 60s", "timeout http-keep-alive 120s", "keepalive_timeout 4s;", "keepalive_timeout 120s;", "keepalive 4s", "keepalive 120s")
+	"timeout http-keep-alive 60s", "timeout http-keep-alive 120s", "keepalive_timeout 4s;", "keepalive_timeout 120s;", "keepalive 4s", "keepalive 120s",
+	"dialTimeout: 1s", "dialTimeout: 120s", "responseHeaderTimeout: 3s", "responseHeaderTimeout: 120s", "idleConnTimeout: 4s", "idleConnTimeout: 120s")
 
 // startGateway runs the shipped configuration on other ports and without hurry: that,
 // and what change says, is all that differs. Without echo the shipped upstream stays out.
@@ -109,7 +131,7 @@ func startGateway(t testing.TB, k gatewayKind, keytrail, api, mirror string, ech
 	}
 	port := func(addr string) string { return addr[strings.LastIndex(addr, ":"):] }
 	changes := strings.NewReplacer(change...)
-	ports := strings.NewReplacer(":8080", port(listen), ":7070", port(keytrail), ":9090", port(api), ":9091", port(mirror))
+	ports := strings.NewReplacer(":8080", port(listen), ":7070", port(keytrail), ":9090", port(api), ":9091", port(mirror), ":7069", port(freeAddr(t)))
 	from := filepath.Join(gatewaysDir, k.name)
 	err = filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -134,6 +156,7 @@ func startGateway(t testing.TB, k gatewayKind, keytrail, api, mirror string, ech
 	}
 
 	c := exec.Command(program, k.run(dir, echo)...)
+	c.Dir = dir
 	c.Env = append(os.Environ(), "XDG_CONFIG_HOME="+dir, "XDG_DATA_HOME="+dir)
 	var out lockedBuffer
 	c.Stdout, c.Stderr = &out, &out
@@ -162,6 +185,8 @@ func startGateway(t testing.TB, k gatewayKind, keytrail, api, mirror string, ech
 	if echo {
 		serves = append(serves, api)
 	}
+	// Traefik listens before it knows what to do: until then there is no page.
+	https := slices.ContainsFunc(change, func(s string) bool { return strings.HasPrefix(s, "tls: {}") })
 	eventually(t, func() string {
 		select {
 		case <-exited:
@@ -175,9 +200,27 @@ func startGateway(t testing.TB, k gatewayKind, keytrail, api, mirror string, ech
 			}
 			conn.Close()
 		}
+		if k.name == "traefik" {
+			return knowsItsRoutes(t, listen, https)
+		}
 		return ""
 	})
 	return &gateway{kind: k, url: "http://" + listen, pid: c.Process.Pid}
+}
+
+// knowsItsRoutes says why Traefik at addr does not answer a path that it refuses without
+// asking anybody.
+func knowsItsRoutes(t *testing.T, addr string, https bool) string {
+	client, url := newClient(t), "http://"+addr
+	if https {
+		client.Transport.(*http.Transport).TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
+		url = "https://" + addr
+	}
+	x, err := trySend(t, client, "GET", url, "/;", nil, nil)
+	if err != nil || x.status != http.StatusBadRequest {
+		return fmt.Sprintf("it has no routes: %d %v", x.status, err)
+	}
+	return ""
 }
 
 // upstream is the API behind the gateways. It keeps what reached it, and says

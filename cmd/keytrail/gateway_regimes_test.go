@@ -20,6 +20,9 @@ func TestGatewayExamples(t *testing.T) {
 	t.Parallel()
 	for _, k := range gatewayKinds {
 		t.Run(k.name, func(t *testing.T) {
+			if k.name == "traefik" {
+				t.Skip("it comes with no upstream")
+			}
 			k.installed(t)
 			p := up(t, filepath.Join(t.TempDir(), "data"), "--trusted-proxy", "127.0.0.1/32")
 			p.must(t, "keyspace", "apply", "-f", regime)
@@ -46,14 +49,16 @@ func TestGatewayExamples(t *testing.T) {
 // name.
 func regimeIs(name string) []string {
 	return []string{"include regimes/scribe-sight.conf;", "include regimes/" + name + ".conf;", "import regimes/scribe-sight.caddy", "import regimes/" + name + ".caddy",
-		"presetenv KEYTRAIL_KEYSPACE scribe-sight", "presetenv KEYTRAIL_KEYSPACE " + name}
+		"presetenv KEYTRAIL_KEYSPACE scribe-sight", "presetenv KEYTRAIL_KEYSPACE " + name,
+		`$keyspace := "scribe-sight"`, `$keyspace := "` + name + `"`}
 }
 
 // servesHTTPS gives the shipped configurations the certificate and key in file, as their
 // READMEs say.
 func servesHTTPS(file string) []string {
 	return []string{"listen 127.0.0.1:8080;", "listen 127.0.0.1:8080 ssl; ssl_certificate " + file + "; ssl_certificate_key " + file + ";",
-		"http://:8080 {", "https://:8080 {\n\ttls " + file + " " + file, "bind 127.0.0.1:8080", "bind 127.0.0.1:8080 ssl crt " + file}
+		"http://:8080 {", "https://:8080 {\n\ttls " + file + " " + file, "bind 127.0.0.1:8080", "bind 127.0.0.1:8080 ssl crt " + file,
+		"aliasHeadersStrategy: delete", "tls: {}\n      aliasHeadersStrategy: delete", "\nhttp:\n  routers:", "\ntls:\n  certificates:\n    - certFile: " + file + "\n      keyFile: " + file + "\nhttp:\n  routers:"}
 }
 
 // TestGatewayRegimes changes each gateway to each of the five regimes: a client gets what
@@ -146,7 +151,7 @@ func testGatewayRegimes(t *testing.T, k gatewayKind) {
 					}
 				}
 				for h := range direct.header {
-					if strings.Contains(h, "Ratelimit") && x.header.Get(h) == "" {
+					if strings.Contains(h, "Ratelimit") && x.header.Get(h) == "" && !k.keepsLimits() {
 						t.Errorf("%s does not reach the client", h)
 					}
 				}

@@ -119,11 +119,11 @@ func testGateway(t *testing.T, k gatewayKind) {
 		if v := r.Header.Values("X-Forwarded-For"); !slices.Equal(v, []string{"127.0.0.1"}) {
 			t.Errorf("X-Forwarded-For: %q", v)
 		}
-		if v := x.header.Values("X-Request-Id"); len(v) != 1 || v[0] != r.Header.Get("X-Request-Id") || !strings.HasPrefix(v[0], "req_") {
+		if v := x.header.Values("X-Request-Id"); !k.keepsLimits() && (len(v) != 1 || v[0] != r.Header.Get("X-Request-Id") || !strings.HasPrefix(v[0], "req_")) {
 			t.Errorf("X-Request-Id: %q to the client, %q to the upstream", v, r.Header.Values("X-Request-Id"))
 		}
 		for _, h := range refusalHeaders[4:] {
-			if v := x.header.Values(h); len(v) != 0 {
+			if v := x.header.Values(h); len(v) != 0 && !k.keepsLimits() {
 				t.Errorf("a key without a limit: %s: %q", h, v)
 			}
 		}
@@ -200,11 +200,15 @@ func testGateway(t *testing.T, k gatewayKind) {
 		for i := range 3 {
 			x := reaches(t, api, "GET", "/api/v1/org", limited, nil)
 			for h, want := range map[string]string{"X-RateLimit-Limit": "3", "X-RateLimit-Remaining": strconv.Itoa(2 - i)} {
-				if v := x.header.Values(h); !slices.Equal(v, []string{want}) {
+				v := x.header.Values(h)
+				if r, _ := api.seen(); k.keepsLimits() {
+					v = r.Header.Values(h)
+				}
+				if !slices.Equal(v, []string{want}) {
 					t.Errorf("request %d: %s: %q, want %s", i+1, h, v, want)
 				}
 			}
-			if v := x.header.Values("X-RateLimit-Reset"); len(v) != 1 || v[0] == "of the upstream" {
+			if v := x.header.Values("X-RateLimit-Reset"); !k.keepsLimits() && (len(v) != 1 || v[0] == "of the upstream") {
 				t.Errorf("request %d: X-RateLimit-Reset: %q", i+1, v)
 			}
 		}
@@ -273,9 +277,14 @@ func testGateway(t *testing.T, k gatewayKind) {
 		if diff := sameRefusal(direct, stopped(t, "GET", "/api/v1/org", with(elsewhere, forged), nil)); direct.status != 403 || diff != "" {
 			t.Errorf("%d %s", direct.status, diff)
 		}
-		// Headers that a client calls hop-by-hop are not dropped on the way.
+		// Headers that a client calls hop-by-hop are not dropped on the way. Traefik drops the
+		// key itself, so that there is none.
+		named := ", Authorization"
+		if k.name == "traefik" {
+			named = ""
+		}
 		raw := rawExchange(t, g.url, "GET /api/v1/org HTTP/1.1\r\nHost: api\r\nAuthorization: "+full.Get("Authorization")+
-			"\r\nConnection: close, X-Keytrail-Tenant, X-Keytrail-Key-Id, X-Forwarded-For, Authorization\r\n\r\n")
+			"\r\nConnection: close, X-Keytrail-Tenant, X-Keytrail-Key-Id, X-Forwarded-For"+named+"\r\n\r\n")
 		if r, _ := api.seen(); raw.status != 200 || r.Header.Get("X-Keytrail-Tenant") != "acme" || r.Header.Get("X-Keytrail-Key-Id") != id ||
 			r.Header.Get("X-Forwarded-For") != "127.0.0.1" || strings.Contains(strings.ToLower(r.Header.Get("Connection")), "keytrail") {
 			t.Errorf("Connection: %d %v", raw.status, r.Header)
@@ -314,7 +323,11 @@ func testGateway(t *testing.T, k gatewayKind) {
 			}
 		}
 		for _, path := range []string{"/api/v1/org?next=/a/../b//c;d%2f", "/api/v1/a.b/..c/%20%C3%A4"} {
-			if reaches(t, api, "GET", path, full, nil); lastURI(api) != path {
+			want := path
+			if k.name == "traefik" {
+				want = strings.Replace(path, ";", "%3B", 1) // an old separator of members
+			}
+			if reaches(t, api, "GET", path, full, nil); lastURI(api) != want {
 				t.Errorf("%s became %s", path, lastURI(api))
 			}
 		}
@@ -371,7 +384,7 @@ func testGateway(t *testing.T, k gatewayKind) {
 			if x := stopped(t, "GET", "/api/v1/org", limited, nil); x.status != 429 || !x.reused {
 				t.Errorf("limited: %d", x.status)
 			}
-			if x := reaches(t, api, "GET", "/api/v1/org", full, nil); !x.reused || x.header.Get("X-RateLimit-Remaining") != "" {
+			if x := reaches(t, api, "GET", "/api/v1/org", full, nil); !x.reused || x.header.Get("X-RateLimit-Remaining") != "" && !k.keepsLimits() {
 				t.Errorf("the limit of another key: %q", x.header.Get("X-RateLimit-Remaining"))
 			}
 		}
@@ -415,7 +428,8 @@ func testGateway(t *testing.T, k gatewayKind) {
 	}
 	t.Run("no keyspace is named", func(t *testing.T) {
 		broken := startGateway(t, k, strings.TrimPrefix(p.url, "http://"), api.addr(), mirror.addr(), false,
-			"default scribe-sight;", `default "";`, "vars kt_keyspace scribe-sight", `vars kt_keyspace ""`, `"str(${KEYTRAIL_KEYSPACE})"`, `"str(${KEYTRAIL_KEYSPACE})" if { path /never }`)
+			"default scribe-sight;", `default "";`, "vars kt_keyspace scribe-sight", `vars kt_keyspace ""`, `"str(${KEYTRAIL_KEYSPACE})"`, `"str(${KEYTRAIL_KEYSPACE})" if { path /never }`,
+			"/v1/authorize/{{ $keyspace }}", "/v1/authorize/")
 		before := api.sent.Load()
 		for _, header := range []http.Header{full, with(full, http.Header{"X-Keytrail-Key-Id": {id}}), {}} {
 			x := send(t, client, "GET", broken.url, "/api/v1/org", header, nil)
@@ -443,7 +457,8 @@ func testGateway(t *testing.T, k gatewayKind) {
 	t.Run("a position", func(t *testing.T) {
 		asking := startGateway(t, k, strings.TrimPrefix(p.url, "http://"), api.addr(), mirror.addr(), false,
 			"?refusal=header", "?refusal=header&min_position_header=X-Min-Position", "rewrite /v1/authorize/{args.0}", "rewrite /v1/authorize/{args.0}&min_position_header=X-Min-Position",
-			"#\thttp-request set-var(txn.kt_min_position_header)", "http-request set-var(txn.kt_min_position_header)")
+			"#\thttp-request set-var(txn.kt_min_position_header)", "http-request set-var(txn.kt_min_position_header)",
+			"&resource={{ . }}{{ end }}'", "&resource={{ . }}{{ end }}&min_position_header=X-Min-Position'")
 		narrowedID, narrowed := create(map[string]any{"name": "narrowed"})
 		change := p.data(t, 200, "PUT", "/v1/keys/"+narrowedID+"/scopes", map[string]any{"scopes": []string{"upload"}})
 		at := change["__position"].(string)
@@ -478,6 +493,9 @@ func testGateway(t *testing.T, k gatewayKind) {
 			for _, header := range []http.Header{full, with(full, http.Header{"X-Keytrail-Key-Id": {id}, "X-Keytrail-Tenant": {"acme"}}), {}} {
 				for _, method := range []string{"GET", "POST"} {
 					x := stopped(t, method, "/api/v1/org", header, nil)
+					if k.bare() && (x.status == 503 || x.status == 401 || x.status == 403) {
+						continue // it cannot tell a refusal of Keytrail's from another
+					}
 					if x.status != 503 || !strings.HasPrefix(x.header.Get("Content-Type"), "application/problem+json") {
 						t.Errorf("%s: %s is answered %d %s %s", word, method, x.status, x.header.Get("Content-Type"), x.body)
 					}
