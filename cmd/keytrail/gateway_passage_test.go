@@ -36,7 +36,7 @@ type passage struct {
 }
 
 // send sends a request with the header names spelt as they are and the path as it is.
-func send(t *testing.T, client *http.Client, method, base, path string, header http.Header, body []byte) passage {
+func send(t testing.TB, client *http.Client, method, base, path string, header http.Header, body []byte) passage {
 	t.Helper()
 	x, err := trySend(t, client, method, base, path, header, body)
 	if err != nil {
@@ -45,7 +45,7 @@ func send(t *testing.T, client *http.Client, method, base, path string, header h
 	return x
 }
 
-func trySend(t *testing.T, client *http.Client, method, base, path string, header http.Header, body []byte) (x passage, err error) {
+func trySend(t testing.TB, client *http.Client, method, base, path string, header http.Header, body []byte) (x passage, err error) {
 	t.Helper()
 	req, err := http.NewRequest(method, base, bytes.NewReader(body))
 	if err != nil {
@@ -69,7 +69,7 @@ func trySend(t *testing.T, client *http.Client, method, base, path string, heade
 	return x, err
 }
 
-func newClient(t *testing.T) *http.Client {
+func newClient(t testing.TB) *http.Client {
 	tr := &http.Transport{MaxConnsPerHost: 1, DisableCompression: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := new(net.Dialer).DialContext(ctx, network, addr)
 		return hearing{c}, err

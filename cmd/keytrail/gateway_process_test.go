@@ -210,7 +210,7 @@ func startGateway(t testing.TB, k gatewayKind, keytrail, api, mirror string, ech
 
 // knowsItsRoutes says why Traefik at addr does not answer a path that it refuses without
 // asking anybody.
-func knowsItsRoutes(t *testing.T, addr string, https bool) string {
+func knowsItsRoutes(t testing.TB, addr string, https bool) string {
 	client, url := newClient(t), "http://"+addr
 	if https {
 		client.Transport.(*http.Transport).TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
