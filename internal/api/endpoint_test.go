@@ -221,6 +221,9 @@ func TestQueryIsReadStrictly(t *testing.T) {
 		{"=1", "unknown_parameter", "query"},
 		{"?a=1", "unknown_parameter", "query"},
 		{"&&", "", ""},
+		{strings.Repeat("c&", 100), "unknown_parameter", "query"},
+		{strings.Repeat("c&", 101), "bad_query", ""}, // each parameter is compared with those before it
+		{strings.Repeat("&", 1000) + "a=1", "", ""},
 	} {
 		q, err := ParseQuery(tt.raw, "a", "b")
 		got, field := "", ""

@@ -17,6 +17,10 @@ type Query []parameter
 
 type parameter struct{ name, value string }
 
+// maxParameters bounds a query: no endpoint has as many, and faults compares each
+// parameter with all before it.
+const maxParameters = 100
+
 // ParseQuery reads a raw query string. Each parameter must be one of known, stand
 // once, be UTF-8 and hold a value: a parameter that cannot be read is never taken
 // for one that is absent. The error is a *Problem (400) when the whole cannot be
@@ -36,8 +40,11 @@ func ParseQuery(raw string, known ...string) (Query, error) {
 		name, value, _ := strings.Cut(pair, "=")
 		name, err1 := url.QueryUnescape(name)
 		value, err2 := url.QueryUnescape(value)
-		if err1 != nil || err2 != nil || strings.Contains(pair, ";") || len(q) == maxItems {
+		if err1 != nil || err2 != nil || strings.Contains(pair, ";") {
 			return nil, Errorf(http.StatusBadRequest, "bad_query", "the query string cannot be read: want name=value pairs, joined by ampersands and percent-encoded")
+		}
+		if len(q) == maxParameters {
+			return nil, Errorf(http.StatusBadRequest, "bad_query", "want at most %d query parameters", maxParameters)
 		}
 		sound = sound && slices.Contains(known, name) && !q.Has(name) && value != "" && utf8.ValidString(value)
 		q = append(q, parameter{name, value})
