@@ -68,9 +68,8 @@ func (n *Node) handleVerify(w http.ResponseWriter, r *api.Request) error {
 	n.settle(&j, &req)
 	d := j.Decision
 	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
 	*buf = n.append((*buf)[:0], &d, &req)
-	writeJSON(w, *buf)
+	writeJSON(w, buf)
 	n.metrics.verify.Observe(time.Since(began).Seconds())
 	n.log(r.Context(), id, "verify", &d)
 	if f, ok := n.undeclared(&d, &req); ok {
@@ -163,7 +162,6 @@ func (n *Node) handleBatch(w http.ResponseWriter, r *api.Request) error {
 		}
 	}
 	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
 	b := append((*buf)[:0], `{"data":[`...)
 	for i := range items {
 		if i > 0 {
@@ -181,7 +179,7 @@ func (n *Node) handleBatch(w http.ResponseWriter, r *api.Request) error {
 		}
 	}
 	*buf = append(b, "]}"...)
-	writeJSON(w, *buf)
+	writeJSON(w, buf)
 	n.metrics.batch.Observe(time.Since(began).Seconds())
 	return nil
 }
@@ -217,11 +215,17 @@ func place(i int) string { return fmt.Sprintf("requests[%d]", i) }
 // buffers are those of answers. No answer of this endpoint holds a secret.
 var buffers = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
 
-func writeJSON(w http.ResponseWriter, b []byte) {
+// writeJSON writes an answer that is in one of buffers, and gives the buffer back. After a
+// Write that failed it does not: over HTTP/2, Write returns as soon as the client resets the
+// stream, while another goroutine may still send from the buffer. The next answer in it
+// would go to that client.
+func writeJSON(w http.ResponseWriter, buf *[]byte) {
 	h := w.Header()
 	h["Content-Type"] = contentJSON
 	h["Cache-Control"] = noStore
-	w.Write(b)
+	if _, err := w.Write(*buf); err == nil {
+		buffers.Put(buf)
+	}
 }
 
 var contentJSON, noStore = []string{"application/json"}, []string{"no-store"}
