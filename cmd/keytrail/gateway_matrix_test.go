@@ -460,6 +460,23 @@ func testGatewayHops(t *testing.T, k gatewayKind) {
 		}
 	})
 
+	// Keytrail takes a segment of the path that the gateway was asked for, and not of one
+	// that the client tells.
+	t.Run("a segment of the path", func(t *testing.T) {
+		if k.name != "nginx" && k.name != "traefik" {
+			t.Skip("it tells Keytrail no path")
+		}
+		g := start(t, "project/$kt_id", `"project/{4}"`)
+		forged := project.Clone()
+		forged.Set("X-Forwarded-Uri", "/api/v1/projects/proj_1")
+		for path, want := range map[string]int{"/api/v1/projects/proj_1/files?a=b": 200, "/api/v1/projects/proj_2/files": 403, "/api/v1/projects/%7B4%7D": 403} {
+			x := send(t, client, "GET", g.url, path, forged, nil)
+			if n := len(h.take()); x.status != want || (n == 1) != (want == 200) {
+				t.Errorf("%s: %d %s, %d requests reached the API", path, x.status, x.body, n)
+			}
+		}
+	})
+
 	// A misspelt word of the gateway's configuration opens nothing, whatever the key,
 	// and the operator is told.
 	t.Run("a misspelt configuration", func(t *testing.T) {

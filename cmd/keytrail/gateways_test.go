@@ -239,7 +239,8 @@ func testGateway(t *testing.T, k gatewayKind) {
 		}
 		maps.Copy(forged, http.Header{"X-Request-Id": {"forged"}, "X-Forwarded-Proto": {"forged"}, "x-forwarded-proto": {"https"}, "X-Real-Ip": {"198.51.100.7"},
 			"Forwarded": {"for=198.51.100.7;proto=https"}, "X-Forwarded-For": {"198.51.100.7", "198.51.100.7"}, "x-forwarded-for": {"198.51.100.7"},
-			"X_Forwarded_For": {"198.51.100.7"}, "X_Forwarded-For": {"198.51.100.7"}, "X-Forwarded-Prefix": {"forged"}, "X-Forwarded-Port": {"forged"}, "X-Forwarded-Ssl": {"forged"}})
+			"X_Forwarded_For": {"198.51.100.7"}, "X_Forwarded-For": {"198.51.100.7"}, "X-Forwarded-Prefix": {"forged"}, "X-Forwarded-Port": {"forged"}, "X-Forwarded-Ssl": {"forged"},
+			"X-Forwarded-Method": {"forged"}, "X-Forwarded-Uri": {"/forged"}})
 		reaches(t, api, "GET", "/api/v1/org", with(full, forged), nil)
 		r, _ := api.seen()
 		for name, values := range r.Header {
