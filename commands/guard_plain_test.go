@@ -46,6 +46,7 @@ func TestQuickGuardClearsOnlyWhatTheThoroughOneDoes(t *testing.T) {
 		"as a value":       {created(func(d *events.KeyCreated) { d.Metadata = map[string]string{"digest": string(secret)} }), false},
 		"invisible":        {created(func(d *events.KeyCreated) { d.Name = "c\u200bi" }), false},
 		"behind an escape": {created(func(d *events.KeyCreated) { d.Name = `"` + string(secret) }), false},
+		"between escapes":  {created(func(d *events.KeyCreated) { d.Name = `"` + string(secret) + `"` }), false}, // quotes that pair up
 	} {
 		e := logtest.Event(key, tt.data)
 		cleared, refused, err := commands.GuardData(secret, &e)

@@ -27,7 +27,7 @@ func TestPrintIsWhatTheJSONPackagePrints(t *testing.T) {
 	}
 	// Text that validation refuses too: print stands in for the JSON package and
 	// knows nothing of rules.
-	text := rapid.OneOf(rapid.String(), rapid.SampledFrom([]string{"", "a\"b", `a\b`, "\x00\x1f\x7f", "a\xffb", "<é&\u2028>", "\U0010ffff"}))
+	text := rapid.OneOf(rapid.String(), rapid.SampledFrom([]string{"", "a\"b", `a\b`, "\x00\x1f\x7f", "a\xffb", "\x80", "a\xc3", "\xed\xa0\x80", "<é&\u2028>", "\U0010ffff"}))
 	rapid.Check(t, func(r *rapid.T) {
 		e := logtest.GenEvent().Draw(r, "event")
 		printed(r, &e)
