@@ -34,7 +34,7 @@ var arrows = map[string][]string{
 	"internal/loadtest":       {"golang.org/x/sync/errgroup"}, // for benchmarks only
 	"internal/parts":          {},
 	"internal/seam":           {},
-	"projections":             {"events", "internal/seam", "events/input", "events/keyspace", "events/tree", "github.com/gaissmai/bart", "github.com/go-json-experiment/"},
+	"projections":             {"events", "internal/parts", "internal/seam", "events/input", "events/keyspace", "events/tree", "github.com/gaissmai/bart", "github.com/go-json-experiment/"},
 	"projections/checkpoint":  {"events", "events/tree", "internal/api", "internal/files"},
 	"projections/snapshots":   {"events", "events/tree", "projections", "internal/api", "internal/files", "golang.org/x/sync/errgroup"},
 	"commands/receipts":       {"events", "events/tree", "golang.org/x/mod/sumdb/note"},

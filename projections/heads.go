@@ -30,7 +30,8 @@ type fold struct {
 	due    []head  // heads that the view must have when it gets there
 	failed error   // why the view stands still (P3)
 
-	latest atomic.Pointer[told] // published with the position
+	latest atomic.Pointer[told]         // published with the position
+	kept   atomic.Pointer[snapshotFile] // nil = none
 }
 
 // told is what the view tells of its position.

@@ -2,6 +2,7 @@ package projections
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -20,15 +21,15 @@ const MaxSnapshot = 16 << 30
 // LoadDirectory, for a log. Before anything is stored, accept decides about the view; it
 // is told the SHA-256 of all that came. On an error of r, of load or of accept the
 // directory is as before; on another one the file may be there. On return without
-// an error it is durable.
+// an error it is durable. If ctx ends before the file is whole, the error is ctx's.
 //
 // That a snapshot can be read shows that it came over whole, and nothing of what it
 // says: package snapshots compares it with the log.
-func Receive[V View](dir string, r io.Reader, load func(io.Reader) (V, error), accept func(v V, sum events.Hash) error) (v V, err error) {
+func Receive[V View](ctx context.Context, dir string, r io.Reader, load func(io.Reader) (V, error), accept func(v V, sum events.Hash) error) (v V, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return v, fmt.Errorf("receive snapshot: %w", err)
 	}
-	_, err = writeFile(dir, v.Name(), func(w io.Writer) (events.Seq, error) {
+	f, err := writeFile(ctx, dir, v.Name(), func(w io.Writer) (events.Seq, error) {
 		sum := sha256.New()
 		in := &io.LimitedReader{R: r, N: MaxSnapshot}
 		got, err := load(io.TeeReader(in, io.MultiWriter(w, sum)))
@@ -44,6 +45,7 @@ func Receive[V View](dir string, r io.Reader, load func(io.Reader) (V, error), a
 	if err != nil {
 		return v, fmt.Errorf("receive snapshot: %w", err)
 	}
+	v.setFile(&f)
 	return v, nil
 }
 

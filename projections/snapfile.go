@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"sync/atomic"
-	"time"
 
 	"github.com/keytrail/keytrail/events"
 )
@@ -32,6 +30,38 @@ type View interface {
 	Export(w io.Writer, log events.LogID) (events.Seq, error)
 	// Name tells the views of one process apart, in file names and metrics.
 	Name() string
+
+	file() *snapshotFile
+	setFile(*snapshotFile)
+}
+
+// snapshotFile is a whole snapshot file of a view, as it was when this process last
+// wrote or read it.
+type snapshotFile struct {
+	seq  events.Seq
+	info fs.FileInfo
+}
+
+// file returns the snapshot file that the view was last saved to or restored from; nil
+// if there is none.
+func (f *fold) file() *snapshotFile { return f.kept.Load() }
+
+func (f *fold) setFile(file *snapshotFile) { f.kept.Store(file) }
+
+// isSaved reports whether dir has the snapshot of v at v's position: the file that v was
+// last saved to or restored from, as it was then. A view has one history, and so does
+// that file. A file that was removed, cut short or exchanged is not that one.
+func isSaved(dir string, v View) bool {
+	f := v.file()
+	if f == nil || f.seq != v.At() {
+		return false
+	}
+	is, err := os.Stat(snapshotPath(dir, v.Name(), f.seq))
+	return err == nil && os.SameFile(is, f.info) && is.Size() == f.info.Size() && is.ModTime().Equal(f.info.ModTime())
+}
+
+func snapshotPath(dir, view string, seq events.Seq) string {
+	return filepath.Join(dir, fmt.Sprintf("%s-%020d.snap", view, seq))
 }
 
 // Name implements View.
@@ -48,26 +78,41 @@ const (
 // Save writes a snapshot of v into dir (made if need be) and removes all but the
 // newest KeepSnapshots of this view. On return the file is durable; a crash at any
 // point leaves the files that were there, and at most a temporary one that the
-// next call removes. One process at a time may save into a directory.
-func Save(dir string, v View, log events.LogID) (events.Seq, error) {
+// next call removes. If ctx ends before the file is whole, the files stay as they were and
+// the error is ctx's. One process at a time may save into a directory.
+func Save(ctx context.Context, dir string, v View, log events.LogID) (events.Seq, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return 0, fmt.Errorf("save snapshot: %w", err)
 	}
-	seq, err := writeFile(dir, v.Name(), func(w io.Writer) (events.Seq, error) { return v.Snapshot(w, log) })
+	f, err := writeFile(ctx, dir, v.Name(), func(w io.Writer) (events.Seq, error) { return v.Snapshot(w, log) })
 	if err != nil {
-		return seq, fmt.Errorf("save snapshot: %w", err)
+		return f.seq, fmt.Errorf("save snapshot: %w", err)
 	}
-	return seq, nil
+	v.setFile(&f)
+	return f.seq, nil
+}
+
+// bounded is a writer that fails once its context has ended.
+type bounded struct {
+	io.Writer
+	ctx context.Context
+}
+
+func (b bounded) Write(p []byte) (int, error) {
+	if err := b.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return b.Writer.Write(p)
 }
 
 // writeFile makes what write writes a snapshot of the view in dir, at the position that
-// write returns, and removes what Save says.
-func writeFile(dir, view string, write func(io.Writer) (events.Seq, error)) (seq events.Seq, err error) {
+// write returns, and removes what Save says. After the end of ctx it renames nothing.
+func writeFile(ctx context.Context, dir, view string, write func(io.Writer) (events.Seq, error)) (file snapshotFile, err error) {
 	temp := "." + view + "-*.tmp"
 	stale, _ := filepath.Glob(filepath.Join(dir, temp)) // the pattern is well-formed
 	f, err := os.CreateTemp(dir, temp)
 	if err != nil {
-		return 0, err
+		return file, err
 	}
 	defer func() {
 		if err != nil {
@@ -75,31 +120,37 @@ func writeFile(dir, view string, write func(io.Writer) (events.Seq, error)) (seq
 			os.Remove(f.Name())
 		}
 	}()
-	if seq, err = write(f); err != nil {
-		return 0, err
+	if file.seq, err = write(bounded{f, ctx}); err != nil {
+		return file, err
 	}
 	if err = f.Sync(); err != nil {
-		return 0, err
+		return file, err
+	}
+	if file.info, err = f.Stat(); err != nil {
+		return file, err
 	}
 	if err = f.Close(); err != nil {
-		return 0, err
+		return file, err
+	}
+	if err = ctx.Err(); err != nil {
+		return file, err
 	}
 	// crash here: a temporary file that nobody reads. Not before Sync: the name
 	// must never stand for a file without its bytes.
-	if err = os.Rename(f.Name(), filepath.Join(dir, fmt.Sprintf("%s-%020d.snap", view, seq))); err != nil {
-		return 0, err
+	if err = os.Rename(f.Name(), snapshotPath(dir, view, file.seq)); err != nil {
+		return file, err
 	}
 	if err = syncDir(dir); err != nil {
-		return 0, err
+		return file, err
 	}
 	// crash here: the new snapshot is durable; old ones stay until the next call.
 	old := snapshotFiles(dir, view)
 	for _, path := range append(stale, old[min(len(old), KeepSnapshots):]...) {
 		if err := os.Remove(path); err != nil {
-			return seq, fmt.Errorf("remove old snapshot: %w", err)
+			return file, fmt.Errorf("remove old snapshot: %w", err)
 		}
 	}
-	return seq, nil
+	return file, nil
 }
 
 func syncDir(dir string) error {
@@ -156,81 +207,13 @@ func loadFile[V View](path string, log events.LogID, load func(io.Reader, events
 		return v, err
 	}
 	defer f.Close() // read only
+	info, err := f.Stat()
+	if err != nil {
+		return v, err
+	}
 	if v, err = load(f, log); err != nil {
 		return v, fmt.Errorf("%s: %w; delete it, the view is folded from the log, or connect to the log that it belongs to", path, err)
 	}
+	v.setFile(&snapshotFile{v.Resume(), info})
 	return v, nil
-}
-
-// Saver keeps snapshots of a view.
-type Saver struct {
-	View   View
-	Dir    string
-	Log    events.LogID
-	Every  time.Duration    // between snapshots; default 5 minutes. Longer means a longer tail to fold at the next start
-	Tail   uint64           // events after which the next snapshot does not wait for Every; default 500,000
-	Now    func() time.Time // default time.Now
-	Logger *slog.Logger     // default slog.Default()
-
-	saved    atomic.Uint64             // position of the last snapshot
-	savedAt  atomic.Pointer[time.Time] // when, with the steady clock; nil = never
-	failures atomic.Uint64
-}
-
-// Run saves a snapshot every so often when the view has moved on, and a last one
-// when ctx ends. A snapshot that cannot be saved is logged and counted: the view
-// and the log lose nothing by it. It returns ctx's error.
-func (s *Saver) Run(ctx context.Context) error {
-	every, tail := s.Every, s.Tail
-	if every <= 0 {
-		every = 5 * time.Minute
-	}
-	if tail == 0 {
-		tail = 500_000
-	}
-	tick := time.NewTicker(min(every, saverLooks))
-	defer tick.Stop()
-	last, from := s.now(), uint64(s.View.Resume())
-	for {
-		select {
-		case <-tick.C:
-			if s.now().Sub(last) >= every || uint64(s.View.At()) >= from+tail {
-				s.save(ctx)
-				last, from = s.now(), uint64(s.View.At())
-			}
-		case <-ctx.Done():
-			s.save(ctx)
-			return ctx.Err()
-		}
-	}
-}
-
-// saverLooks is how often a saver looks how far its view has come.
-const saverLooks = 10 * time.Second
-
-func (s *Saver) now() time.Time {
-	if s.Now == nil {
-		return time.Now()
-	}
-	return s.Now()
-}
-
-func (s *Saver) save(ctx context.Context) {
-	if at := s.View.At(); at == 0 || at == events.Seq(s.saved.Load()) {
-		return
-	}
-	log := s.Logger
-	if log == nil {
-		log = slog.Default()
-	}
-	seq, err := Save(s.Dir, s.View, s.Log)
-	if err != nil {
-		s.failures.Add(1)
-		log.LogAttrs(ctx, slog.LevelError, "snapshot not saved", slog.String("view", s.View.Name()), slog.Any("err", err))
-		return
-	}
-	s.saved.Store(uint64(seq))
-	now := s.now()
-	s.savedAt.Store(&now)
-	log.LogAttrs(ctx, slog.LevelInfo, "snapshot saved", slog.String("view", s.View.Name()), slog.Uint64("seq", uint64(seq)), slog.Int("keys", s.View.Len()))
 }

@@ -2,21 +2,17 @@ package projections
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 	"testing/iotest"
-	"testing/synctest"
-	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -233,7 +229,7 @@ func TestSaveFileKeepsThree(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, ".keys-crashed.tmp"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Save(dir, v, testLog); err != nil {
+		if _, err := Save(t.Context(), dir, v, testLog); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -265,60 +261,6 @@ func TestSaveFileKeepsThree(t *testing.T) {
 		}
 		load([]events.Seq{5, 4, 0}[i], i+1)
 	}
-}
-
-func TestSaver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w, v := newWorld(t), NewKeys()
-		var said bytes.Buffer
-		s := &Saver{View: v, Dir: t.TempDir(), Log: testLog, Every: time.Minute, Logger: slog.New(slog.NewTextHandler(&said, nil))}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- s.Run(ctx) }()
-		files := func(want int) {
-			t.Helper()
-			synctest.Wait()
-			if got := len(snapshotFiles(s.Dir, "keys")); got != want {
-				t.Errorf("%d files, want %d", got, want)
-			}
-		}
-		time.Sleep(90 * time.Second)
-		files(0) // nothing to save
-		w.define("ks", definition())
-		apply(t, v, w)
-		time.Sleep(5 * time.Minute)
-		files(1) // once, not five times
-		w.define("ks", definition())
-		apply(t, v, w)
-		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Error(err)
-		}
-		files(2) // the last word
-		w.define("ks", definition())
-		apply(t, v, w)
-		s.Every, s.Tail = time.Hour, 2
-		ctx, cancel = context.WithCancel(t.Context())
-		go func() { done <- s.Run(ctx) }()
-		time.Sleep(time.Minute)
-		files(2) // one event is no tail
-		w.define("ks", definition())
-		w.define("ks", definition())
-		apply(t, v, w)
-		time.Sleep(time.Minute)
-		files(3) // two are
-		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Error(err)
-		}
-		s.Dir = filepath.Join(s.Dir, "\x00")
-		w.define("ks", definition())
-		apply(t, v, w)
-		s.save(t.Context())
-		if s.failures.Load() != 1 || !strings.Contains(said.String(), "snapshot not saved") {
-			t.Error("a failure is silent")
-		}
-	})
 }
 
 // A snapshot that is being written shows its own position, whatever the fold changes

@@ -27,7 +27,7 @@ func BenchmarkStart(b *testing.B) {
 	keys.past = history{at: behind, hash: events.Hash{1}, tree: keys.past.tree}
 	dir.past, dir.marks = keys.past, keys.marks
 	for _, v := range []View{keys, dir} {
-		if _, err := Save(snapshots, v, testLog); err != nil {
+		if _, err := Save(b.Context(), snapshots, v, testLog); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -83,7 +83,7 @@ func fetchFrom[V View](ctx context.Context, s *Store, src Source, load func(io.R
 	if err == nil {
 		defer body.Close()
 		in.r = body
-		v, err = projections.Receive(s.cfg.Dir, &in,
+		v, err = projections.Receive(ctx, s.cfg.Dir, &in,
 			func(r io.Reader) (V, error) { return load(r, s.cfg.Log.ID()) },
 			func(v V, sum events.Hash) error {
 				in.ended.Store(true)

@@ -202,7 +202,7 @@ func (w *world) export(v projections.View) []byte {
 }
 
 func (n *node) keep(v projections.View) {
-	if _, err := projections.Save(n.path, v, n.ID()); err != nil {
+	if _, err := projections.Save(n.t.Context(), n.path, v, n.ID()); err != nil {
 		n.t.Fatal(err)
 	}
 }

@@ -16,7 +16,8 @@
 //	N2  It answers nothing before Ready, after Close has begun, and after it has ended by
 //	    itself: each decision is verifier_stale then.
 //	N3  Close stores the uses that it holds and then gives the lease back, so a receipt
-//	    does not wait for a verifier that has stopped.
+//	    does not wait for a verifier that has stopped. Snapshots of the view come last, with
+//	    the time that is left: they only make the next start faster.
 //	N4  It links neither a NATS server nor ClickHouse nor gRPC (a test in cmd holds the
 //	    list of modules). Envoy's endpoint is the package verifier/extauthz.
 //

@@ -123,6 +123,11 @@ func New(ctx context.Context, cfg Config) (_ *Verifier, err error) {
 	}
 	v.followers = append(v.followers, cfg.Followers...)
 
+	// A snapshot only makes the next start faster. So the savers stop last, with the time
+	// that the others leave.
+	for _, s := range v.views.Savers {
+		v.group.GoLong("snapshots of "+s.View.Name(), s.Run)
+	}
 	v.group.Go("lease", v.node.RunLease)
 	v.group.Go("limits", v.node.RunLimits)
 	v.group.Go("answers", func(ctx context.Context) error { return v.node.RunAnswers(ctx, v.log) })
@@ -130,9 +135,6 @@ func New(ctx context.Context, cfg Config) (_ *Verifier, err error) {
 	v.group.Go("name", func(ctx context.Context) error { return v.hold(ctx, cfg.Name) })
 	if v.views.Store != nil {
 		v.group.Go("fetched snapshot", v.views.Store.Run)
-	}
-	for _, s := range v.views.Savers {
-		v.group.Go("snapshots of "+s.View.Name(), s.Run)
 	}
 	v.group.Go("view", func(ctx context.Context) error { return projections.Follow(ctx, v.log, v.followers...) })
 	return v, nil
