@@ -90,6 +90,6 @@
 //
 // Read on in this order: keys.go, key.go, record.go, keyspace.go, numbering.go, terms.go, pool.go,
 // arena.go, index.go, directory.go, table.go, names.go,
-// follower.go, history.go, heads.go, memory.go, snapwrite.go, snapshot.go,
-// directory_snapshot.go, directory_timers.go, marks.go, scrub.go, receive.go; then package snapshots.
+// follower.go, history.go, heads.go, memory.go, snapwrite.go, picture.go, snapshot.go,
+// directory_snapshot.go, directory_timers.go, marks.go, saver.go, scrub.go, receive.go; then package snapshots.
 package projections
