@@ -24,7 +24,7 @@ var story = strings.Fields(`health ready metrics openapi
 	defineRole getRole listRoles deleteRole getRoleReceipt setTenantLimit getTenant getTenantReceipt getKeyspaceReceipt
 	getCheckpoint getCheckpointKeys getTile getPartialTile
 	listNodes getSnapshot
-	listEvents listUses getUsage exportRecord getExport
+	listEvents listUses getUsage listBlocks exportRecord getExport
 	rotateKey revokeKey getKeyReceipt listAllKeys revokeKeys`)
 
 // TestExamples sends every example of a request in openapi.v1.json to a running
