@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
 	"github.com/keytrail/keytrail/events"
@@ -37,8 +38,11 @@ var ipBits = fmt.Sprintf("toUInt8(if(NOT ip_known, 0, if(%s, %d, %d)))", isMappe
 // blocksPage returns the statement of one page of blocks, the largest count first.
 // The pages of one walk are held to what was complete at its first (bound), so that
 // a place in the order is where the next page begins.
+//
+// Of uses it reads those of unknown keys alone. They have no tenant either, and the table
+// is sorted by tenant before key: by the key alone all of it would be read.
 func blocksPage(scope Scope, f *Filter, p Page, bound events.Seq) (string, []any) {
-	one := ask("uses", scope).filtered(f).and("key_id = ''").and("seq <= {bound:UInt64}", "bound", uint64(bound))
+	one := ask("uses", scope).filtered(f).and("tenant = '' AND key_id = ''").and("seq <= {bound:UInt64}", "bound", uint64(bound))
 	many := unrecorded(scope, f).and("seq <= {bound:UInt64}", "bound", uint64(bound))
 	skip := uint64(0)
 	if p.After != nil {
@@ -52,6 +56,11 @@ func blocksPage(scope Scope, f *Filter, p Page, bound events.Seq) (string, []any
 		fmt.Sprintf(" ORDER BY count DESC, block, block_bits, block_known, keyspace, reason LIMIT %d OFFSET %d", p.Limit+1, skip)
 	return sql, merged(one.args, many.args)
 }
+
+// blocksMemory is how many bytes of groups a question about blocks holds in memory; the
+// others go to ClickHouse's disk. Whoever owns a /32 of IPv6 can make a node name
+// millions of blocks a day, and must not hide behind their number.
+const blocksMemory = 64 << 20
 
 // merged returns the parameters of two parts of one statement, each once.
 func merged(a, b []any) []any {
@@ -78,6 +87,9 @@ func (s *Store) Blocks(ctx context.Context, scope Scope, f *Filter, p Page) ([]B
 		bound, skip = p.After.bound, p.After.n
 	}
 	sql, args := blocksPage(scope, f, p, bound)
+	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{
+		"max_bytes_before_external_group_by": blocksMemory, "max_bytes_before_external_sort": blocksMemory,
+	}))
 	var out []Block
 	err = s.each(ctx, sql, args, func(rows driver.Rows) error {
 		var b Block

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+
 	"github.com/keytrail/keytrail/audit/engine/enginetest"
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/logtest"
@@ -180,4 +182,50 @@ func TestBlocks(t *testing.T) {
 		}
 	}
 	mustReconcile(t, s, log)
+}
+
+// TestBlocksOfALongFlood: a million blocks in a database of which one use in 100 is of an
+// unknown key. The question is answered in little memory, and reads no other uses.
+func TestBlocksOfALongFlood(t *testing.T) {
+	const blocks = 1_000_000
+	dsn := enginetest.Database(t)
+	s := openStore(t, dsn)
+	for _, sql := range []string{
+		// each block has one use, the last has two
+		fmt.Sprintf(`INSERT INTO use_suppressed (seq, stored, node, epoch, time, until, block, block_bits, block_known, keyspace, reason, n)
+			SELECT 1, '2026-01-01', 'n1', 1, '2026-01-01', '2026-01-01', toIPv6(concat('2001:', hex(intDiv(number, 65536)), ':', hex(modulo(number, 65536)), '::')), 48, 1, 'scribe', 'key_unknown', 1 + (number = %d)
+			FROM numbers(%d)`, blocks-1, blocks),
+		`INSERT INTO uses (seq, stored, node, epoch, n, time, keyspace, tenant, key_id, reason)
+			SELECT 2, '2026-01-01', 'n1', 1, number, '2026-01-01', 'scribe', if(number % 100 = 0, '', concat('t', toString(number % 5000))),
+				if(number % 100 = 0, '', concat('key_', toString(number % 50000))), if(number % 100 = 0, 'key_missing', 'ok')
+			FROM numbers(200000)`,
+		"OPTIMIZE TABLE uses FINAL",
+	} {
+		if err := s.conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := filter(t, KindBlocks, map[string]string{})
+	sql, args := blocksPage(everything, f, Page{Limit: 2}, 2)
+	var read []string
+	err := s.each(t.Context(), "EXPLAIN indexes = 1 "+sql, args, func(rows driver.Rows) error {
+		var line string
+		err := rows.Scan(&line)
+		if i := strings.Index(line, "Granules: "); i >= 0 && strings.Contains(line, "/") {
+			read = append(read, line[i:])
+		}
+		return err
+	})
+	if err != nil || !slices.Contains(read, "Granules: 1/25") {
+		t.Errorf("the parts of the tables that are read: %q, %v; want 1 of uses", read, err)
+	}
+
+	small := openStore(t, dsn+"?max_memory_usage=150000000")
+	got, _, err := small.Blocks(t.Context(), everything, f, Page{Limit: 2, After: &Cursor{bound: 2}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 2 || got[0].Count != 2000 || got[0].Recorded != 2000 || got[1].Count != 2 || got[1].Block.String() != "2001:f:423f::/48" {
+		t.Errorf("%+v", got)
+	}
 }
