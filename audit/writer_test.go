@@ -533,3 +533,30 @@ func copyUnder(t *testing.T, at func(events.Seq) events.Time) {
 		t.Fatalf("%+v, %v", r.Mismatches, err)
 	}
 }
+
+// TestTalliesFillABlock: a message may hold as many tallies as uses, so they are bounded
+// alike. A node that writes nothing else cannot exhaust the auditor's memory.
+func TestTalliesFillABlock(t *testing.T) {
+	log := logtest.New(t)
+	publish(t, log, events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchOpen})
+	const messages, each = 8, 60
+	for i := range uint64(messages) {
+		batch := events.UseBatch{Node: "n1", Epoch: 1, Kind: events.BatchSuppressed, First: 1 + i*each}
+		for range each {
+			batch.Tallies = append(batch.Tallies, events.Tally{Time: start, Until: start, Keyspace: "scribe", Reason: events.ReasonKeyUnknown, Count: 1})
+		}
+		publish(t, log, batch)
+	}
+	w := NewWriter(WriterConfig{Log: log, Reads: log.Reads(), Uses: log, Linger: time.Minute, MaxRows: 100})
+	r := &useReader{w: w, log: events.LineageOf(log), nodes: places{}}
+	for rows := 0; rows < messages*each; {
+		b := newUseBlock()
+		if err := r.fill(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+		if n := b.tN.Rows(); n < 100 || n >= 100+each {
+			t.Fatalf("a block of %d tallies, want 100 and the rest of a message", n)
+		}
+		rows += b.tN.Rows()
+	}
+}

@@ -157,7 +157,7 @@ func (r *useReader) fill(ctx context.Context, b *useBlock) error {
 				return err
 			}
 			r.pending = r.pending[1:]
-			if b.n.Rows() >= r.w.cfg.MaxRows || b.messages >= r.w.cfg.MaxRows || b.aside >= maxAside {
+			if max(b.n.Rows(), b.tN.Rows(), b.messages) >= r.w.cfg.MaxRows || b.aside >= maxAside {
 				return nil
 			}
 		}
