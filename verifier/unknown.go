@@ -2,6 +2,7 @@ package verifier
 
 import (
 	"hash/maphash"
+	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -103,7 +104,7 @@ func (n *unknowns) at(now events.Time) (t *unknownSecond, begun bool) {
 	}
 	n.seal(&n.prev)
 	n.prev.Store(n.cur.Load())
-	t = &unknownSecond{second: second}
+	t = &unknownSecond{second: second, salt: rand.Uint64()}
 	n.cur.Store(t)
 	return t, true
 }

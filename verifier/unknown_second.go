@@ -18,6 +18,7 @@ type unknownSecond struct {
 	second  int64       // by the time of the uses
 	endless atomic.Bool // it takes the uses of all seconds
 	seen    time.Time   // when Run saw it first; unknowns.mu guards it
+	salt    uint64      // random: clients cannot know which blocks share
 
 	taken  atomic.Int32                 // uses recorded one by one
 	blocks [1024]unknownBlock           // by the hash of a block: two that meet share
@@ -50,9 +51,11 @@ type tallied struct {
 	reason   events.Reason
 }
 
-// hash is that of a table of this process: clients cannot know which entries meet.
+// hash is that of a table of this process: clients cannot know which entries meet. The seed
+// goes in before the bits are scattered. After that, the blocks that meet in one process
+// would meet in all.
 func (k *tallied) hash(seed maphash.Seed) uint64 {
-	return maphash.String(seed, string(k.keyspace)) ^ scatter(k.block^uint64(k.reason)<<52)
+	return scatter(maphash.String(seed, string(k.keyspace)) ^ k.block ^ uint64(k.reason)<<52)
 }
 
 // scatter is the finalizer of MurmurHash3: each bit of x changes half of the result's.
@@ -94,7 +97,7 @@ func (t *unknownSecond) due(now time.Time) time.Time {
 }
 
 func (t *unknownSecond) block(id uint64) *unknownBlock {
-	return &t.blocks[scatter(id)%uint64(len(t.blocks))]
+	return &t.blocks[scatter(id^t.salt)%uint64(len(t.blocks))]
 }
 
 // admits takes one use from the budget of the second and of the block.

@@ -3,6 +3,7 @@ package verifier
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"maps"
 	"net/netip"
 	"sync"
@@ -229,5 +230,44 @@ func TestBlockIDIsTheBlock(t *testing.T) {
 	})
 	if blockFor(anyBlock) != events.AnyBlock() {
 		t.Error(blockFor(anyBlock))
+	}
+}
+
+// TestNobodyKnowsWhichBlocksMeet: blocks whose counters begin at one place in one process
+// are spread in another. Else a client could choose 64 blocks that make each look-up walk
+// past all the others.
+func TestNobodyKnowsWhichBlocksMeet(t *testing.T) {
+	const slots = uint64(len(unknownSecond{}.slots))
+	one, another := maphash.MakeSeed(), maphash.MakeSeed()
+	place := func(block uint64, seed maphash.Seed) uint64 {
+		k := tallied{1<<62 | block, "scribe", events.ReasonKeyUnknown}
+		return k.hash(seed) % slots
+	}
+	meet, places := 0, map[uint64]bool{}
+	for block := uint64(0); meet < maxTallies; block++ {
+		if place(block, one) == place(0, one) {
+			meet++
+			places[place(block, another)] = true
+		}
+	}
+	if len(places) < maxTallies/2 { // 57 on average
+		t.Errorf("%d blocks that meet in one process have %d places in another", meet, len(places))
+	}
+
+	// What blocks share they share for a second: else the few uses of one block could hide
+	// the many of another. It would take the budget of both, and be the only one named.
+	var n unknowns
+	n.init(&LedgerConfig{BatchUses: 8, MaxUses: 64, UnknownPerSecond: 1})
+	n.setOpen(true)
+	before, _ := n.at(1_767_693_600_000)
+	after, _ := n.at(1_767_693_601_000)
+	shared := 0
+	for block := uint64(1<<62 + 1); block < 1<<62+100_000; block++ {
+		if before.block(block) == before.block(1<<62) && after.block(block) == after.block(1<<62) {
+			shared++
+		}
+	}
+	if shared > 20 { // of 98 in the first second, 0.1 on average
+		t.Errorf("%d blocks share with another for two seconds", shared)
 	}
 }
