@@ -3,14 +3,17 @@ package embed_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/keytrail/keytrail/events"
 	"github.com/keytrail/keytrail/events/input"
+	"github.com/keytrail/keytrail/projections"
 	"github.com/keytrail/keytrail/verifier"
 	"github.com/keytrail/keytrail/verifier/embed"
 )
@@ -151,6 +154,53 @@ func TestSnapshot(t *testing.T) {
 		if err := v.Close(within(t)); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// watchedView is a view that says when a snapshot of it is written.
+type watchedView struct {
+	*projections.Keys
+	saving func()
+}
+
+func (v *watchedView) Snapshot(w io.Writer, log events.LogID) (events.Seq, error) {
+	v.saving()
+	return v.Keys.Snapshot(w, log)
+}
+
+// A verifier that stops saves its snapshot last: the uses are stored before, and the
+// lease is given back.
+func TestSnapshotComesLast(t *testing.T) {
+	d := deploy()
+	defer d.end()
+	cfg := d.config()
+	cfg.Dir = d.dir + "/view"
+	v, err := embed.New(within(t), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, saved := within(t), false
+	saver := v.Views().Savers[0]
+	saver.View = &watchedView{v.Views().Keys, func() {
+		saved = true
+		rs, err := d.log.Nodes(ctx, 0)
+		i := slices.IndexFunc(rs.Leases, func(r events.StoredLease) bool { return r.Node == "app-1" })
+		if err != nil || i < 0 || rs.Leases[i].State != events.LeaseEnded {
+			t.Errorf("a snapshot is saved before the lease is given back: %+v, %v", rs, err)
+		}
+	}}
+	running, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- v.Run(running) }()
+	for v.Ready() != nil && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if !saved {
+		t.Error("no snapshot was saved")
 	}
 }
 
