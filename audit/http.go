@@ -234,5 +234,8 @@ func reach(who *events.Principal, f *Filter) error {
 	if f.Tenant != "" && len(who.Tenants) > 0 && !slices.Contains(who.Tenants, f.Tenant) {
 		return out("tenant", string(f.Tenant))
 	}
+	if f.kind == KindBlocks && len(who.Tenants) > 0 {
+		return api.Errorf(http.StatusForbidden, "beyond_own_power", "uses of unknown keys belong to no tenant, and your own key is restricted to tenants")
+	}
 	return nil
 }
