@@ -104,7 +104,8 @@ func TestUnknownCountsAreExact(t *testing.T) {
 }
 
 // TestUnknownFloodWhileSecondsTurn: nothing is lost or counted twice where seconds end,
-// tallies are taken and the epoch closes while many goroutines count.
+// tallies are taken and the epoch closes while many goroutines count; and no scrape
+// meanwhile shows fewer than the one before.
 func TestUnknownFloodWhileSecondsTurn(t *testing.T) {
 	log := logtest.New(t)
 	l := testLedger(log, func(c *LedgerConfig) { c.MaxUses, c.BatchUses = 1<<16, 256 })
@@ -129,11 +130,26 @@ func TestUnknownFloodWhileSecondsTurn(t *testing.T) {
 			}
 		})
 	}
-	waitFor(t, func() bool { return counted.Load() > 50_000 })
+	told := func() (sum uint64) {
+		for _, n := range l.decided() {
+			sum += n
+		}
+		return sum
+	}
+	for last := uint64(0); counted.Load() < 50_000; { // a scrape
+		n := told()
+		if n < last {
+			t.Fatalf("%d decisions after %d", n, last)
+		}
+		last = n
+	}
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
 	wg.Wait()
+	if n := told(); n != uint64(counted.Load()) {
+		t.Errorf("%d decisions are counted, %d were made", n, counted.Load())
+	}
 	e := readLedger(t, log, testNode)[0]
 	if !e.closed || len(e.gaps) != 0 || e.end != uint64(counted.Load()) {
 		t.Fatalf("closed %v, gaps %v, %d numbers of %d", e.closed, e.gaps, e.end, counted.Load())
