@@ -16,8 +16,9 @@ const maxSegment = 32
 // placeholder reads {n} as the id of a resource: segment n of the path of the client's
 // request, counted from 1. It is for gateways whose configuration has no variables.
 func placeholder(id string) (n int, ok bool) {
-	digits, ok := strings.CutPrefix(id, "{")
-	if digits, ok = strings.CutSuffix(digits, "}"); !ok || id[0] != '{' {
+	digits, opened := strings.CutPrefix(id, "{")
+	digits, closed := strings.CutSuffix(digits, "}")
+	if !opened || !closed {
 		return 0, false
 	}
 	n, err := strconv.Atoi(digits)

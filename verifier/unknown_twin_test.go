@@ -165,8 +165,10 @@ func TestSealedSecondsTakeNothing(t *testing.T) {
 	u := unknownUse(0)
 	late, _ := n.at(u.Time)
 	k := tallied{blockID(u.IP), u.Keyspace, u.Reason}
-	if !late.count(n.seed, k, u.Time) || !late.count(n.seed, k, u.Time) {
-		t.Fatal("an open second refuses")
+	for range 2 {
+		if !late.count(n.seed, k, u.Time) {
+			t.Fatal("an open second refuses")
+		}
 	}
 	n.setOpen(false)
 	other := tallied{0, "other", u.Reason}
