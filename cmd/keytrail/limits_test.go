@@ -99,9 +99,9 @@ func (x *exactLimits) load(times float64, length time.Duration, seed uint64) {
 	var wg sync.WaitGroup
 	for i, e := range x.c.edges {
 		pause := time.Duration(float64(time.Minute) / (times * float64(x.limit.PerMinute) * weights[i] / sum))
+		first := time.Now().Add(time.Duration(r.Int64N(int64(pause))))
 		wg.Go(func() {
-			next := time.Now().Add(time.Duration(r.Int64N(int64(pause))))
-			for ; next.Before(end); next = next.Add(pause) {
+			for next := first; next.Before(end); next = next.Add(pause) {
 				time.Sleep(time.Until(next)) // the pace of the load
 				sent := time.Since(x.began)
 				a, ok := x.ask(e, x.body)
