@@ -33,8 +33,8 @@ func IsPreflight(method string, header func(name string) []string) bool {
 // Preflight answers a preflight as the keyspace's definition says. It needs no key, is no
 // use, and is never for the upstream, so the answer is no Allowed one: it has status 204,
 // with Access-Control headers if pages of the origin may call. Which method and which
-// headers a request may have is the upstream's to say. What is wrong with ask is answered
-// as Answer does.
+// headers a request may have is the upstream's to say. A fault in ask gets the answer that
+// Answer gives it.
 func (n *Node) Preflight(ctx context.Context, ask *Ask) *Answer {
 	ans := ask.answer()
 	if ask.RequestID != "" {

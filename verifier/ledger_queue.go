@@ -160,7 +160,7 @@ func (l *Ledger) settle(s *slab, spoiled bool) {
 			unknown++
 		}
 	}
-	clear(l.uses) // whom their text belongs to may let go of it
+	clear(l.uses) // so that the texts in it can be freed
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.durable = s.first + s.n - 1

@@ -61,7 +61,7 @@ func (n *naiveLedger) appended(u events.Use, id events.UseID, err error) (fault 
 	return ""
 }
 
-// judge says what is wrong with the record of the ledger that n stands for. The epoch ended
+// judge compares the record with the ledger that n stands for, and returns the first difference. The epoch ended
 // by itself when orderly.
 func (n *naiveLedger) judge(e *epochRecord, orderly bool) string {
 	if e.closed != orderly {

@@ -55,7 +55,7 @@ func ParseQuery(raw string, known ...string) (Query, error) {
 	return nil, q.faults(known)
 }
 
-// faults returns what is wrong with the parameters, each name once, in order.
+// faults returns an error for each parameter that is not acceptable, each name once, in order.
 func (q Query) faults(known []string) (f input.FieldErrors) {
 	times := map[string]int{}
 	for _, p := range q {
